@@ -1,0 +1,156 @@
+"""Where everything of a run lies, and how it is written so that a kill leaves the old or the new, never half."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` to `path` atomically: a temporary file beside it, flushed to disk, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        for value in values:
+            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Append one JSON object as a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines; a torn last line, left by a kill, is dropped; a missing file is empty."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    complete = lines[:-1]
+    return [json.loads(line) for line in complete if line]
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object, or None where the file is absent."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """`runs/NAME/STAGE`."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.path.name
+
+    @property
+    def metrics(self) -> Path:
+        """One line an update."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """One line an evaluation during the stage."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """`checkpoint-N/`, and `final/` when the stage is done."""
+        return self.path / "checkpoints"
+
+    @property
+    def final(self) -> Path:
+        """The stage's result, a Hugging Face folder."""
+        return self.checkpoints / "final"
+
+    @property
+    def done(self) -> Path:
+        """Written last: the stage is finished."""
+        return self.path / "done.json"
+
+    @property
+    def resolved(self) -> Path:
+        """The recipe as it ran."""
+        return self.path / "resolved.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        """Where the run came from."""
+        return self.path / "provenance.json"
+
+    @property
+    def log(self) -> Path:
+        """What the stage's process printed."""
+        return self.path / "stage.log"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the trainer while it lives."""
+        return self.path / "stage.lock"
+
+    def rollouts(self, update: int) -> Path:
+        """The rollouts of one update."""
+        return self.path / "rollouts" / f"update-{update:06d}.jsonl"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`runs/NAME`, or `runs/NAME/seed-S`."""
+
+    path: Path
+
+    def stage(self, name: str) -> StageFolder:
+        """The folder of one stage."""
+        return StageFolder(self.path / name)
+
+    @property
+    def state(self) -> Path:
+        """`pipeline.json`: which stages are done, and what their gates said."""
+        return self.path / "pipeline.json"
+
+    @property
+    def summary(self) -> Path:
+        """`summary.json`."""
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        """`report.html`."""
+        return self.path / "report.html"
+
+    @property
+    def lock(self) -> Path:
+        """Held by `qwq-rl run` while it lives."""
+        return self.path / "run.lock"
+
+    @property
+    def model(self) -> Path:
+        """The released model, a Hugging Face folder."""
+        return self.path / "model"
+
+    def evaluation(self, stage: str, data_set: str) -> Path:
+        """The estimates of one stage's checkpoint on one set; the same name with `.jsonl` holds a line a prompt."""
+        return self.path / "evaluations" / stage / (data_set.replace("/", "-") + ".json")
