@@ -99,7 +99,7 @@ def _checked(
         kind = kind or kind_of(row)
         mistakes += ((number, what) for what in row_mistakes(row, kind))
         identity = row.get("id")
-        if isinstance(identity, str) and first_of.setdefault(identity, number) != number:
+        if isinstance(identity, str) and identity and first_of.setdefault(identity, number) != number:
             mistakes.append(
                 (number, f"the id {identity!r} is taken by line {first_of[identity]}; every row needs its own")
             )
