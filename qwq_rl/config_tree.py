@@ -1,0 +1,231 @@
+"""A YAML file, with overrides from the command line, as a tree in which every value knows where it was written."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_MAP, _SEQUENCE, _MERGE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:merge"
+BROKEN: Any = object()
+"""The value of a node whose mistake is already noted."""
+_FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+
+
+class Loader(yaml.SafeLoader):
+    """Safe YAML whose `1e-6` is a number, as in YAML 1.2; PyYAML, which follows 1.1, reads it as text."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes what `Loader` reads back as the same: text that looks like `1e-6` is quoted."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write shared values out in full: no anchors in a resolved recipe."""
+        return True
+
+
+for _resolver in (Loader, Dumper):
+    _resolver.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value stands: a line of a file, or an override (`--a.b`, line 0)."""
+
+    source: str
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}" if self.line else self.source
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One mistake and where it stands."""
+
+    place: Place
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A scalar, a `dict[str, Node]` or a `list[Node]`; `place` is that of its key, where it has one."""
+
+    value: Any
+    place: Place
+
+
+def joined(path: str, key: str | int) -> str:
+    """`a.b` and `c` as `a.b.c`."""
+    return f"{path}.{key}" if path else str(key)
+
+
+def plain(node: Node) -> Any:
+    """The tree as dicts, lists and scalars."""
+    if isinstance(node.value, dict):
+        return {key: plain(value) for key, value in node.value.items()}
+    if isinstance(node.value, list):
+        return [plain(value) for value in node.value]
+    return node.value
+
+
+def read_tree(path: Path, mistakes: list[Mistake]) -> Node | None:
+    """The mapping that the file holds, or None, with the reason added to `mistakes`; other mistakes are added too."""
+    source = str(path)
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        mistakes.append(Mistake(Place(source, line), "not UTF-8 text"))
+        return None
+    except OSError as error:
+        mistakes.append(Mistake(Place(source), f"cannot be read: {error.strerror}"))
+        return None
+    node = parse(text, lambda line: Place(source, line), mistakes)
+    if node is None:
+        return None
+    if node.value is None:
+        mistakes.append(Mistake(Place(source), "is empty: a recipe is a mapping of keys to values"))
+        return None
+    if not isinstance(node.value, dict):
+        mistakes.append(Mistake(node.place, "a recipe is a mapping of keys to values (`key: value`)"))
+        return None
+    return node
+
+
+def parse(text: str, place: Callable[[int], Place], mistakes: list[Mistake]) -> Node | None:
+    """One YAML document as a tree; None where the YAML itself is broken. `place` turns a line number into a place."""
+    try:
+        loader = Loader(text)
+        root = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        words = ", ".join(part for part in (error.context, error.problem) if part)
+        mistakes.append(Mistake(place(mark.line + 1 if mark else 1), f"broken YAML: {words}"))
+        return None
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        mistakes.append(Mistake(place(line), f"broken YAML: character {error.character!r} is not allowed"))
+        return None
+    if root is None:
+        return Node(None, place(1))
+    return _Converter(loader, place, mistakes).convert(root, place(root.start_mark.line + 1), "", ())
+
+
+@dataclass(frozen=True)
+class _Converter:
+    """Turns PyYAML's nodes into ours, noting duplicate keys, foreign tags and values that JSON does not know."""
+
+    loader: Loader
+    place: Callable[[int], Place]
+    mistakes: list[Mistake]
+
+    def note(self, where: Place, path: str, text: str) -> None:
+        self.mistakes.append(Mistake(where, f"{path}: {text}" if path else text))
+
+    def convert(self, node: yaml.Node, where: Place, path: str, above: tuple[int, ...]) -> Node:
+        if id(node) in above:
+            self.note(where, path, "contains itself, through an alias")
+            return Node(BROKEN, where)
+        inside = (*above, id(node))
+        if isinstance(node, yaml.MappingNode) and node.tag == _MAP:
+            return Node(self.mapping(node, path, inside), where)
+        if isinstance(node, yaml.SequenceNode) and node.tag == _SEQUENCE:
+            items = (
+                self.convert(item, self.place(item.start_mark.line + 1), joined(path, i), inside)
+                for i, item in enumerate(node.value)
+            )
+            return Node(list(items), where)
+        return Node(self.scalar(node, where, path), where)
+
+    def mapping(self, node: yaml.MappingNode, path: str, inside: tuple[int, ...]) -> dict[str, Node]:
+        values: dict[str, Node] = {}
+        merged: list[yaml.Node] = []
+        for key_node, value_node in node.value:
+            where = self.place(key_node.start_mark.line + 1)
+            if key_node.tag == _MERGE:
+                merged += value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                continue
+            key = self.scalar(key_node, where, path)
+            if key is BROKEN:
+                continue
+            if not isinstance(key, str):
+                self.note(where, path, f"the key {key_node.value!r} is not text: quote it")
+            elif key in values:
+                text = f"is given twice, the first time in line {values[key].place.line}"
+                self.note(where, joined(path, key), text)
+            else:
+                values[key] = self.convert(value_node, where, joined(path, key), inside)
+        for other in merged:
+            where = self.place(other.start_mark.line + 1)
+            below = self.convert(other, where, path, inside).value
+            if isinstance(below, dict):
+                values = below | values
+            elif below is not BROKEN:
+                self.note(where, path, "`<<` merges mappings only")
+        return values
+
+    def scalar(self, node: yaml.Node, where: Place, path: str) -> Any:
+        if not isinstance(node, yaml.ScalarNode):
+            self.note(where, path, f"the YAML tag {node.tag} is not understood here")
+            return BROKEN
+        try:
+            value = self.loader.construct_object(node)
+        except (yaml.YAMLError, ValueError):
+            self.note(where, path, f"{node.value!r} cannot be read as {node.tag.rpartition(':')[2]}")
+            return BROKEN
+        if isinstance(value, (datetime.date, bytes)):
+            self.note(where, path, f"{node.value} reads as a {type(value).__name__}: quote it if it is text")
+            return BROKEN
+        if isinstance(value, float) and not math.isfinite(value):
+            self.note(where, path, "must be a finite number")
+            return BROKEN
+        return value
+
+
+def apply_overrides(tree: Node, overrides: Iterable[str], mistakes: list[Mistake]) -> Node:
+    """The tree after every `--a.b=c` in turn; `c` is YAML, and a number in the path is an index into a list."""
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        place = Place(name)
+        if not re.fullmatch(r"--[^.\s]+(\.[^.\s]+)*", name) or not equals:
+            mistakes.append(Mistake(Place(override), "an override is written --key.key=value"))
+            continue
+        value = parse(text, lambda line, place=place: place, mistakes)  # type: ignore[misc]
+        if value is not None:
+            changed = _with(tree, name[2:].split("."), value, place)
+            if isinstance(changed, str):
+                mistakes.append(Mistake(place, changed))
+            else:
+                tree = changed
+    return tree
+
+
+def _with(node: Node, keys: list[str], new: Node, place: Place) -> Node | str:
+    """The tree with `new` at `keys`, or what is wrong with the path. Missing mappings on the way are made."""
+    if not keys:
+        return new
+    key, rest = keys[0], keys[1:]
+    children = {} if node.value is None else node.value
+    if isinstance(children, list):
+        if not key.isdecimal() or int(key) >= len(children):
+            return f"{key!r} is no index into a list of {len(children)} (the first is 0)"
+        changed = _with(children[int(key)], rest, new, place)
+        return changed if isinstance(changed, str) else Node(_replaced(children, int(key), changed), node.place)
+    if not isinstance(children, dict):
+        return f"there is no {key!r} inside the value {node.value!r}"
+    changed = _with(children.get(key, Node(None, place)), rest, new, place)
+    return changed if isinstance(changed, str) else Node(children | {key: changed}, node.place)
+
+
+def _replaced(items: list[Node], index: int, item: Node) -> list[Node]:
+    return [*items[:index], item, *items[index + 1 :]]

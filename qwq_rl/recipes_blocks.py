@@ -1,0 +1,172 @@
+"""The blocks that stage recipes are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from qwq_rl.config import Contradictions, about
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What a stage starts from: exactly one of the two."""
+
+    from_: str | None = field(
+        default=None, metadata=about("An earlier stage of the pipeline, a model folder, or a Hub id `org/name`.")
+    )
+    new: Literal["tiny"] | None = field(
+        default=None, metadata=about("A model built from scratch: `tiny`, 0.1-0.5 M parameters with its own tokenizer.")
+    )
+
+    def contradictions(self) -> Contradictions:
+        """Exactly one of `from` and `new`."""
+        if (self.from_ is None) == (self.new is None):
+            yield "", "needs exactly one of `from` (a stage, folder or Hub id) and `new` (tiny)"
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One source of rows and its share of them."""
+
+    source: str = field(metadata=about("`tiny/NAME` (generated), a `.jsonl` or `.parquet` file, or a Hub id."))
+    weight: float = field(default=1.0, metadata=about("Its share of the rows, relative to the other sources.", above=0))
+    mapper: str | None = field(
+        default=None,
+        metadata=about(
+            "Turns a published row into one of ours: `gsm8k`, `humaneval`, `module:function` or `file.py:function`."
+        ),
+    )
+    limit: int | None = field(default=None, metadata=about("Use only the first so many rows.", least=1))
+
+
+@dataclass(frozen=True)
+class Domain:
+    """How the responses to the rows of one domain are rewarded."""
+
+    verifiers: Mapping[str, str | Mapping[str, Any]] = field(
+        metadata=about(
+            "Verifier by the name that rows use: its parameters (`{}`: none), or a specification that takes its place; "
+            "empty where all rows are open, rewarded by the reward model alone."
+        )
+    )
+    weight: float = field(
+        default=1.0, metadata=about("The weight of the domain's loss, relative to the other domains.", above=0)
+    )
+    reward_model: float = field(
+        default=0.0,
+        metadata=about(
+            "w of `R = gate * v * ((1 - w) + w * q)` on rows with a `score` check; open rows have `R = gate * q`.",
+            least=0,
+            most=1,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class RewardModelSource:
+    """The reward model of a stage."""
+
+    from_: str = field(metadata=about("The stage of kind `reward_model` whose result scores the answers."))
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What is sampled before each round of updates."""
+
+    prompts: int = field(metadata=about("Distinct prompts a round.", least=1))
+    generations: int = field(
+        metadata=about("Responses to each prompt: the group an advantage compares within.", least=2)
+    )
+    max_tokens: int = field(metadata=about("Longest response, in tokens; a longer one is cut off.", least=1))
+    temperature: float = field(default=1.0, metadata=about("Sampling temperature.", above=0))
+
+
+@dataclass(frozen=True)
+class RlUpdate:
+    """How the policy is updated from rollouts."""
+
+    lr: float = field(metadata=about("Learning rate.", above=0))
+    clip: tuple[float, float] = field(
+        default=(0.2, 0.2),
+        metadata=about(
+            "How far the probability ratio may fall below 1 and rise above it before it is clipped.", above=0
+        ),
+    )
+    kl: float = field(
+        default=0.0,
+        metadata=about("Weight of the KL divergence to the model the stage started from; 0: none.", least=0),
+    )
+    gradient_clip: float = field(default=1.0, metadata=about("Largest norm of the gradient.", above=0))
+    schedule: Schedule = field(
+        default="constant", metadata=about("How the learning rate goes on after the warm-up, over the stage's steps.")
+    )
+    warmup: int = field(default=0, metadata=about("Steps over which the learning rate rises from 0.", least=0))
+    updates_per_rollout: int = field(
+        default=1, metadata=about("Updates that each pass over a round of rollouts is split into.", least=1)
+    )
+    epochs: int = field(default=1, metadata=about("Passes over each round of rollouts.", least=1))
+
+
+@dataclass(frozen=True)
+class SupervisedUpdate:
+    """How a supervised stage updates the model."""
+
+    lr: float = field(metadata=about("Learning rate; with muon, that of everything but the matrices.", above=0))
+    schedule: Schedule = field(
+        default="constant", metadata=about("How the learning rate goes on after the warm-up, over the stage's steps.")
+    )
+    warmup: int = field(default=0, metadata=about("Steps over which the learning rate rises from 0.", least=0))
+    gradient_clip: float = field(default=1.0, metadata=about("Largest norm of the gradient.", above=0))
+    optimizer: Literal["adamw", "muon"] = field(
+        default="adamw", metadata=about("muon orthogonalises the updates of the hidden matrices; the rest is adamw's.")
+    )
+    matrix_lr: float | None = field(
+        default=None, metadata=about("Learning rate of the matrices; muon needs it, adamw has none.", above=0)
+    )
+    weight_decay: float = field(default=0.0, metadata=about("Decoupled weight decay.", least=0))
+
+    def contradictions(self) -> Contradictions:
+        """The learning rate of the matrices belongs to muon."""
+        if self.optimizer == "muon" and self.matrix_lr is None:
+            yield "matrix_lr", "is missing: muon needs the learning rate of the matrices"
+        if self.optimizer != "muon" and self.matrix_lr is not None:
+            yield "matrix_lr", f"does nothing with optimizer {self.optimizer}: leave it out, or choose muon"
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluation while a stage trains."""
+
+    every: int = field(metadata=about("Steps between two evaluations.", least=1))
+    sets: tuple[str, ...] = field(
+        metadata=about(
+            "Evaluation sets: `tiny/tuning`, or files or Hub ids of rows.", some="there is nothing to evaluate on"
+        )
+    )
+    samples: int = field(metadata=about("Sampled responses to each prompt, at temperature 1.", least=1))
+    limit: int = field(default=0, metadata=about("Prompts of each domain; 0: all.", least=0))
+    at_start: bool = field(default=False, metadata=about("Evaluate before the first step too."))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is saved while a stage trains."""
+
+    every: int = field(metadata=about("Steps between two checkpoints; the last step always leaves one.", least=1))
+    keep: int = field(metadata=about("How many of the newest are kept.", least=1))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a stage stops rather than learn noise."""
+
+    fault_share: float = field(
+        default=0.05,
+        metadata=about(
+            "Largest share of a round's responses that may go unjudged by a fault of ours.", least=0, most=1
+        ),
+    )

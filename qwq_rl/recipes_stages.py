@@ -1,0 +1,158 @@
+"""The three kinds of stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from qwq_rl.config import Contradictions, about
+from qwq_rl.recipes_blocks import (
+    Checkpoint,
+    DataSource,
+    Domain,
+    Evaluate,
+    Limits,
+    ModelSource,
+    RewardModelSource,
+    RlUpdate,
+    Rollout,
+    SupervisedUpdate,
+)
+from qwq_rl.recipes_trl import inert_in_rl, trl_mistakes
+
+Tracker = Literal["wandb", "tensorboard", "trackio"]
+ResponseGate = Literal["think_closed", "finished", "answered"]
+
+ALGORITHMS_TO_COME = {
+    "ppo": "ppo, with its critic, comes later",
+    "reinforce++": "reinforce++ comes later",
+}
+
+_KIND = about("What the stage does.")
+_MODEL = about("What the stage starts from.")
+_DATA = about("The rows it trains on.", some="there is nothing to train on")
+_STEPS = about("Updates of the model in all.", least=1)
+_SEED = about("Seed of everything random; `--seeds` replaces it.", least=0)
+_CHECKPOINT = about("When to save.")
+_EVALUATE = about("When and on what to evaluate while training.")
+_TRACK = about("Where metrics go besides the run folder.")
+_BATCH = about("Rows in each update, over all processes.", least=1)
+_LENGTH = about("Longest row, in tokens.", least=1)
+
+
+def _trl(kind: str, config: str) -> dict[str, Any]:
+    sentence = f"Whatever else TRL's `{config}` knows; what the recipe itself says is refused here."
+    return about(sentence, check=partial(trl_mistakes, kind))
+
+
+def _timing(steps: int, warmup: int, **every: int) -> Contradictions:
+    """What should happen within the stage's steps and would not."""
+    for block, interval in every.items():
+        if interval > steps:
+            yield f"{block}.every", f"{interval} is more than the stage's {steps} steps: it would never happen"
+    if warmup > steps:
+        yield (
+            "update.warmup",
+            f"{warmup} is more than the stage's {steps} steps: the learning rate would never reach lr",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlRecipe:
+    """Reinforcement learning from verified rewards, on TRL's GRPOTrainer."""
+
+    kind: Literal["rl"] = field(metadata=_KIND)
+    model: ModelSource = field(metadata=_MODEL)
+    algorithm: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = field(
+        metadata=about("The objective.", later=ALGORITHMS_TO_COME)
+    )
+    seed: int = field(default=0, metadata=_SEED)
+    data: tuple[DataSource, ...] = field(metadata=_DATA)
+    domains: Mapping[str, Domain] = field(
+        metadata=about("How the rows of each domain are rewarded, by domain.", some="no row would be rewarded")
+    )
+    reward_model: RewardModelSource | None = field(
+        default=None, metadata=about("The reward model, where a domain gives it weight or has open rows.")
+    )
+    gates: tuple[ResponseGate, ...] = field(
+        default=("think_closed", "finished", "answered"),
+        metadata=about(
+            "What a response must do to be rewarded at all: close its thinking, end before `max_tokens`, answer."
+        ),
+    )
+    rollout: Rollout = field(metadata=about("What is sampled before each round of updates."))
+    update: RlUpdate = field(metadata=about("How the policy is updated."))
+    steps: int = field(metadata=_STEPS)
+    evaluate: Evaluate = field(metadata=_EVALUATE)
+    checkpoint: Checkpoint = field(metadata=_CHECKPOINT)
+    limits: Limits = field(default=Limits(), metadata=about("When to stop rather than learn noise."))
+    track: tuple[Tracker, ...] = field(default=(), metadata=_TRACK)
+    trl: Mapping[str, Any] = field(default_factory=dict, metadata=_trl("rl", "GRPOConfig"))
+
+    def contradictions(self) -> Contradictions:
+        """What of this stage does not go together."""
+        samples, parts = self.rollout.prompts * self.rollout.generations, self.update.updates_per_rollout
+        if samples % parts:
+            size = f"rollout.prompts * rollout.generations = {samples} responses"
+            yield "update.updates_per_rollout", f"{size} cannot be split into {parts} equal updates"
+        yield from _timing(
+            self.steps, self.update.warmup, evaluate=self.evaluate.every, checkpoint=self.checkpoint.every
+        )
+        if len(set(self.gates)) < len(self.gates):
+            yield "gates", "names a gate twice"
+        yield from inert_in_rl(self.trl, self.update.kl)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftRecipe:
+    """Supervised fine-tuning on whole conversations, on TRL's SFTTrainer."""
+
+    kind: Literal["sft"] = field(metadata=_KIND)
+    model: ModelSource = field(metadata=_MODEL)
+    seed: int = field(default=0, metadata=_SEED)
+    data: tuple[DataSource, ...] = field(metadata=_DATA)
+    batch: int = field(metadata=_BATCH)
+    max_length: int = field(metadata=_LENGTH)
+    update: SupervisedUpdate = field(metadata=about("How the model is updated."))
+    steps: int = field(metadata=_STEPS)
+    evaluate: Evaluate = field(metadata=_EVALUATE)
+    checkpoint: Checkpoint = field(metadata=_CHECKPOINT)
+    track: tuple[Tracker, ...] = field(default=(), metadata=_TRACK)
+    trl: Mapping[str, Any] = field(default_factory=dict, metadata=_trl("sft", "SFTConfig"))
+
+    def contradictions(self) -> Contradictions:
+        """What of this stage does not go together."""
+        yield from _timing(
+            self.steps, self.update.warmup, evaluate=self.evaluate.every, checkpoint=self.checkpoint.every
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelRecipe:
+    """A reward model from preference pairs, on TRL's RewardTrainer."""
+
+    kind: Literal["reward_model"] = field(metadata=_KIND)
+    model: ModelSource = field(metadata=_MODEL)
+    seed: int = field(default=0, metadata=_SEED)
+    data: tuple[DataSource, ...] = field(metadata=_DATA)
+    batch: int = field(metadata=_BATCH)
+    max_length: int = field(metadata=_LENGTH)
+    update: SupervisedUpdate = field(metadata=about("How the model is updated."))
+    steps: int = field(metadata=_STEPS)
+    checkpoint: Checkpoint = field(metadata=_CHECKPOINT)
+    track: tuple[Tracker, ...] = field(default=(), metadata=_TRACK)
+    trl: Mapping[str, Any] = field(default_factory=dict, metadata=_trl("reward_model", "RewardConfig"))
+
+    def contradictions(self) -> Contradictions:
+        """What of this stage does not go together."""
+        yield from _timing(self.steps, self.update.warmup, checkpoint=self.checkpoint.every)
+
+
+Stage = RlRecipe | SftRecipe | RewardModelRecipe
+KINDS: dict[str, type[RlRecipe] | type[SftRecipe] | type[RewardModelRecipe]] = {
+    "rl": RlRecipe,
+    "sft": SftRecipe,
+    "reward_model": RewardModelRecipe,
+}
