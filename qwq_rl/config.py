@@ -88,7 +88,8 @@ class Loaded(Generic[T]):
 
 def mistake_at(place: Place, path: str, text: str) -> Mistake:
     """A mistake that names the key it is in, unless the place already does."""
-    return Mistake(place, f"{path}: {text}" if path and place.source != f"--{path}" else text)
+    said = not path or place.source == f"--{path}" or (place.line == 0 and place.source.endswith(f".{path}"))
+    return Mistake(place, text if said else f"{path}: {text}")
 
 
 def raise_mistakes(mistakes: Iterable[Mistake]) -> None:
@@ -105,12 +106,15 @@ def in_order(mistakes: Iterable[Mistake]) -> list[Mistake]:
     return sorted(unique, key=lambda mistake: (files.index(mistake.place.source), mistake.place.line))
 
 
-def load(path: Path, kind: type[T], overrides: Sequence[str] = ()) -> Loaded[T]:
-    """Read `path` as `kind`, with overrides `--a.b=c` (c is YAML) on top. Mistakes are collected, not raised."""
+def load(path: Path, kind: type[T], overrides: Sequence[str] = (), name: str = "") -> Loaded[T]:
+    """Read `path` as `kind`, with overrides `--a.b=c` (c is YAML) on top. Mistakes are collected, not raised.
+
+    `name` is what the overrides were addressed to on the command line, if anything.
+    """
     loaded: Loaded[T] = Loaded(path)
     tree = read_tree(path, loaded.mistakes)
     if tree is not None:
-        loaded.tree = apply_overrides(tree, overrides, loaded.mistakes)
+        loaded.tree = apply_overrides(tree, overrides, loaded.mistakes, name)
         fill(loaded, kind)
     return loaded
 

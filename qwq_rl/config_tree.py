@@ -192,13 +192,16 @@ class _Converter:
         return value
 
 
-def apply_overrides(tree: Node, overrides: Iterable[str], mistakes: list[Mistake]) -> Node:
-    """The tree after every `--a.b=c` in turn; `c` is YAML, and a number in the path is an index into a list."""
+def apply_overrides(tree: Node, overrides: Iterable[str], mistakes: list[Mistake], stage: str = "") -> Node:
+    """The tree after every `--a.b=c` in turn; `c` is YAML, and a number in the path is an index into a list.
+
+    Mistakes are noted at `--a.b`, or at `--STAGE.a.b` where the command line named a stage.
+    """
     for override in overrides:
         name, equals, text = override.partition("=")
-        place = Place(name)
+        place = Place(f"--{joined(stage, name[2:])}")
         if not re.fullmatch(r"--[^.\s]+(\.[^.\s]+)*", name) or not equals:
-            mistakes.append(Mistake(Place(override), "an override is written --key.key=value"))
+            mistakes.append(Mistake(place, "an override is written --key.key=value, with no space in it"))
             continue
         value = parse(text, lambda line, place=place: place, mistakes)  # type: ignore[misc]
         if value is not None:

@@ -86,13 +86,13 @@ def load_pipeline(
     return pipeline.whole(), {name: loaded.whole() for name, loaded in stages.items()}
 
 
-def read_stage(path: Path, overrides: Sequence[str] = ()) -> Loaded[Stage]:
-    """As `load_stage`, with the mistakes collected instead of raised."""
+def read_stage(path: Path, overrides: Sequence[str] = (), name: str = "") -> Loaded[Stage]:
+    """As `load_stage`, with the mistakes collected instead of raised; `name` where overrides named the stage."""
     loaded: Loaded[Stage] = Loaded(Path(path))
     tree = read_tree(Path(path), loaded.mistakes)
     if tree is None:
         return loaded
-    loaded.tree = apply_overrides(tree, overrides, loaded.mistakes)
+    loaded.tree = apply_overrides(tree, overrides, loaded.mistakes, name)
     kind = kind_in(loaded.tree)
     if kind in KINDS:
         fill(loaded, cast(type[Stage], KINDS[kind]))
@@ -108,12 +108,12 @@ def read_pipeline(
     folder: Path, overrides: Mapping[str, Sequence[str]]
 ) -> tuple[Loaded[Pipeline], dict[str, Loaded[Stage]]]:
     """As `load_pipeline`, with the mistakes collected in each part instead of raised."""
-    pipeline = load(Path(folder) / f"{PIPELINE}.yaml", Pipeline, overrides.get(PIPELINE, ()))
+    pipeline = load(Path(folder) / f"{PIPELINE}.yaml", Pipeline, overrides.get(PIPELINE, ()), PIPELINE)
     files = stage_files(folder)
     stages: dict[str, Loaded[Stage]] = {}
     for index, name in enumerate(stage_names(pipeline.tree)):
         if name in files:
-            stages[name] = read_stage(files[name], overrides.get(name, ()))
+            stages[name] = read_stage(files[name], overrides.get(name, ()), name)
         else:
             missing = Path(folder) / f"{name}.yaml"
             pipeline.note(joined("stages", index), f"there is no {missing}{did_you_mean_or_all(name, files)}")
