@@ -1,0 +1,240 @@
+"""From rows and responses to verdicts and rewards: which verifiers judge what, and what their verdicts add up to."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from qwq_rl.composition import compose
+from qwq_rl.errors import RowError, UserError
+from qwq_rl.prompts import CLOSE, split_thinking
+from qwq_rl.row_format import Check, Row, checks_of, grading_checks_of
+from qwq_rl.verifiers import Response, Verdict, Verifier, load
+from qwq_rl.verifiers.running import judge
+
+GATES: Mapping[str, Callable[[Response], bool]] = {
+    "think_closed": lambda response: CLOSE in response.text or bool(response.answer),
+    "finished": lambda response: response.finish == "stop",
+    "answered": lambda response: bool(response.answer.strip()),
+}
+"""Gate -> whether a response passes it. An answer without any thinking leaves no thinking open."""
+
+
+class DomainLike(Protocol):
+    """What scoring reads of a recipe's entry under `domains`."""
+
+    @property
+    def weight(self) -> float:
+        """The domain's weight in the loss; scoring leaves it alone."""
+
+    @property
+    def verifiers(self) -> Mapping[str, Any]:
+        """Name -> parameters, or `{"use": SPEC, **parameters}` or SPEC to put another verifier in its place."""
+
+    @property
+    def reward_model(self) -> float:
+        """The weight w of the preference on rows that have a `score` check."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one response got."""
+
+    score: float | None
+    """The lowest verdict of role `score`, 0..1; None on open rows, and where one could not be judged."""
+    reward: float | None
+    """0..1; None: could not be judged, so it takes no part in learning."""
+    verdicts: Mapping[str, Verdict]
+    """By verifier name; a name that a row checks again gets `#2` and so on."""
+    gates: Mapping[str, bool]
+    """The recipe's gates and the row's own checks of role `gate`, as far as they could be judged."""
+    preference: float | None
+    """The within-group win rate q, where a reward model took part."""
+
+
+class Scorer:
+    """Scores responses for training: verdicts, gates, preference and penalties, composed into one reward."""
+
+    def __init__(self, domains: Mapping[str, DomainLike], gates: Sequence[str]) -> None:
+        """Load every verifier that `domains` name; raises UserError for a name or gate that does not exist."""
+        self._domains, self._gates = domains, _known_gates(gates)
+        self._loaded: dict[str, Verifier] = {}
+        for name, domain in domains.items():
+            for verifier in domain.verifiers:
+                self._verifier(name, verifier)
+
+    def score(
+        self, items: Sequence[tuple[Row, Response]], preferences: Sequence[float | None] | None = None
+    ) -> list[Scored]:
+        """Score `items`, one result an item, in order; `preferences` are win rates q in [0, 1], one an item.
+
+        Verifiers that batch get one call each. A verifier's failure costs its own verdicts only (status `fault`).
+        Raises RowError for a row whose domain or verifier does not exist.
+        """
+        checks = [self._checks(row) for row, _ in items]
+        verdicts = _judge_all(items, checks, lambda row, check: self._verifier(row["domain"], check.verifier))
+        known = preferences if preferences is not None else [None] * len(items)
+        return [
+            _composed(row, response, of, said, self._gates, preference, self._domains[row["domain"]].reward_model)
+            for (row, response), of, said, preference in zip(items, checks, verdicts, known, strict=True)
+        ]
+
+    def _checks(self, row: Row) -> list[Check]:
+        """The row's checks; a `reference` without a verifier is for the domain's single one."""
+        if row["domain"] not in self._domains:
+            known = ", ".join(self._domains)
+            raise RowError(f"row {row['id']}: its domain `{row['domain']}` is not among the recipe's ({known})")
+        checks = checks_of(row)
+        if checks or row.get("reference") is None:
+            return checks
+        names = list(self._domains[row["domain"]].verifiers)
+        if len(names) != 1:
+            raise RowError(
+                f"row {row['id']} has a reference but names no verifier, and its domain `{row['domain']}` has "
+                f"{len(names)} ({', '.join(names) or 'none'}): name one in the row's `verifier`"
+            )
+        return [Check(names[0], row["reference"])]
+
+    def _verifier(self, domain: str, name: str) -> Verifier:
+        spec, params = chosen(name, self._domains[domain].verifiers.get(name))
+        key = f"{spec} {json.dumps(params, sort_keys=True, default=repr)}"
+        if key not in self._loaded:
+            self._loaded[key] = load(spec, params)
+        return self._loaded[key]
+
+
+class Grader:
+    """Scores responses for evaluation: a row's `grade` instead of its checks, every gate, default parameters."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Verifier] = {}
+
+    def score(self, items: Sequence[tuple[Row, Response]]) -> list[Scored]:
+        """Grade `items`: score and reward are 1.0 where all checks and gates hold, else 0.0; None on a fault.
+
+        Raises RowError for an open row without `grade`.
+        """
+        checks = [self._checks(row) for row, _ in items]
+        verdicts = _judge_all(items, checks, lambda row, check: self._verifier(check.verifier))
+        return [
+            _graded(_composed(row, response, of, said, tuple(GATES), None, 0.0))
+            for (row, response), of, said in zip(items, checks, verdicts, strict=True)
+        ]
+
+    def _checks(self, row: Row) -> list[Check]:
+        checks = grading_checks_of(row)
+        if not any(check.role == "score" for check in checks):
+            raise RowError(f"row {row['id']} has no check of role `score` and no `grade`, so it cannot be evaluated")
+        return checks
+
+    def _verifier(self, name: str) -> Verifier:
+        if name not in self._loaded:
+            self._loaded[name] = load(name)
+        return self._loaded[name]
+
+
+def grader() -> Grader:
+    """Return what evaluation scores with."""
+    return Grader()
+
+
+def chosen(name: str, entry: Any) -> tuple[str, dict[str, Any]]:
+    """The verifier's spec and parameters that a recipe's entry `domains.X.verifiers.NAME` stands for."""
+    if entry is None:
+        return name, {}
+    if isinstance(entry, str):
+        return entry, {}
+    params = dict(entry)
+    return str(params.pop("use", name)), params
+
+
+def audit(rows: Iterable[Row], scorer: Scorer | Grader) -> list[str]:
+    """Say which rows' own `solution` does not pass, one line each; a solution stands for thinking and answer."""
+    found = []
+    for row in rows:
+        if row.get("solution") is None:
+            continue
+        _, answer = split_thinking(row["solution"], opened=True)
+        scored = scorer.score([(row, Response(text=row["solution"], answer=answer.strip()))])[0]
+        faulty = any(verdict.score is None for verdict in scored.verdicts.values())
+        if faulty or scored.score not in (None, 1.0) or not all(scored.gates.values()):
+            said = [f"{name}: {verdict.status}, {verdict.reason}" for name, verdict in scored.verdicts.items()]
+            said += [f"gate {name} does not hold" for name, holds in scored.gates.items() if not holds]
+            found.append(f"row {row['id']}: its solution does not pass: {'; '.join(said)}")
+    return found
+
+
+def _known_gates(gates: Sequence[str]) -> tuple[str, ...]:
+    for gate in gates:
+        if gate not in GATES:
+            close = difflib.get_close_matches(gate, list(GATES), n=1)
+            hint = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(GATES)}"
+            raise UserError(f"unknown gate `{gate}`; {hint}")
+    return tuple(gates)
+
+
+def _judge_all(
+    items: Sequence[tuple[Row, Response]],
+    checks: Sequence[Sequence[Check]],
+    verifier_of: Callable[[Row, Check], Verifier],
+) -> list[list[Verdict]]:
+    """One verdict a check, in the shape of `checks`; each verifier is called once a role, with all its items."""
+    calls: dict[tuple[int, str], tuple[Verifier, list[tuple[int, int]]]] = {}
+    for index, (row, _) in enumerate(items):
+        for place, check in enumerate(checks[index]):
+            verifier = verifier_of(row, check)
+            calls.setdefault((id(verifier), check.role), (verifier, []))[1].append((index, place))
+    found: dict[tuple[int, int], Verdict] = {}
+    for (_, role), (verifier, places) in calls.items():
+        asked = [
+            ({**items[index][0], "reference": checks[index][place].reference}, items[index][1])
+            for index, place in places
+        ]
+        found |= zip(places, judge(verifier, asked, role), strict=True)  # type: ignore[arg-type]
+    return [[found[index, place] for place in range(len(of))] for index, of in enumerate(checks)]
+
+
+def _composed(
+    row: Row,
+    response: Response,
+    checks: Sequence[Check],
+    verdicts: Sequence[Verdict],
+    gate_names: Sequence[str],
+    preference: float | None,
+    weight: float,
+) -> Scored:
+    by_role: dict[str, list[float | None]] = {"score": [], "gate": [], "penalty": []}
+    named: dict[str, Verdict] = {}
+    gates = {gate: GATES[gate](response) for gate in gate_names}
+    for check, verdict in zip(checks, verdicts, strict=True):
+        by_role[check.role].append(verdict.score)
+        name = _free(check.verifier, named)
+        named[name] = verdict
+        if check.role == "gate" and verdict.score is not None:
+            gates[name] = verdict.score == 1
+    score = _lowest(by_role["score"])
+    holds = None if all(gates.values()) and None in by_role["gate"] else all(gates.values())
+    value, share = (score, weight) if by_role["score"] else (1.0, 1.0)
+    reward = compose(value, holds, preference, share, by_role["penalty"])
+    return Scored(score, reward, named, gates, preference)
+
+
+def _lowest(scores: Sequence[float | None]) -> float | None:
+    """Every check has to hold, so the lowest score counts; a 0 is the lowest whatever could not be judged."""
+    known = [score for score in scores if score is not None]
+    return min(known) if known and (len(known) == len(scores) or min(known) == 0) else None
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    number = 1 + sum(key == name or key.startswith(f"{name}#") for key in taken)
+    return name if number == 1 else f"{name}#{number}"
+
+
+def _graded(scored: Scored) -> Scored:
+    if scored.reward is None:
+        return Scored(None, None, scored.verdicts, scored.gates, None)
+    passed = float(scored.score == 1.0 and all(scored.gates.values()))
+    return Scored(passed, passed, scored.verdicts, scored.gates, None)

@@ -1,0 +1,56 @@
+"""Answers that must be one JSON value of a given schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from jsonschema.exceptions import SchemaError, best_match
+from jsonschema.validators import validator_for
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier
+from qwq_rl.verifiers.json_text import NotJson, parse_one, unfenced
+from qwq_rl.verifiers.outcomes import bad_reference, correct, empty_answer, shown, wrong
+
+
+def json_schema() -> Verifier:
+    """A verifier: the answer is exactly one JSON value, fenced or not, that the reference, a JSON schema, accepts."""
+    return _verify
+
+
+def _verify(problem: Problem, response: Response) -> Verdict:
+    schema = problem.get("reference")
+    if not isinstance(schema, Mapping):
+        return bad_reference(f"the reference must be a JSON schema, an object, not {shown(repr(schema))}")
+    try:
+        validator = _validator(json.dumps(schema, sort_keys=True))
+    except SchemaError as error:
+        return bad_reference(f"the reference is no JSON schema: {error.message}")
+    answer = response.answer.strip()
+    if not answer:
+        return empty_answer(response)
+    try:
+        value = parse_one(unfenced(answer))
+        mistake = best_match(validator.iter_errors(value))
+    except NotJson as error:
+        return wrong(f"the answer is not one JSON value: {error}", answer)
+    except Unresolvable as error:
+        return bad_reference(f"the schema refers to what it does not contain: {error}")
+    except (OverflowError, RecursionError) as error:
+        return wrong(f"the answer cannot be checked: {error}", answer)
+    if mistake is None:
+        return correct("the answer fits the schema", answer)
+    return wrong(f"{mistake.json_path}: {shown(mistake.message, 120)}", answer)
+
+
+@lru_cache(maxsize=1024)
+def _validator(schema: str) -> Any:
+    """A validator that never fetches a schema from elsewhere."""
+    parsed = json.loads(schema)
+    kind = validator_for(parsed)
+    kind.check_schema(parsed)
+    return kind(parsed, registry=Registry())

@@ -1,0 +1,69 @@
+"""Reward functions written for TRL's GRPOTrainer, `f(completions, **columns) -> list[float]`, used as verifiers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from qwq_rl.verifiers.contract import Problem, Response, Verdict
+from qwq_rl.verifiers.outcomes import fault
+
+Item = tuple[Problem, Response]
+
+
+def adapt(function: Callable[..., Any]) -> TrlReward:
+    """Wrap a TRL reward function; plain and async ones alike."""
+    return TrlReward(function)
+
+
+class TrlReward:
+    """A verifier that hands a whole batch to a TRL reward function.
+
+    The function gets what TRL gives it: `prompts`, `completions` (message lists where the prompt is one),
+    `completion_ids`, and every column of the rows that it names or takes by `**kwargs`. Its None means "does not apply"
+    in TRL; a row that names this verifier needs it, so it counts as a fault here.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        parameters = inspect.signature(function).parameters.values()
+        self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._names = {p.name for p in parameters}
+        self._needed = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+
+    async def __call__(self, problem: Problem, response: Response) -> Verdict:
+        """Judge one response."""
+        return (await self.batch([(problem, response)]))[0]
+
+    async def batch(self, items: Sequence[Item]) -> list[Verdict]:
+        """Judge `items` in one call of the reward function."""
+        arguments = self._arguments(items)
+        missing = sorted(self._needed - set(arguments))
+        if missing:
+            return [fault(f"the reward function needs the column `{missing[0]}`, which the row lacks")] * len(items)
+        rewards = self._function(**arguments)
+        rewards = await rewards if inspect.isawaitable(rewards) else rewards
+        if len(rewards) != len(items):
+            raise ValueError(f"the reward function returned {len(rewards)} rewards for {len(items)} completions")
+        return [_verdict(reward) for reward in rewards]
+
+    def _arguments(self, items: Sequence[Item]) -> dict[str, Any]:
+        shared = set.intersection(*(set(problem) for problem, _ in items)) - {"prompt", "prompts"}
+        columns: dict[str, Any] = {name: [problem[name] for problem, _ in items] for name in sorted(shared)}
+        columns["prompts"] = [problem["prompt"] for problem, _ in items]
+        columns["completions"] = [_completion(problem, response) for problem, response in items]
+        columns["completion_ids"] = [list(response.token_ids) for _, response in items]
+        return {name: value for name, value in columns.items() if self._takes_all or name in self._names}
+
+
+def _completion(problem: Problem, response: Response) -> str | list[dict[str, Any]]:
+    """The completion as TRL hands it over: text for a text prompt, else the messages the model wrote."""
+    messages = [dict(message) for message in response.messages] or [{"role": "assistant", "content": response.text}]
+    return str(messages[-1]["content"]) if isinstance(problem["prompt"], str) else messages
+
+
+def _verdict(reward: float | None) -> Verdict:
+    if reward is None:
+        return fault("the reward function returned None for this completion")
+    return Verdict(float(reward), "scored", f"the reward function returned {float(reward):g}")
