@@ -38,6 +38,8 @@ class Known:
     domains: frozenset[str] = frozenset()
     open: frozenset[str] = frozenset()
     """The domains that have open rows."""
+    verifiers: frozenset[tuple[str, str]] = frozenset()
+    """Each domain with the name of a verifier that its rows check."""
     whole: bool = False
     """Whether there are no other rows."""
 
@@ -66,8 +68,9 @@ def _tiny(part: DataSource, kind: Any, mistakes: list[str]) -> Known:
     elif source not in fitting:
         mistakes.append(f"{source} has no rows for a stage of kind {kind}: use {', '.join(fitting)}")
     elif name in sets.DOMAINS:
-        tasks = [family(Random(0), "normal") for family in sets.DOMAINS[name]]
-        return Known(frozenset({name}), frozenset(task.domain for task in tasks if task.check is None), whole=True)
+        checks = [family(Random(0), "normal").check for family in sets.DOMAINS[name]]
+        verifiers = frozenset((name, check["verifier"]) for check in checks if check is not None)
+        return Known(frozenset({name}), frozenset({name} if None in checks else ()), verifiers, whole=True)
     return Known()
 
 
@@ -86,9 +89,13 @@ def _rows_ahead(part: DataSource, kind: Any, mistakes: list[str]) -> Known:
         return Known()
     if kind != "rl":
         return Known()
-    unscored = [row for row in rows if not any(check.role == "score" for check in checks_of(row))]
-    whole = len(rows) < limit or limit == part.limit
-    return Known(frozenset(row["domain"] for row in rows), frozenset(row["domain"] for row in unscored), whole)
+    checks = [(row["domain"], check) for row in rows for check in checks_of(row)]
+    return Known(
+        domains=frozenset(row["domain"] for row in rows),
+        open=frozenset(row["domain"] for row in rows if all(check.role != "score" for check in checks_of(row))),
+        verifiers=frozenset((domain, check.verifier) for domain, check in checks),
+        whole=len(rows) < limit or limit == part.limit,
+    )
 
 
 def sets_mistakes(path: str, names: tuple[str, ...]) -> Contradictions:

@@ -13,6 +13,7 @@ from qwq_rl.config import Contradictions, did_you_mean, did_you_mean_or_all
 from qwq_rl.config_tree import joined
 from qwq_rl.errors import UserError
 from qwq_rl.recipe import DataSource, Domain, Evaluate, ModelSource, RewardModelSource, RlRecipe
+from qwq_rl.scoring import chosen
 from qwq_rl.verifiers.loading import load, resolvable
 
 _HUB_MODEL = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -83,7 +84,7 @@ def _reward_model_source(source: str, around: Surroundings) -> Iterator[str]:
 
 def _verifiers(path: str, domain: Domain) -> Contradictions:
     for name, given in domain.verifiers.items():
-        problem = resolvable(given) if isinstance(given, str) else resolvable(name, given)
+        problem = resolvable(*chosen(name, given))
         if problem:
             yield f"{path}.verifiers.{name}", problem
     if domain.reward_model and not domain.verifiers:
@@ -112,14 +113,35 @@ def _domains_and_rows(recipe: RlRecipe, known: Mapping[str, Known]) -> Contradic
         for name in sorted(one.domains - set(recipe.domains)):
             near = did_you_mean(name, recipe.domains)
             yield f"{path}.source", f"has rows of the domain {name}, which `domains` does not name{near}"
+        for domain, verifier in sorted(one.verifiers):
+            if domain in recipe.domains and verifier not in recipe.domains[domain].verifiers:
+                yield from (
+                    (f"{path}.source", f"in rows of {domain}: {text}") for text in [resolvable(verifier)] if text
+                )
     if len(known) == len(recipe.data) and all(one.whole for one in known.values()):
-        for name in sorted(set(recipe.domains).difference(*(one.domains for one in known.values()))):
+        yield from _unused(recipe, list(known.values()))
+
+
+def _unused(recipe: RlRecipe, known: list[Known]) -> Contradictions:
+    """Domains and verifiers that no row asks for, where every row is known."""
+    domains, verifiers = {d for one in known for d in one.domains}, {v for one in known for v in one.verifiers}
+    for name, domain in recipe.domains.items():
+        if name not in domains:
             yield f"domains.{name}", "does nothing: no row of `data` is of this domain"
+            continue
+        for verifier in domain.verifiers:
+            if (name, verifier) not in verifiers:
+                asked = sorted(other for where, other in verifiers if where == name)
+                hint = f" (they name {', '.join(asked)})" if asked else ""
+                yield (
+                    f"domains.{name}.verifiers.{verifier}",
+                    f"does nothing: no row of {name} names this verifier{hint}",
+                )
 
 
 def _outranking(name: str, domain: Domain) -> Contradictions:
     """No failing response may be rewarded more than a passing one, which gets at least 1 - w, whatever its q."""
-    worst = max((largest_failing_score(spec, given) for spec, given in domain.verifiers.items()), default=0.0)
+    worst = max((largest_failing_score(*chosen(name, given)) for name, given in domain.verifiers.items()), default=0.0)
     if domain.verifiers and 1 - domain.reward_model <= worst:
         gets = (
             f"a response that passes may get as little as 1 - {domain.reward_model:g}, one that fails up to {worst:g}"
@@ -127,10 +149,9 @@ def _outranking(name: str, domain: Domain) -> Contradictions:
         yield f"domains.{name}.reward_model", f"{gets}: choose a weight below {1 - worst:g}"
 
 
-def largest_failing_score(name: str, given: str | Mapping[str, Any]) -> float:
+def largest_failing_score(spec: str, parameters: Mapping[str, Any]) -> float:
     """The largest score a failing response can get from a verifier: its attribute of this name, 0 where it has none."""
     try:
-        verifier = load(given) if isinstance(given, str) else load(name, given)
-    except UserError:
+        return float(getattr(load(spec, parameters), "largest_failing_score", 0.0))
+    except UserError:  # said by `resolvable` already
         return 0.0
-    return float(getattr(verifier, "largest_failing_score", 0.0))

@@ -49,8 +49,8 @@ class Domain:
 
     verifiers: Mapping[str, str | Mapping[str, Any]] = field(
         metadata=about(
-            "Verifier by the name that rows use: its parameters (`{}`: none), or a specification that takes its place; "
-            "empty where all rows are open, rewarded by the reward model alone."
+            "The verifiers by the name that rows use: parameters (`{}`: none), a specification that takes its place, "
+            "or both, as `{use: SPEC, ...}`; empty where all rows are open, rewarded by the reward model alone."
         )
     )
     weight: float = field(

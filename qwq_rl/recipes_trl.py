@@ -113,6 +113,18 @@ def inert_in_rl(block: Mapping[str, Any], kl: float) -> Contradictions:
             yield f"trl.{key}", f"does nothing without {needed}"
 
 
+def owned_fields() -> list[tuple[str, str, list[str]]]:
+    """What a `trl:` block may not hold: what says it instead, in which kinds of stage, and the fields."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for kind, more in _OWNED_BY_KIND.items():
+        for key, said in (_OWNED | more).items():
+            kinds.setdefault((said, key), []).append(kind)
+    fields: dict[tuple[str, str], list[str]] = {}
+    for (said, key), of in kinds.items():
+        fields.setdefault((said, "any" if len(of) == len(_OWNED_BY_KIND) else ", ".join(of)), []).append(key)
+    return [(said, of, keys) for (said, of), keys in fields.items()]
+
+
 @cache
 def trl_fields(kind: str) -> tuple[str, ...]:
     """The fields of TRL's configuration for a kind of stage, inherited ones included; imports neither TRL nor torch."""
