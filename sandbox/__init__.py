@@ -1,0 +1,6 @@
+"""Code in, verdict of running it out. Imported as `qwq_rl.sandbox`; needs the standard library only, and knows nothing of verifiers."""
+
+from qwq_rl.sandbox.local import LocalSandbox, SandboxUnavailable
+from qwq_rl.sandbox.protocol import CaseResult, Job, JobError, Limits, Result
+
+__all__ = ["CaseResult", "Job", "JobError", "Limits", "LocalSandbox", "Result", "SandboxUnavailable"]

@@ -1,0 +1,68 @@
+"""One jailed child: it takes its payload, shuts itself in and plays its role. The submission runs here and nowhere else.
+
+Descriptors it is left with: 0, 1, 2 as usual, the report (a file the judge reads), and the link between the two halves of an
+assert test. What it writes to them is only ever an answer: nothing it could say makes a wrong one right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import io
+import json
+import os
+import signal
+import sys
+
+from . import jail, program, split
+from .wire import HIGH, PAYLOAD, READY
+
+ROLES = {"program": program.main, "call": program.call, "solve": split.solve, "check": split.check}
+
+
+def main(walls: jail.Walls, files: list[int], link: int | None, limits: tuple[int, float, int]) -> None:
+    """Never returns. `files`: stdin, stdout, stderr, report, payload; `limits`: bytes of memory, CPU seconds, bytes a file."""
+    _arrange([*files[:4], link, files[4]])
+    payload = json.loads(os.pread(PAYLOAD, os.fstat(PAYLOAD).st_size, 0))
+    _reset_signals()
+    _open_standard_files()
+    sys.argv[:] = ["main.py"]
+    gc.enable()
+    jail.enter(walls, *limits, keep=PAYLOAD + 1)
+    os.pwrite(PAYLOAD, READY, 0)
+    os.close(PAYLOAD)
+    status = 0
+    try:
+        ROLES[payload["role"]](payload)
+    except program.Ended as end:
+        status = end.status
+    os._exit(program.finish(status))
+
+
+def _arrange(files: list[int | None]) -> None:
+    """Make each file the descriptor of its place in the list."""
+    moved = [None if file is None else fcntl.fcntl(file, fcntl.F_DUPFD, HIGH) for file in files]
+    for place, file in enumerate(moved):
+        if file is not None:
+            os.dup2(file, place)
+        elif place > 2:
+            _close(place)
+
+
+def _close(file: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(file)
+
+
+def _reset_signals() -> None:
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _open_standard_files() -> None:
+    sys.stdin = sys.__stdin__ = io.open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = io.open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = io.open(  # type: ignore[misc]
+        2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+    )

@@ -1,0 +1,169 @@
+"""The walls: namespaces and identity once for the mother, limits, Landlock and seccomp for every child.
+
+Constants: linux/prctl.h, linux/sched.h, linux/capability.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import resource
+import signal
+import struct
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from . import landlock, seccomp
+from .wire import HIGH
+
+_NEW_USER, _NEW_PID, _NEW_NET, _NEW_IPC, _NEW_UTS = 0x10000000, 0x20000000, 0x40000000, 0x08000000, 0x04000000
+_SET_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _SET_NO_NEW_PRIVS = 1, 4, 22, 38
+_CAPABILITY_VERSION_3 = 0x20080522
+_FIRST_UID = 0x70000000
+"""User ids from here on belong to nobody: a mother that starts as root takes one of its own."""
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+_OPEN_FILES, _THREADS = 64, 64
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Walls:
+    """What the mother found she can put around a child."""
+
+    namespaces: bool
+    """Own network, IPC, UTS and process namespaces."""
+    own_user: bool
+    """The mother's user id is shared with nothing else, so that threads can be counted by it."""
+    filter: bytes | None
+    """The seccomp program; None where it cannot be installed."""
+    rules: int | None
+    """The file descriptor of the Landlock rules; None where it cannot be used."""
+
+
+def leave_host(without: Collection[str]) -> bool:
+    """Enter new network, IPC, UTS and (for children) process namespaces; False where the machine forbids it."""
+    if "namespaces" in without:
+        return False
+    kinds = _NEW_PID | _NEW_NET | _NEW_IPC | _NEW_UTS
+    uid, gid = os.getuid(), os.getgid()
+    if _libc.unshare(kinds) == 0:
+        return True
+    if _libc.unshare(kinds | _NEW_USER) != 0:
+        return False
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+    return True
+
+
+def prepare(namespaces: bool, slots: int, without: Collection[str]) -> Walls:
+    """Give up every privilege and build what children put on; each wall is tried in a child before it is counted on."""
+    user_namespace = namespaces and os.geteuid() != 0
+    own_user = _take_own_uid() or user_namespace
+    _drop_capabilities()
+    prctl(_SET_DUMPABLE, 1)  # off after a change of user, and then /dev/stdin could not be opened
+    prctl(_SET_NO_NEW_PRIVS, 1)
+    die_with_parent()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if own_user:
+        _lower(resource.RLIMIT_NPROC, _THREADS * slots + 16)
+    rules = None
+    if "landlock" not in without and landlock.version() > 0:
+        rules = fcntl.fcntl(landlock.ruleset(_standard_library(), _DEVICES), fcntl.F_DUPFD_CLOEXEC, HIGH)
+        if not works(lambda: landlock.restrict(rules)):
+            rules = None
+    program = None
+    if "seccomp" not in without and seccomp.supported():
+        program = seccomp.build(may_open=rules is not None)
+        if not works(lambda: _install(seccomp.program(program, os.getpid()))):
+            program = None
+    return Walls(namespaces, own_user, program, rules)
+
+
+def enter(walls: Walls, memory_bytes: int, cpu_s: float, file_bytes: int, keep: int) -> None:
+    """Shut this child in, for good: limits on bytes of address space, CPU seconds, bytes a file; Landlock; seccomp.
+
+    Of its descriptors, only those below `keep` stay open.
+    """
+    die_with_parent()
+    seconds = int(cpu_s) + 2  # the mother ends it at cpu_s; this holds should she be late
+    _lower(resource.RLIMIT_CPU, seconds)
+    _lower(resource.RLIMIT_AS, memory_bytes)
+    _lower(resource.RLIMIT_FSIZE, file_bytes)
+    _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    if walls.rules is not None:
+        landlock.restrict(walls.rules)
+    os.closerange(keep, 1 << 16)
+    if walls.filter is not None:
+        _install(seccomp.program(walls.filter, os.getpid()))
+
+
+def prctl(option: int, value: int) -> None:
+    """prctl(2) with one argument. Raises OSError."""
+    if _libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends."""
+    prctl(_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def works(action: Callable[[], object]) -> bool:
+    """Whether `action` succeeds, tried in a forked child."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _take_own_uid() -> bool:
+    """As root, become a user id that nothing else has, if it can read the standard library."""
+    uid = _FIRST_UID + int.from_bytes(os.urandom(2), "little")
+    if os.geteuid() != 0 or not works(lambda: (_become(uid), _read_library())):
+        return False
+    _become(uid)
+    return True
+
+
+def _become(uid: int) -> None:
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+def _read_library() -> None:
+    for folder in _standard_library():
+        os.listdir(folder)
+
+
+def _standard_library() -> list[str]:
+    return [os.path.dirname(os.__file__)]
+
+
+def _drop_capabilities() -> None:
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    if _libc.capset(header, struct.pack("=6I", *[0] * 6)) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def _lower(kind: int, value: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def _install(program: bytes) -> None:
+    # struct sock_fprog: a count of 8-byte instructions, and where they are
+    code = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
+    address = ctypes.create_string_buffer(header, len(header))
+    if _libc.prctl(_SET_SECCOMP, ctypes.c_ulong(2), ctypes.byref(address), ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
+        raise OSError(ctypes.get_errno(), "seccomp")

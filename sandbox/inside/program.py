@@ -1,0 +1,111 @@
+"""Running a submission as Python would: a whole program, or one of its functions."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import sys
+import threading
+import types
+from typing import Any
+
+from .values import encode
+from .wire import REPORT
+
+
+class Ended(Exception):
+    """The submission's code ended early, by an exception or sys.exit; `status` is its exit status."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+def main(payload: dict[str, Any]) -> None:
+    """A program that reads standard input and writes standard output. Raises `Ended`."""
+    run_code(payload["code"], "__main__")
+
+
+def call(payload: dict[str, Any]) -> None:
+    """One call of a function; its value is reported. Raises `Ended`."""
+    names = run_code(payload["code"], "solution")
+    try:
+        value = encode(find(names, payload["entry_point"])(*payload["args"]))
+        report({"value": value})
+    except BaseException as error:
+        raise failed(error) from None
+
+
+def run_code(text: str, name: str) -> dict[str, Any]:
+    """Execute the submission as the module `name`; its globals. Raises `Ended`, having reported and shown what went wrong."""
+    try:
+        code = compile(text, "main.py", "exec", dont_inherit=True)
+    except MemoryError as error:
+        raise failed(error) from None
+    except (SyntaxError, ValueError, OverflowError, RecursionError) as error:
+        report({"error": "compile", "message": f"{type(error).__name__}: {error}"})
+        sys.__excepthook__(type(error), error, None)
+        raise Ended(1) from None
+    module = types.ModuleType(name)
+    module.__dict__["__builtins__"] = __builtins__
+    sys.modules[name] = module
+    try:
+        exec(code, module.__dict__)
+    except BaseException as error:
+        raise failed(error) from None
+    return module.__dict__
+
+
+def failed(error: BaseException) -> Ended:
+    """Report and show an exception that left the submission's code; what to raise in its place."""
+    if isinstance(error, SystemExit):
+        return Ended(_exit_status(error.code))
+    kind = "memory" if isinstance(error, MemoryError) else "exception"
+    report({"error": kind, "message": f"{type(error).__name__}: {error}"[:2000]})
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_frame.f_code.co_filename != "main.py":
+        traceback = traceback.tb_next
+    sys.excepthook(type(error), error, traceback)
+    return Ended(1)
+
+
+def find(names: dict[str, Any], name: str) -> Any:
+    """The submission's function, or the method of that name of a `Solution`. Raises NameError."""
+    if name in names:
+        return names[name]
+    solution = names.get("Solution")
+    if isinstance(solution, type) and hasattr(solution, name):
+        return getattr(solution(), name)
+    raise NameError(f"the program defines no {name}")
+
+
+def report(value: dict[str, Any]) -> None:
+    """Say something to the judge."""
+    text = (json.dumps(value) + "\n").encode("ascii")
+    while text:
+        text = text[os.write(REPORT, text) :]
+
+
+def finish(status: int) -> int:
+    """Wait for threads, run atexit functions and flush, as the end of an interpreter does."""
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+    except BaseException as error:
+        status = status or failed(error).status
+    for stream in {id(item): item for item in (sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__)}.values():
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except BaseException:
+            status = status or 120
+    return status
+
+
+def _exit_status(code: object) -> int:
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    print(code, file=sys.stderr)
+    return 1

@@ -1,0 +1,165 @@
+"""The trainer's end of one mother: start it, hand it cases as files, read how they ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwq_rl.sandbox.inside.wire import FILES, PROCESS, READY, REPLY, REQUEST
+from qwq_rl.sandbox.protocol import Limits
+
+_START = "import sys; sys.path.insert(0, {folder!r}); from inside import mother; del sys.path[0]; mother.main({fd}, {slots}, {without!r})"
+_START_SECONDS = 60.0
+
+
+class MotherDied(Exception):
+    """The mother ended or no longer answers; the text holds what it last said."""
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What one jailed child is given: its role and what that role needs, and the bytes of its standard input."""
+
+    role: str
+    fields: Mapping[str, Any]
+    stdin: bytes = b""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one jailed child ended, and what it left."""
+
+    exit: int
+    """Exit status, or minus a signal's number."""
+    ended_for: str
+    """`cpu` or `wall` where the mother ended it, else empty."""
+    cpu_s: float
+    memory_mb: float
+    shut_in: bool
+    """The jail was complete before the submission began; otherwise the fault is ours."""
+    stdout: bytes
+    stderr: bytes
+    report: bytes
+
+
+class Mother:
+    """One running mother. Not thread-safe; `close` it."""
+
+    def __init__(self, slots: int, without: Collection[str] = ()) -> None:
+        """Start it and wait for its greeting. Raises `MotherDied`."""
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._said = os.memfd_create("mother")
+        folder = str(Path(__file__).resolve().parent)
+        start = _START.format(folder=folder, fd=theirs.fileno(), slots=slots, without=sorted(without))
+        # -S -s -P and an empty environment isolate as -I does, but let the hash seed be fixed: a verdict must not depend on it
+        self.process = subprocess.Popen(
+            [sys.executable, "-S", "-s", "-P", "-B", "-c", start],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._said,
+            pass_fds=[theirs.fileno()],
+            env={"PYTHONHASHSEED": "0"},
+            cwd="/",
+            start_new_session=True,
+        )
+        theirs.close()
+        self._cases: dict[int, tuple[list[list[int]], Limits]] = {}
+        self.greeting: dict[str, Any] = json.loads(self._receive(_START_SECONDS))
+
+    def send(self, number: int, payloads: Sequence[Payload], limits: Limits) -> None:
+        """Have a case run, one process a payload. Raises `MotherDied`."""
+        files = [_files(payload) for payload in payloads]
+        self._cases[number] = (files, limits)
+        size = limits.output_kb * 1024 + 1  # one byte more than is allowed tells too much from just enough
+        memory = limits.memory_mb << 20
+        request = REQUEST.pack(number, len(payloads), limits.cpu_s, limits.wall_s, memory, size)
+        try:
+            socket.send_fds(self._control, [request], [file for group in files for file in group])
+        except OSError as error:
+            raise MotherDied(f"{error}: {self._last_words()}") from None
+
+    def receive(self) -> tuple[int, float, list[Ending]]:
+        """Wait for a case to end: its number, its wall seconds and how its processes ended. Raises `MotherDied`."""
+        patience = max((limits.wall_s for _, limits in self._cases.values()), default=0.0) * 2 + 30
+        packet = self._receive(patience)
+        number, wall_s = REPLY.unpack_from(packet)
+        files, _ = self._cases.pop(number)
+        endings = []
+        for place, group in enumerate(files):
+            status, cpu_s, memory, reason = PROCESS.unpack_from(packet, REPLY.size + place * PROCESS.size)
+            stdout, stderr, report, payload = map(_read, group[1:])
+            code = os.waitstatus_to_exitcode(status)
+            ended_for = {b"c": "cpu", b"w": "wall"}.get(reason, "")
+            shut_in = payload.startswith(READY)
+            endings.append(Ending(code, ended_for, cpu_s, memory / 2**20, shut_in, stdout, stderr, report))
+            _close(group)
+        return number, wall_s, endings
+
+    def close(self) -> None:
+        """End it and everything it runs."""
+        self.abandon()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def abandon(self) -> None:
+        """Close this process's descriptors only, as a forked copy of the trainer must."""
+        for files, _ in self._cases.values():
+            for group in files:
+                _close(group)
+        self._cases.clear()
+        self._control.close()
+        if self._said >= 0:
+            os.close(self._said)
+            self._said = -1
+
+    def _receive(self, patience: float) -> bytes:
+        self._control.settimeout(patience)
+        try:
+            packet = self._control.recv(4096)
+        except OSError as error:
+            raise MotherDied(f"{error}: {self._last_words()}") from None
+        if not packet:
+            raise MotherDied(self._last_words())
+        return packet
+
+    def _last_words(self) -> str:
+        return _read(self._said)[-2000:].decode("utf-8", "replace").strip() or "it said nothing"
+
+
+def _files(payload: Payload) -> list[int]:
+    """Standard input, output, error, report and payload, as files in memory that no name leads to."""
+    text = json.dumps({"role": payload.role, **payload.fields}).encode("ascii")
+    files = [os.memfd_create("case") for _ in range(FILES)]
+    for file, content in ((files[0], payload.stdin), (files[4], text)):
+        if content:
+            _write(file, content)
+            os.lseek(file, 0, os.SEEK_SET)
+    return files
+
+
+def _write(file: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def _read(file: int) -> bytes:
+    size = os.fstat(file).st_size
+    return os.pread(file, size, 0) if size else b""
+
+
+def _close(files: Sequence[int]) -> None:
+    for file in files:
+        with contextlib.suppress(OSError):
+            os.close(file)

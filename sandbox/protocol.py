@@ -1,0 +1,259 @@
+"""A job and its result (docs/contracts.md, "A sandbox job and its result"), checked on the way in."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+Compare = Literal["exact", "tokens", "float", "unordered"]
+Mode = Literal["first_failure", "all"]
+CaseVerdict = Literal[
+    "accepted",
+    "wrong_answer",
+    "time_limit",
+    "memory_limit",
+    "output_limit",
+    "runtime_error",
+    "compile_error",
+    "skipped",
+    "sandbox_error",
+]
+TEST_SHAPES = 'a test is {"input", "output"}, {"args", "expected"} or {"assert"}'
+
+
+class JobError(ValueError):
+    """A job is malformed; the text names the field and what would be right."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one test case may use."""
+
+    cpu_s: float = 2.0
+    """CPU seconds: the limit that decides."""
+    wall_s: float = 10.0
+    """Seconds of wall time: only the backstop, so that a busy machine makes no false time-outs."""
+    memory_mb: int = 256
+    """Address space beyond that of a bare interpreter, in MiB."""
+    output_kb: int = 1024
+    """Standard output, and as much standard error, in KiB."""
+
+    @classmethod
+    def from_dict(cls, value: object) -> Limits:
+        """Read limits; absent ones keep their defaults. Raises `JobError`."""
+        given = _mapping(value, "limits")
+        _refuse_unknown(given, cls, "limits.")
+        bounds = {"cpu_s": (0.01, 3600.0), "wall_s": (0.01, 86400.0), "memory_mb": (16, 65536), "output_kb": (1, 65536)}
+        for name, limit in given.items():
+            low, high = bounds[name]
+            whole = isinstance(low, int)
+            if not _is_number(limit) or (whole and not isinstance(limit, int)) or not low <= limit <= high:
+                raise JobError(f"limits.{name} is {limit!r}: give {'a whole' if whole else 'a'} number {low} to {high}")
+        return cls(**given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The limits as JSON."""
+        return {"cpu_s": self.cpu_s, "wall_s": self.wall_s, "memory_mb": self.memory_mb, "output_kb": self.output_kb}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One program and the tests that judge it."""
+
+    id: str
+    code: str
+    tests: Sequence[Mapping[str, Any]]
+    language: str = "python"
+    entry_point: str | None = None
+    """The function that `args` tests call and that assert tests see as `candidate`; a method of `Solution` is found too."""
+    compare: Compare = "tokens"
+    """How output is compared: `exact` bytes; `tokens` between white space; `float`: tokens, numbers to 1e-6; `unordered`:
+    lines in any order. Returned values: `exact` and `tokens` mean equal with equal types, `float` numbers to 1e-6,
+    `unordered` a list's elements in any order."""
+    mode: Mode = "first_failure"
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        """Raise `JobError` for the first field that is wrong."""
+        if not isinstance(self.id, str):
+            raise JobError(f"id is {self.id!r}: give a string")
+        if not isinstance(self.code, str):
+            raise JobError(f"code is a {type(self.code).__name__}: give a string")
+        if self.language != "python":
+            raise JobError(f"language is {self.language!r}: give 'python'")
+        if self.compare not in get_args(Compare):
+            raise JobError(f"compare is {self.compare!r}: give one of {', '.join(get_args(Compare))}")
+        if self.mode not in get_args(Mode):
+            raise JobError(f"mode is {self.mode!r}: give one of {', '.join(get_args(Mode))}")
+        if not (self.entry_point is None or (isinstance(self.entry_point, str) and self.entry_point.isidentifier())):
+            raise JobError(f"entry_point is {self.entry_point!r}: give a function's name or null")
+        if isinstance(self.tests, str | bytes) or not isinstance(self.tests, Sequence) or not self.tests:
+            raise JobError("tests: give a list of at least one test")
+        for index, test in enumerate(self.tests):
+            check_test(test, self.entry_point, f"tests[{index}]")
+
+    @classmethod
+    def from_dict(cls, value: object) -> Job:
+        """Read a job. Raises `JobError` naming the field."""
+        given = _mapping(value, "a job")
+        _refuse_unknown(given, cls, "")
+        for name in ("id", "code", "tests"):
+            if name not in given:
+                raise JobError(f"{name} is missing")
+        return cls(**{**given, "limits": Limits.from_dict(given.get("limits", {}))})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The job as JSON."""
+        return {
+            "id": self.id,
+            "code": self.code,
+            "language": self.language,
+            "tests": [dict(test) for test in self.tests],
+            "entry_point": self.entry_point,
+            "compare": self.compare,
+            "mode": self.mode,
+            "limits": self.limits.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What one test case said."""
+
+    verdict: CaseVerdict
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    memory_mb: float = 0.0
+    """Largest resident size, the bare interpreter's included."""
+    stdout: str = ""
+    """For people: at most 64 KiB, what is not UTF-8 replaced. The judge compares all of the bytes."""
+    stderr: str = ""
+    """The last 8 KiB; of a function call or an assert, ends with what went wrong."""
+    exit: int | None = None
+    """Exit status; minus the signal's number where one ended it; null where the case did not run."""
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> CaseResult:
+        """Read one case of a result."""
+        return cls(**value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The case as JSON."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+@dataclass(frozen=True)
+class Result:
+    """The verdict on one job."""
+
+    id: str
+    verdict: CaseVerdict
+    """Of the first case that was not accepted; `sandbox_error` only where no case failed by itself."""
+    passed: int
+    total: int
+    isolation: str
+    """L0 none that holds, L1 no network, files, processes or signals, by seccomp; L2 Landlock as well."""
+    cases: tuple[CaseResult, ...]
+    """One a test, in order; those after the first failure are `skipped` in mode first_failure."""
+    runtime: str = ""
+    cached: bool = False
+    events: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Result:
+        """Read a result."""
+        cases = tuple(CaseResult.from_dict(case) for case in value["cases"])
+        return cls(**{**value, "cases": cases, "events": tuple(value.get("events", ()))})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON."""
+        return {
+            "id": self.id,
+            "verdict": self.verdict,
+            "passed": self.passed,
+            "total": self.total,
+            "isolation": self.isolation,
+            "cached": self.cached,
+            "runtime": self.runtime,
+            "cases": [case.to_dict() for case in self.cases],
+            "events": list(self.events),
+        }
+
+
+def check_test(test: object, entry_point: str | None, where: str) -> None:
+    """Raise `JobError` unless `test` has one of the three shapes."""
+    if not isinstance(test, Mapping):
+        raise JobError(f"{where} is a {type(test).__name__}: {TEST_SHAPES}")
+    names = set(test)
+    if names == {"args", "expected"}:
+        if not isinstance(test["args"], list | tuple):
+            raise JobError(f"{where}.args is a {type(test['args']).__name__}: give a list")
+        if entry_point is None:
+            raise JobError(f"entry_point is null, but {where} calls a function: give its name")
+        for name in ("args", "expected"):
+            if not _is_json(test[name]):
+                raise JobError(f"{where}.{name} holds something that JSON has no form for")
+    elif names == {"assert"}:
+        if not isinstance(test["assert"], str):
+            raise JobError(f"{where}.assert is a {type(test['assert']).__name__}: give Python text")
+        if (mistake := _syntax_mistake(test["assert"])) is not None:
+            raise JobError(f"{where}.assert is not Python: {mistake}")
+    elif len(names) == 2 and len(names & {"input", "input_b64"}) == 1 and len(names & {"output", "output_b64"}) == 1:
+        test_bytes(test, "input", where)
+        test_bytes(test, "output", where)
+    else:
+        raise JobError(f"{where} has the keys {', '.join(sorted(map(str, names))) or '(none)'}: {TEST_SHAPES}")
+
+
+def test_bytes(test: Mapping[str, Any], name: str, where: str = "test") -> bytes:
+    """The bytes of `input` or `output`, given as text or as `NAME_b64`. Raises `JobError`."""
+    if name in test:
+        text = test[name]
+        if not isinstance(text, str):
+            raise JobError(f"{where}.{name} is a {type(text).__name__}: give a string")
+        return text.encode("utf-8", "surrogateescape")
+    encoded = test[name + "_b64"]
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, TypeError, ValueError):
+        raise JobError(f"{where}.{name}_b64 is not base64") from None
+
+
+@functools.lru_cache(maxsize=4096)
+def _syntax_mistake(text: str) -> str | None:
+    """What the parser says of Python text; None where it parses."""
+    try:
+        compile(text, "test", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return str(error)
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_json(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_json, value))
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_json(item) for name, item in value.items())
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _mapping(value: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise JobError(f"{where} is a {type(value).__name__}: give an object")
+    return value
+
+
+def _refuse_unknown(given: Mapping[str, Any], owner: type, prefix: str) -> None:
+    known = [item.name for item in fields(owner)]
+    for name in given:
+        if name not in known:
+            raise JobError(f"{prefix}{name} is not a field: there are {', '.join(known)}")
