@@ -1,0 +1,64 @@
+"""Which checkpoints of a stage are whole, and cutting a stage's records back to one of them.
+
+The trainer saves in place, so a kill can leave half a checkpoint. A checkpoint counts only with its COMPLETE file,
+which is written last.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qwq_rl.runfolder import StageFolder, read_json, read_lines, write_json, write_lines
+
+COMPLETE = "COMPLETE"
+
+
+def update_of(checkpoint: Path) -> int:
+    """The number in `checkpoint-N`."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def saved(folder: StageFolder) -> list[Path]:
+    """Every `checkpoint-N` of a stage, whole or not, oldest first."""
+    if not folder.checkpoints.is_dir():
+        return []
+    found = [path for path in folder.checkpoints.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=update_of)
+
+
+def mark_complete(checkpoint: Path, progress: Mapping[str, Any]) -> None:
+    """Declare a checkpoint whole; `progress` is what a resumed process needs to know (CPU and wall seconds)."""
+    write_json(checkpoint / COMPLETE, progress)
+
+
+def progress_of(checkpoint: Path) -> dict[str, Any]:
+    """What `mark_complete` wrote."""
+    return read_json(checkpoint / COMPLETE) or {}
+
+
+def newest_complete(folder: StageFolder) -> Path | None:
+    """The newest whole checkpoint, or None; halves are removed, or the trainer would save over them."""
+    whole = [path for path in saved(folder) if (path / COMPLETE).exists()]
+    for path in saved(folder):
+        if path not in whole:
+            shutil.rmtree(path)
+    return whole[-1] if whole else None
+
+
+def cut_back(folder: StageFolder, update: int) -> None:
+    """Drop everything recorded after `update`: it will be made again."""
+
+    def kept(path: Path, keep: Callable[[int], bool]) -> None:
+        lines = read_lines(path)
+        if path.exists():
+            write_lines(path, [line for line in lines if keep(line["update"])])
+
+    kept(folder.metrics, lambda at: at <= update)
+    kept(folder.evaluations, lambda at: at <= update and (at > 0 or update > 0))
+    for path in (folder.path / "rollouts").glob("update-*.jsonl"):
+        if int(path.stem.removeprefix("update-")) > update:
+            path.unlink()

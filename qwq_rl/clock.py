@@ -1,0 +1,43 @@
+"""The CPU and wall seconds of a stage, over all its restarts, leaving out what is not training."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+def process_cpu_seconds() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+@dataclass
+class Clock:
+    """Counts from its creation, on top of what earlier processes of the same stage used."""
+
+    base_cpu: float = 0.0
+    base_wall: float = 0.0
+    _cpu: float = field(default_factory=process_cpu_seconds)
+    _wall: float = field(default_factory=time.monotonic)
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds of training so far."""
+        return self.base_cpu + process_cpu_seconds() - self._cpu
+
+    def wall_seconds(self) -> float:
+        """Wall seconds of training so far."""
+        return self.base_wall + time.monotonic() - self._wall
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the block out of both counts: evaluation is not training."""
+        cpu, wall = process_cpu_seconds(), time.monotonic()
+        try:
+            yield
+        finally:
+            self._cpu += process_cpu_seconds() - cpu
+            self._wall += time.monotonic() - wall

@@ -1,0 +1,1 @@
+"""The three stage kinds, each a thin layer over TRL's trainer of that kind."""

@@ -1,0 +1,80 @@
+"""From a recipe to the trainer of its kind, and the evaluation that runs while it trains."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+from qwq_rl.evaluate import evaluate_model
+from qwq_rl.evaluation import evaluation_line
+from qwq_rl.recipes_blocks import Evaluate
+from qwq_rl.recipes_stages import RewardModelRecipe, RlRecipe, SftRecipe, Stage
+from qwq_rl.rows import Row, load_rows
+from qwq_rl.stages.recorder import Line
+from qwq_rl.stages.setting import Setting
+
+
+def build_trainer(recipe: Stage, setting: Setting) -> Any:
+    """TRL's trainer of the recipe's kind, with our record of it; ready for `train()`."""
+    if isinstance(recipe, RewardModelRecipe):
+        from qwq_rl.stages.supervised import build_reward_model
+
+        return build_reward_model(recipe, setting)
+    evaluator = TrainingEvaluator(recipe, setting)
+    if isinstance(recipe, RlRecipe):
+        from qwq_rl.stages.rl import build_rl
+
+        evaluator.trainer = build_rl(recipe, setting, evaluator)
+    else:
+        from qwq_rl.stages.supervised import build_sft
+
+        evaluator.trainer = build_sft(recipe, setting, evaluator)
+    return evaluator.trainer
+
+
+class TrainingEvaluator:
+    """Evaluates the model in training, on the sets that the recipe names."""
+
+    trainer: Any
+
+    def __init__(self, recipe: RlRecipe | SftRecipe, setting: Setting) -> None:
+        self._setting = setting
+        self._max_tokens = recipe.rollout.max_tokens if isinstance(recipe, RlRecipe) else recipe.max_length
+        self._sets = {name: _limited(load_rows(name), recipe.evaluate.limit) for name in recipe.evaluate.sets}
+
+    def __call__(self, evaluate: Evaluate, update: int) -> list[Line]:
+        """One line a set."""
+        lines = []
+        for name, rows in self._sets.items():
+            records = evaluate_model(
+                self.trainer.accelerator.unwrap_model(self.trainer.model),
+                self.trainer.processing_class,
+                rows,
+                samples=evaluate.samples,
+                max_tokens=self._max_tokens,
+                greedy=False,
+                seed=0,
+            )
+            lines.append(
+                evaluation_line(
+                    records,
+                    update=update,
+                    stage=self._setting.folder.name,
+                    data_set=name,
+                    time=time.time(),
+                    cpu_seconds=self._setting.clock.cpu_seconds(),
+                )
+            )
+        return lines
+
+
+def _limited(rows: list[Row], limit: int) -> list[Row]:
+    """The first `limit` rows of each domain; all where `limit` is 0."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        seen[row["domain"]] += 1
+        if limit == 0 or seen[row["domain"]] <= limit:
+            kept.append(row)
+    return kept

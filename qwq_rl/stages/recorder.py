@@ -1,0 +1,113 @@
+"""What a stage leaves behind while it trains: metrics, evaluations, whole checkpoints, a clean stop."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from qwq_rl.checkpoints import mark_complete
+from qwq_rl.clock import Clock
+from qwq_rl.recipes_blocks import Evaluate
+from qwq_rl.runfolder import StageFolder, append_line
+
+Line = dict[str, Any]
+Evaluator = Callable[[Evaluate, int], list[Line]]
+"""(what to evaluate, the update) -> lines for evaluations.jsonl."""
+
+
+class Stop:
+    """Remembers that SIGINT or SIGTERM asked the trainer to save and leave; a second SIGINT is Ctrl-C as usual."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+
+    def listen(self) -> None:
+        """Take over both signals."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = number
+
+
+class Recorder(TrainerCallback):
+    """Writes the records of one stage; only the main process writes."""
+
+    def __init__(
+        self,
+        folder: StageFolder,
+        kind: str,
+        clock: Clock,
+        stop: Stop,
+        samples_per_update: int,
+        details: Callable[[Mapping[str, float]], Line],
+        evaluate: Evaluate | None,
+        evaluator: Evaluator | None,
+    ) -> None:
+        self._folder, self._kind, self._clock, self._stop = folder, kind, clock, stop
+        self._samples, self._details = samples_per_update, details
+        self._evaluate, self._evaluator = evaluate, evaluator
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Evaluate before the first update, where the recipe says so."""
+        if self._evaluate and self._evaluate.at_start and state.global_step == 0:
+            self._run_evaluation(0, state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Evaluate when it is due; save at the last update, and when asked to stop."""
+        last = state.global_step >= state.max_steps
+        if self._evaluate and (state.global_step % self._evaluate.every == 0 or last):
+            self._run_evaluation(state.global_step, state)
+        if last or self._stop.asked is not None:
+            control.should_save = True
+        if self._stop.asked is not None:
+            control.should_training_stop = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write one line an update; the closing summary that the trainer logs is not one."""
+        if not state.is_world_process_zero or logs is None or "loss" not in logs:
+            return
+        numbers = {name: float(value) for name, value in logs.items()}
+        line: Line = {
+            "update": state.global_step,
+            "stage": self._folder.name,
+            "kind": self._kind,
+            "time": time.time(),
+            "wall_seconds": round(self._clock.wall_seconds(), 3),
+            "cpu_seconds": round(self._clock.cpu_seconds(), 3),
+            "samples": state.global_step * self._samples,
+            "loss": numbers["loss"],
+            "learning_rate": numbers.get("learning_rate"),
+            "gradient_norm": numbers.get("grad_norm"),
+        }
+        append_line(self._folder.metrics, line | self._details(numbers))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Declare the checkpoint whole."""
+        if state.is_world_process_zero:
+            progress = {"cpu_seconds": self._clock.cpu_seconds(), "wall_seconds": self._clock.wall_seconds()}
+            mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", progress)
+
+    def _run_evaluation(self, update: int, state: TrainerState) -> None:
+        if not state.is_world_process_zero or self._evaluate is None or self._evaluator is None:
+            return
+        with self._clock.paused():
+            for line in self._evaluator(self._evaluate, update):
+                append_line(self._folder.evaluations, {"stage": self._folder.name, **line})

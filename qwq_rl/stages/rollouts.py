@@ -1,0 +1,123 @@
+"""Rollouts of one round as they are recorded, and what the metrics say of them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qwq_rl.rows import Row
+from qwq_rl.scoring import Scored
+from qwq_rl.verifiers import Response
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled and scored completion."""
+
+    row: Row
+    prompt: str
+    response: Response
+    logprobs: Sequence[float]
+    """Of each token, under the policy that sampled it."""
+    scored: Scored
+    group: int
+    sample: int
+    update: int
+
+
+def rollout_line(rollout: Rollout, advantage: float) -> Line:
+    """The rollout as a line of `rollouts/update-NNNNNN.jsonl`."""
+    response, scored = rollout.response, rollout.scored
+    segment = {
+        "role": "model",
+        "text": response.text,
+        "token_ids": list(response.token_ids),
+        "loss_mask": [1] * len(response.token_ids),
+        "logprobs": [round(value, 4) for value in rollout.logprobs],
+        "policy_version": rollout.update - 1,
+    }
+    return {
+        "id": f"u{rollout.update}-g{rollout.group}-s{rollout.sample}",
+        "row": rollout.row["id"],
+        "domain": rollout.row["domain"],
+        "family": rollout.row.get("family") or rollout.row["domain"],
+        "group": rollout.group,
+        "sample": rollout.sample,
+        "update": rollout.update,
+        "prompt": rollout.prompt,
+        "segments": [segment],
+        "finish": response.finish,
+        "gates": dict(scored.gates),
+        "verdicts": {name: asdict(verdict) for name, verdict in scored.verdicts.items()},
+        "preference": scored.preference,
+        "score": scored.score,
+        "reward": scored.reward,
+        "advantage": round(advantage, 6),
+    }
+
+
+def summarise_round(lines: Sequence[Line]) -> Line:
+    """What `metrics.jsonl` says of one round of rollouts."""
+    tokens = [len(line["segments"][0]["token_ids"]) for line in lines]
+    logprobs = [value for line in lines for value in line["segments"][0]["logprobs"]]
+    return {
+        "reward": _mean([line["reward"] for line in lines]),
+        # The mean of -log p over sampled tokens is an unbiased estimate of the policy's entropy.
+        "entropy": -math.fsum(logprobs) / max(1, len(logprobs)),
+        "truncated": _mean([line["finish"] == "length" for line in lines]),
+        "tokens": {"mean": _mean(tokens), "max": max(tokens)},
+        "groups": _groups(lines),
+        "faults": sum(line["reward"] is None for line in lines),
+        "domains": {name: _domain(part) for name, part in _by(lines, lambda line: str(line["domain"]))},
+        "families": {
+            name: {"reward": _mean([x["reward"] for x in part]), "score": _score(part), "rollouts": len(part)}
+            for name, part in _by(lines, lambda line: f"{line['domain']}/{line['family']}")
+        },
+        "statuses": dict(Counter(verdict["status"] for line in lines for verdict in line["verdicts"].values())),
+    }
+
+
+def _domain(lines: Sequence[Line]) -> Line:
+    groups = _groups(lines)
+    return {
+        "reward": _mean([line["reward"] for line in lines]),
+        "score": _score(lines),
+        "rollouts": len(lines),
+        "groups": groups["total"],
+        "useful": groups["useful"],
+        "tokens": _mean([len(line["segments"][0]["token_ids"]) for line in lines]),
+        "truncated": _mean([line["finish"] == "length" for line in lines]),
+        "faults": sum(line["reward"] is None for line in lines),
+    }
+
+
+def _groups(lines: Sequence[Line]) -> Line:
+    """Groups by what they teach: `useful` ones have two different rewards."""
+    rewards = [[x["reward"] for x in part if x["reward"] is not None] for _, part in _by(lines, lambda x: x["group"])]
+    return {
+        "total": len(rewards),
+        "useful": sum(len(set(group)) > 1 for group in rewards),
+        "all_zero": sum(set(group) == {0.0} for group in rewards),
+        "all_full": sum(set(group) == {1.0} for group in rewards),
+    }
+
+
+def _by(lines: Sequence[Line], key: Callable[[Line], Any]) -> list[tuple[Any, list[Line]]]:
+    parts: dict[Any, list[Line]] = {}
+    for line in lines:
+        parts.setdefault(key(line), []).append(line)
+    return sorted(parts.items())
+
+
+def _score(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    return _mean([line["score"] for line in lines])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None

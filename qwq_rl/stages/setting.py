@@ -1,0 +1,105 @@
+"""What every stage kind needs besides its recipe, and the arguments that all of TRL's trainers share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from qwq_rl.clock import Clock
+from qwq_rl.errors import UserError
+from qwq_rl.recipes_blocks import DataSource, ModelSource, RlUpdate, SupervisedUpdate
+from qwq_rl.recipes_stages import Stage
+from qwq_rl.rows import Row, load_rows, mix
+from qwq_rl.runfolder import RunFolder, StageFolder
+from qwq_rl.stages.recorder import Stop
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One process of one stage."""
+
+    run: RunFolder
+    folder: StageFolder
+    recipe_folder: Path
+    world_size: int
+    resume: Path | None
+    """The checkpoint to go on from."""
+    clock: Clock
+    stop: Stop
+
+    def locate(self, source: str) -> str:
+        """A model's place: the result of a stage of this run, a folder, or a Hub id."""
+        stage = self.run.stage(source)
+        if stage.final.is_dir():
+            return str(stage.final)
+        if (self.recipe_folder / f"{source}.yaml").exists():
+            raise UserError(
+                f"{self.folder.name} starts from stage {source}, which has not finished in {self.run.path}: "
+                f"run `qwq-rl run {self.recipe_folder}`, or that stage first"
+            )
+        return source
+
+
+def load_model(source: ModelSource, setting: Setting, seed: int) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The causal model and the tokenizer that a stage starts from."""
+    if source.new == "tiny":
+        from qwq_rl.tiny.model import build_model
+        from qwq_rl.tiny.tokenizer import build_tokenizer
+
+        tokenizer = build_tokenizer()
+        return build_model(tokenizer, seed), tokenizer
+    place = setting.locate(str(source.from_))
+    try:
+        return AutoModelForCausalLM.from_pretrained(place, dtype="auto"), AutoTokenizer.from_pretrained(place)
+    except OSError as error:
+        raise UserError(
+            f"cannot load the model `{source.from_}` that {setting.folder.name} starts from: {error}"
+        ) from None
+
+
+def ordered_rows(sources: Sequence[DataSource], seed: int, per_update: int, updates: int) -> list[Row]:
+    """The rows of all updates, in the order training sees them."""
+    loaded = [(load_rows(one.source, mapper=one.mapper, limit=one.limit, seed=seed), one.weight) for one in sources]
+    return mix(loaded, seed, per_update, updates)
+
+
+def per_device(total: int, setting: Setting, what: str) -> int:
+    """`total` split over the processes; UserError where it cannot be split evenly."""
+    if total % setting.world_size:
+        raise UserError(f"{what} is {total}, which {setting.world_size} processes cannot share evenly")
+    return total // setting.world_size
+
+
+def shared_arguments(recipe: Stage, setting: Setting) -> dict[str, Any]:
+    """Keyword arguments common to SFTConfig, RewardConfig and GRPOConfig."""
+    update: RlUpdate | SupervisedUpdate = recipe.update
+    on_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(setting.folder.checkpoints),
+        "max_steps": recipe.steps,
+        "seed": recipe.seed,
+        "learning_rate": update.lr,
+        "lr_scheduler_type": "constant_with_warmup" if update.schedule == "constant" else update.schedule,
+        "warmup_steps": update.warmup,
+        "max_grad_norm": update.gradient_clip,
+        "save_strategy": "steps",
+        "save_steps": recipe.checkpoint.every,
+        "save_total_limit": recipe.checkpoint.keep,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "report_to": list(recipe.track) or "none",
+        "run_name": f"{setting.run.path.name}/{setting.folder.name}",
+        "disable_tqdm": True,
+        "bf16": on_gpu,
+        "use_cpu": not on_gpu,
+        "gradient_checkpointing": on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "ddp_find_unused_parameters": False,
+        "log_level": "error",
+        **recipe.trl,
+    }

@@ -1,0 +1,139 @@
+"""The two supervised kinds: fine-tuning on conversations (`sft`) and a reward model from pairs (`reward_model`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+from qwq_rl.errors import RowError
+from qwq_rl.prompts import render_answered, render_demonstration
+from qwq_rl.recipes_stages import RewardModelRecipe, SftRecipe
+from qwq_rl.rows import Row
+from qwq_rl.stages.compact_head import use_compact_head
+from qwq_rl.stages.muon import Muon, parameter_groups
+from qwq_rl.stages.recorder import Evaluator, Line, Recorder
+from qwq_rl.stages.setting import Setting, load_model, ordered_rows, per_device, shared_arguments
+
+
+class _OwnOptimizer:
+    """Gives a Trainer the optimizer of the recipe where that is Muon."""
+
+    recipe: SftRecipe | RewardModelRecipe
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Build the optimizer once, as the trainer asks for it."""
+        update = self.recipe.update
+        if update.matrix_lr is None:
+            return super().create_optimizer(*args, **kwargs)  # type: ignore[misc, no-any-return]
+        model = self.model  # type: ignore[attr-defined]
+        self.optimizer = Muon(parameter_groups(model, update.lr, update.matrix_lr, update.weight_decay))
+        return self.optimizer
+
+
+class _SftTrainer(_OwnOptimizer, SFTTrainer):
+    pass
+
+
+class _RewardTrainer(_OwnOptimizer, RewardTrainer):
+    pass
+
+
+def build_sft(recipe: SftRecipe, setting: Setting, evaluator: Evaluator) -> SFTTrainer:
+    """A trainer that fine-tunes on the last assistant message of every row, thinking included."""
+    model, tokenizer = load_model(recipe.model, setting, recipe.seed)
+    rows = ordered_rows(recipe.data, recipe.seed, recipe.batch, recipe.steps)
+    _SftTrainer.recipe = recipe
+    trainer = _SftTrainer(
+        model,
+        args=SFTConfig(**_arguments(recipe, setting), max_length=None, completion_only_loss=True, packing=False),
+        train_dataset=_tokenized(rows, lambda row: _sft_tokens(tokenizer, row, recipe.max_length)),
+        processing_class=tokenizer,
+        callbacks=[_recorder(recipe, setting, evaluator, _sft_details)],
+    )
+    if not torch.cuda.is_available():
+        use_compact_head(trainer.model)
+    return trainer
+
+
+def build_reward_model(recipe: RewardModelRecipe, setting: Setting) -> RewardTrainer:
+    """A trainer of a scalar head on the stage's model, by the Bradley-Terry loss on final answers."""
+    _, tokenizer = load_model(recipe.model, setting, recipe.seed)
+    torch.manual_seed(recipe.seed)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        setting.locate(str(recipe.model.from_)), num_labels=1, pad_token_id=tokenizer.pad_token_id, dtype="auto"
+    )
+    rows = ordered_rows(recipe.data, recipe.seed, recipe.batch, recipe.steps)
+    _RewardTrainer.recipe = recipe
+    return _RewardTrainer(
+        model,
+        args=RewardConfig(**_arguments(recipe, setting), max_length=None),
+        train_dataset=_tokenized(rows, lambda row: _pair_tokens(tokenizer, row, recipe.max_length)),
+        processing_class=tokenizer,
+        callbacks=[_recorder(recipe, setting, None, _reward_details)],
+    )
+
+
+def _arguments(recipe: SftRecipe | RewardModelRecipe, setting: Setting) -> dict[str, Any]:
+    return {
+        **shared_arguments(recipe, setting),
+        "per_device_train_batch_size": per_device(recipe.batch, setting, "batch"),
+        "weight_decay": recipe.update.weight_decay,
+        "train_sampling_strategy": "sequential",
+        "adam_beta2": 0.95,
+    }
+
+
+def _recorder(
+    recipe: SftRecipe | RewardModelRecipe, setting: Setting, evaluator: Evaluator | None, details: Any
+) -> Recorder:
+    evaluate = recipe.evaluate if isinstance(recipe, SftRecipe) else None
+    return Recorder(
+        setting.folder, recipe.kind, setting.clock, setting.stop, recipe.batch, details, evaluate, evaluator
+    )
+
+
+def _sft_details(logs: Mapping[str, float]) -> Line:
+    return {"accuracy": logs.get("mean_token_accuracy"), "entropy": logs.get("entropy")}
+
+
+def _reward_details(logs: Mapping[str, float]) -> Line:
+    return {"accuracy": logs.get("accuracy"), "margin": logs.get("margin")}
+
+
+def _tokenized(rows: list[Row], tokens: Any) -> Dataset:
+    """A dataset with one entry a row of `rows`; a row that comes again is tokenized once."""
+    distinct = {id(row): row for row in rows}
+    places = {key: place for place, key in enumerate(distinct)}
+    return Dataset.from_list([tokens(row) for row in distinct.values()]).select([places[id(row)] for row in rows])
+
+
+def _sft_tokens(tokenizer: PreTrainedTokenizerBase, row: Row, longest: int) -> dict[str, list[int]]:
+    texts = render_demonstration(tokenizer, row)
+    prompt, completion = (_ids(tokenizer, text) for text in texts)
+    _check_length(row, len(prompt) + len(completion), longest)
+    return {
+        "input_ids": prompt + completion,
+        "completion_mask": [0] * len(prompt) + [1] * len(completion),
+    }
+
+
+def _pair_tokens(tokenizer: PreTrainedTokenizerBase, row: Row, longest: int) -> dict[str, list[int]]:
+    chosen, rejected = (_ids(tokenizer, render_answered(tokenizer, row, row[side])) for side in ("chosen", "rejected"))
+    _check_length(row, max(len(chosen), len(rejected)), longest)
+    return {"chosen_ids": chosen, "rejected_ids": rejected}
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _check_length(row: Row, length: int, longest: int) -> None:
+    if length > longest:
+        raise RowError(
+            f"row {row['id']} has {length} tokens, more than max_length {longest}: raise it, or drop the row"
+        )

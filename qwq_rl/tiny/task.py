@@ -1,0 +1,57 @@
+"""One generated task, and the split that keeps its operands out of training."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal
+
+Split = Literal["train", "tuning", "final"]
+Level = Literal["normal", "harder"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prompt with its check and two ways of solving it."""
+
+    domain: str
+    family: str
+    operands: tuple[Any, ...]
+    """What the split is decided by: two tasks with the same operands lie in the same split, in every family."""
+    prompt: str
+    reasoning: str
+    """The worked reasoning; a terse demonstration leaves it out."""
+    answer: str
+    check: Mapping[str, Any] | None
+    """The check of role score; None for an open task."""
+    grade: Mapping[str, Any] | None = None
+    """The check of evaluation, where it is not the check of training."""
+    tools: Sequence[Mapping[str, Any]] | None = None
+    terse: bool = False
+    """Whether demonstrations of this family may leave the reasoning out."""
+
+
+Family = Callable[[Random, Level], Task]
+"""Draws one task of a family; `harder` is beyond everything that `normal` can draw."""
+
+
+def split_of(operands: tuple[Any, ...]) -> Split:
+    """The split of an operand tuple, by its MD5: 20 % final, 15 % tuning, the rest training."""
+    bucket = int(hashlib.md5(repr(operands).encode()).hexdigest(), 16) % 100
+    return "final" if bucket < 20 else "tuning" if bucket < 35 else "train"
+
+
+def draw(family: Family, rng: Random, split: Split, level: Level, count: int) -> list[Task]:
+    """`count` tasks with distinct prompts whose operands lie in `split`; fewer when the family runs out of them."""
+    tasks: dict[str, Task] = {}
+    misses = 0
+    while len(tasks) < count and misses < 2000:
+        task = family(rng, level)
+        if task.prompt in tasks or split_of(task.operands) != split:
+            misses += 1
+            continue
+        tasks[task.prompt] = task
+        misses = 0
+    return list(tasks.values())

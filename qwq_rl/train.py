@@ -1,0 +1,197 @@
+"""Train one stage.
+
+    accelerate launch -m qwq_rl.train recipes/tiny/1_math_code.yaml [--run runs/NAME] [--a.b=c ...]
+
+The numbered steps of `main` are the whole of it. A stage that was interrupted goes on from its newest whole checkpoint
+by the same command; a finished one takes no further step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qwq_rl.checkpoints import cut_back, newest_complete, progress_of
+from qwq_rl.errors import RunStateError, UserError
+from qwq_rl.locks import hold
+from qwq_rl.provenance import collect
+from qwq_rl.recipe import Stage, difference, load_stage, recipe_hash, resolved_yaml
+from qwq_rl.runfolder import RunFolder, StageFolder, read_json, write_json
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one stage to its end; returns the exit status (0 done, 130 or 143 stopped by a signal after saving)."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    recipe_path, run_path, overrides = _parse(argv)
+    _quieten()
+    # 1. The recipe, with every mistake of it at once, before anything heavy is imported.
+    recipe = load_stage(recipe_path, overrides)
+    run = RunFolder(run_path or Path("runs") / recipe_path.resolve().parent.name)
+    folder = run.stage(recipe_path.stem)
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    if not main_process:
+        return _train(recipe, recipe_path, run, folder, argv)
+    # 2. The folder belongs to this process while it lives.
+    with hold(folder.lock, f"the trainer of {folder.name}"):
+        if _finished(folder, recipe):
+            print(f"{folder.name} is finished already: {folder.final}")
+            return 0
+        return _train(recipe, recipe_path, run, folder, argv)
+
+
+def _train(recipe: Stage, recipe_path: Path, run: RunFolder, folder: StageFolder, argv: list[str]) -> int:
+    import torch
+    from accelerate import PartialState
+
+    from qwq_rl.clock import Clock
+    from qwq_rl.stages.build import build_trainer
+    from qwq_rl.stages.recorder import Stop
+    from qwq_rl.stages.setting import Setting
+
+    # 3. The world that was asked for is the world that runs.
+    state = PartialState(cpu=not torch.cuda.is_available())
+    _check_world(state.num_processes)
+    # 4. Where to go on from; what was recorded after that point will be made again.
+    resume = newest_complete(folder)
+    if state.is_main_process:
+        cut_back(folder, int(resume.name.removeprefix("checkpoint-")) if resume else 0)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.resolved.write_text(resolved_yaml(recipe))
+    state.wait_for_everyone()
+    progress = progress_of(resume) if resume else {}
+    clock = Clock(progress.get("cpu_seconds", 0.0), progress.get("wall_seconds", 0.0))
+    stop = Stop()
+    stop.listen()
+    setting = Setting(run, folder, recipe_path.parent, state.num_processes, resume, clock, stop)
+    # 5. Model, rows, verifiers, trainer.
+    trainer = build_trainer(recipe, setting)
+    if state.is_main_process:
+        contract = stage_contract(recipe, trainer.processing_class)
+        write_json(
+            folder.provenance,
+            collect(folder.name, recipe_path, recipe, state.num_processes, ["qwq_rl.train", *argv], contract),
+        )
+    # 6. Train.
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if stop.asked is not None and trainer.state.global_step < recipe.steps:
+        print(f"{folder.name} stopped at update {trainer.state.global_step}, saved: the same command goes on")
+        return 128 + int(stop.asked)
+    # 7. The result, and last the mark that the stage is done.
+    _save_final(trainer, folder, state.is_main_process)
+    if state.is_main_process:
+        write_json(
+            folder.done,
+            {
+                "update": trainer.state.global_step,
+                "cpu_seconds": clock.cpu_seconds(),
+                "wall_seconds": clock.wall_seconds(),
+                "checkpoint": f"{folder.name}/checkpoints/final",
+                "recipe_hash": recipe_hash(recipe),
+            },
+        )
+    return 0
+
+
+def _parse(argv: list[str]) -> tuple[Path, Path | None, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="qwq_rl.train",
+        description="Train one stage of a recipe.",
+        epilog="Any field of the recipe can be set: --steps=20 --update.lr=5e-4 --data.0.weight=2",
+    )
+    parser.add_argument("recipe", type=Path, help="the stage's YAML file")
+    parser.add_argument("--run", type=Path, help="the run folder (default: runs/NAME of the recipe's folder)")
+    known, overrides = parser.parse_known_args(argv)
+    return known.recipe, known.run, overrides
+
+
+def _quieten() -> None:
+    """Warnings of the libraries must not bury the run's own output."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+
+
+def _finished(folder: StageFolder, recipe: Stage) -> bool:
+    """Whether the stage is done with just this recipe; with fewer steps than asked for, it goes on."""
+    done = read_json(folder.done)
+    if done is None:
+        return False
+    if done["recipe_hash"] == recipe_hash(recipe):
+        return True
+    before = folder.resolved.read_text()
+    changed = difference(before, resolved_yaml(recipe))
+    if [line.split(":")[0].strip() for line in changed.splitlines()] == ["steps"] and recipe.steps > done["update"]:
+        folder.done.unlink()
+        return False
+    raise RunStateError(
+        f"{folder.path} was finished with another recipe:\n{changed}\n"
+        f"Start it anew with `qwq-rl run {folder.path.parent} --from {folder.name}`, or use another run folder"
+    )
+
+
+def _check_world(processes: int) -> None:
+    """`accelerate launch --cpu --num_processes 2` starts one process and says nothing."""
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    wanted = int(os.environ.get("QWQ_RL_PROCESSES", asked))
+    if wanted != processes:
+        raise UserError(
+            f"{wanted} processes were asked for and {processes} run. On CPUs accelerate needs "
+            "`distributed_type: MULTI_GPU` with `use_cpu: true` (recipes/accelerate/)"
+        )
+
+
+def stage_contract(recipe: Stage, tokenizer: Any) -> dict[str, Any]:
+    """What a later stage must find unchanged: hashes of tokenizer, chat template, EOS, base, verifiers."""
+
+    def digest(text: str) -> str:
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    domains = getattr(recipe, "domains", {})
+    verifiers = {
+        f"{name}.{verifier}": digest(repr(parameters))
+        for name, domain in domains.items()
+        for verifier, parameters in domain.verifiers.items()
+    }
+    return {
+        "tokenizer": digest(tokenizer.backend_tokenizer.to_str()),
+        "chat_template": digest(str(tokenizer.chat_template)),
+        "eos": str(tokenizer.eos_token),
+        "base": recipe.model.from_ or recipe.model.new,
+        "verifiers": verifiers,
+    }
+
+
+def _save_final(trainer: Any, folder: StageFolder, main_process: bool) -> None:
+    """Write the Hugging Face folder under another name first, so that `final` is whole or absent."""
+    draft = folder.checkpoints / "final.partial"
+    trainer.save_model(str(draft))
+    if main_process:
+        trainer.processing_class.save_pretrained(str(draft))
+        (draft / "training_args.bin").unlink(missing_ok=True)
+        shutil.rmtree(folder.final, ignore_errors=True)
+        draft.rename(folder.final)
+
+
+def run_as_program() -> int:
+    """`main`, with a user's mistake shown as one message."""
+    try:
+        return main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+if __name__ == "__main__":
+    sys.exit(run_as_program())
