@@ -156,22 +156,21 @@ def types_of(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def paths_of(kind: type, path: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
-    """Every key of a dataclass and of those inside it: dotted path (`*` for any key or index), field, type."""
-    for one in dataclasses.fields(kind):
-        inside = types_of(kind)[one.name]
-        here = joined(path, key_of(one.name))
-        yield here, one, inside
-        for inner, star in _records_in(inside):
-            yield from paths_of(inner, here + star)
-
-
-def _records_in(kind: Any, star: str = "") -> Iterator[tuple[type, str]]:
+def records_in(kind: Any) -> Iterator[type]:
+    """The dataclasses that a type is made of: itself, an item, an alternative."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        yield kind, star
-    inside = ".*" if get_origin(kind) in (tuple, list, dict, Mapping) else ""
+        yield kind
     for argument in get_args(kind):
-        yield from _records_in(argument, star + inside)
+        yield from records_in(argument)
+
+
+def blocks_of(kind: type, path: str = "") -> Iterator[tuple[str, type]]:
+    """Every dataclass inside a dataclass, with its dotted key (indices and names of entries left out)."""
+    for one in dataclasses.fields(kind):
+        here = joined(path, key_of(one.name))
+        for block in records_in(types_of(kind)[one.name]):
+            yield here, block
+            yield from blocks_of(block, here)
 
 
 def describe(kind: Any) -> str:
@@ -244,9 +243,9 @@ class _Builder:
 
     def suggestion(self, key: str, path: str, fields: Iterable[str]) -> str:
         """The nearest key here; else where in the recipe a key of this very name lives; else the keys there are."""
-        elsewhere = [full for full, _, _ in paths_of(self.root) if full.rpartition(".")[2] == key]
+        elsewhere = [block for block, kind in blocks_of(self.root) if key in map(key_of, types_of(kind))]
         if elsewhere and not close_to(key, fields):
-            return f"; did you mean {elsewhere[0]}?"
+            return f"; did you mean {joined(elsewhere[0], key)}?"
         return did_you_mean_or_all(key, fields)
 
     def build(self, kind: Any, node: Node, path: str, rules: Mapping[str, Any]) -> Any:

@@ -34,6 +34,14 @@ for _resolver in (Loader, Dumper):
     _resolver.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
+def _represent_text(dumper: Dumper, text: str) -> yaml.Node:
+    """Quote what PyYAML would write bare and read back as a line break: U+0085."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
+
+
+Dumper.add_representer(str, _represent_text)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a value stands: a line of a file, or an override (`--a.b`, line 0)."""

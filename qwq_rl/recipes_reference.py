@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-from qwq_rl.config import as_plain, describe, key_of, types_of
+from qwq_rl.config import as_plain, blocks_of, describe, key_of, records_in, types_of
 from qwq_rl.recipe import KINDS, Pipeline
 from qwq_rl.recipes_trl import owned_fields
 
@@ -16,15 +16,15 @@ _HEAD = """# Recipes
 
 <!-- Made by `python -m qwq_rl.recipes_reference > docs/recipes.md`; a test compares the two. -->
 
-A recipe is a folder: `pipeline.yaml` names the stages in order, and each stage is one YAML file beside it. Literal
-examples of all of them are in [contracts.md](contracts.md). Every key there is stands below, with its values, its default
+A recipe is a folder: `pipeline.yaml` names the stages in order, and each stage is one YAML file beside it.
+[contracts.md](contracts.md) has a literal example of each. Every key there is stands below: its values, its default
 and one sentence; a key without a default must be given.
 
-- `qwq-rl check recipes/R` reports every mistake of every stage at once, with file, line and the nearest right name, before
-  a model loads. A key that is unknown, out of range, or does nothing beside the others is a mistake.
-- `--STAGE.a.b=c` on the command line (`--a.b=c` where the command is about one stage) puts the YAML value `c` in the place
-  of the key `a.b`; a number in the path is an index into a list: `--1_math_code.data.0.weight=2`. The pipeline's own keys
-  are `--pipeline.a.b=c`.
+- `qwq-rl check recipes/R` reports every mistake of every stage at once, with file, line and the nearest right name,
+  before a model loads. A key that is unknown, out of range, or does nothing beside the others is a mistake.
+- `--STAGE.a.b=c` on the command line (`--a.b=c` where the command is about one stage) puts the YAML value `c` in the
+  place of the key `a.b`; a number in the path is an index into a list: `--1_math_code.data.0.weight=2`. The pipeline's
+  own keys are `--pipeline.a.b=c`.
 - Numbers may be written `1e-6`.
 - The recipe as it ran, every default filled in, is `resolved.yaml` in the stage's run folder.
 """
@@ -57,7 +57,7 @@ def _titled(roots: Mapping[str, type]) -> dict[type, str]:
     found: dict[type, dict[str, None]] = {}
     kinds: dict[type, list[str]] = {}
     for kind, root in roots.items():
-        for key, block in _blocks(root):
+        for key, block in blocks_of(root):
             found.setdefault(block, {})[key] = None
             kinds.setdefault(block, []).append(kind)
     keys = [key for names in found.values() for key in names]
@@ -69,21 +69,6 @@ def _titled(roots: Mapping[str, type]) -> dict[type, str]:
     return titles
 
 
-def _blocks(kind: type, path: str = "") -> Iterator[tuple[str, type]]:
-    for one in dataclasses.fields(kind):
-        key = f"{path}{key_of(one.name)}"
-        for block in _records(types_of(kind)[one.name]):
-            yield key, block
-            yield from _blocks(block, f"{key}.")
-
-
-def _records(kind: Any) -> Iterator[type]:
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        yield kind
-    for argument in get_args(kind):
-        yield from _records(argument)
-
-
 def _table(kind: type, links: Mapping[type, str]) -> str:
     lines = ["| key | value | default | |", "|---|---|---|---|"]
     for one in dataclasses.fields(kind):
@@ -93,7 +78,7 @@ def _table(kind: type, links: Mapping[type, str]) -> str:
 
 
 def _value(kind: Any, rules: Mapping[str, Any], links: Mapping[type, str]) -> str:
-    blocks = [f"[{links[block]}](#{_anchor(links[block])})" for block in _records(kind)]
+    blocks = [f"[{links[block]}](#{_anchor(links[block])})" for block in records_in(kind)]
     if blocks:
         origins = {get_origin(part) for part in (kind, *get_args(kind))}
         many = "list of " if tuple in origins else "mapping of names to " if Mapping in _bases(origins) else ""
