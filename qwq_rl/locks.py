@@ -18,15 +18,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
+
 from qwq_rl.errors import RunStateError
+
+LAUNCHER = "QWQ_RL_LAUNCHER"
+"""The environment variable by which `qwq-rl run` gives its pid to the processes it starts."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The living process that holds a lock."""
+    """The living process that holds a lock; `launcher` is the `qwq-rl run` that started it, or else its parent."""
 
     pid: int
-    parent: int
+    launcher: int
     started: float
     host: str
     command: str
@@ -40,7 +45,7 @@ class Holder:
 
     def orphaned(self) -> bool:
         """Whether the process that started it is gone, so that nothing waits for it any more."""
-        return self.host == socket.gethostname() and not _alive(self.parent)
+        return self.host == socket.gethostname() and not _alive(self.launcher)
 
 
 @contextmanager
@@ -111,7 +116,8 @@ def _try_lock(descriptor: int, after: float = 0.0) -> bool:
 
 def _write(descriptor: int, what: str) -> None:
     """Say who holds the lock, in one write, so that a reader sees all of it or an older text."""
-    me = Holder(os.getpid(), os.getppid(), time.time(), socket.gethostname(), shlex.join(_command()), what)
+    launcher = int(os.environ.get(LAUNCHER, os.getppid()))
+    me = Holder(os.getpid(), launcher, time.time(), socket.gethostname(), shlex.join(_command()), what)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(asdict(me)).encode() + b"\n", 0)
 
@@ -132,9 +138,6 @@ def _command() -> list[str]:
 
 def _alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        return True
-    return True

@@ -1,0 +1,42 @@
+"""`qwq-rl run` with the trainer and the evaluator of this folder: run.py RECIPE RUN [--from STAGE] [--accelerate]."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from qwq_rl.errors import UserError
+from qwq_rl.jobs import accelerate_command
+from qwq_rl.pipeline import Programs, run_stages
+from qwq_rl.plan import Plan
+from qwq_rl.progress import Board
+from qwq_rl.recipe import load_pipeline
+from qwq_rl.runfolder import RunFolder
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--from", dest="restart")
+    parser.add_argument("--accelerate", action="store_true")
+    options = parser.parse_args()
+    pipeline, stages = load_pipeline(options.recipe)
+    launch = accelerate_command(None) if options.accelerate else (sys.executable, str(HERE / "launcher.py"))
+    programs = Programs((*launch, str(HERE / "trainer.py")), (sys.executable, str(HERE / "evaluator.py")))
+    try:
+        with Board(Console(width=200)) as board:
+            plan = Plan(options.recipe, pipeline, stages, {})
+            run_stages(plan, RunFolder(options.run), programs, board, options.restart)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()
