@@ -11,7 +11,7 @@ runs over different batches, or two checkpoints on the same prompts, see the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,12 +45,14 @@ def generate(
     seed: int,
     batch_rows: int = 1024,
     keys: Sequence[int] | None = None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> list[list[Completion]]:
     """Sample `samples` continuations of at most `max_tokens` tokens of every prompt.
 
     Returns a list a prompt, in the order of `prompt_ids`, each with its samples in order. `temperature` 0 takes the
     likeliest token. A batch holds at most `batch_rows` sequences (or one prompt's samples). `keys` names each prompt
-    in the random numbers, so that a prompt keeps its noise wherever it stands; its position where None.
+    in the random numbers, so that a prompt keeps its noise wherever it stands; its position where None. `on_batch` is
+    told after each batch how many prompts are finished.
     Raises ValueError on an empty prompt or on numbers out of range.
     """
     if samples < 1 or max_tokens < 1 or temperature < 0.0 or not all(len(prompt) for prompt in prompt_ids):
@@ -69,6 +71,8 @@ def generate(
             rows = _decode(model, *prompts, samples, max_tokens, temperature, eos_token_id, streams)
             for place, index in enumerate(chosen):
                 results[index] = rows[place * samples : (place + 1) * samples]
+            if on_batch:
+                on_batch(start + len(chosen))
     finally:
         model.train(was_training)
     return results
