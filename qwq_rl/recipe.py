@@ -97,10 +97,8 @@ def read_stage(path: Path, overrides: Sequence[str] = (), name: str = "") -> Loa
     if kind in KINDS:
         fill(loaded, cast(type[Stage], KINDS[kind]))
     else:
-        choices = ", ".join(KINDS)
-        given = loaded.tree.value.get("kind")
-        problem = "is missing" if given is None else f"cannot be {kind!r}"
-        loaded.note("kind", f"{problem}: a stage is one of {choices}" + did_you_mean(kind, KINDS))
+        problem = "is missing or no text" if kind is None else f"cannot be {kind!r}"
+        loaded.note("kind", f"{problem}: a stage is one of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     return loaded
 
 
@@ -132,9 +130,10 @@ def stage_names(pipeline: Node | None) -> list[str]:
     return [item.value for item in items if isinstance(item.value, str)]
 
 
-def kind_in(tree: Node) -> Any:
-    """The `kind` that a stage's tree gives, right or wrong; None where it gives none."""
-    return tree.value["kind"].value if "kind" in tree.value else None
+def kind_in(tree: Node) -> str | None:
+    """The `kind` that a stage's tree gives, right or wrong; None where it gives no text."""
+    kind = tree.value["kind"].value if "kind" in tree.value else None
+    return kind if isinstance(kind, str) else None
 
 
 def split_overrides(arguments: Iterable[str], stages: Iterable[str]) -> dict[str, list[str]]:

@@ -20,17 +20,11 @@ _OWNED = {
     "learning_rate": "update.lr",
     "lr_scheduler_type": "update.schedule",
     "warmup_steps": "update.warmup",
-    "warmup_ratio": "update.warmup",
     "max_grad_norm": "update.gradient_clip",
     "max_steps": "steps",
     "num_train_epochs": "steps",
     "seed": "seed",
     "data_seed": "seed",
-    "eval_strategy": "evaluate.every",
-    "eval_steps": "evaluate.every",
-    "do_eval": "evaluate.every",
-    "eval_delay": "evaluate.every",
-    "eval_on_start": "evaluate.at_start",
     "save_strategy": "checkpoint.every",
     "save_steps": "checkpoint.every",
     "save_total_limit": "checkpoint.keep",
@@ -49,8 +43,12 @@ _OWNED = {
     "logging_steps": "metrics.jsonl: every update is logged",
     "push_to_hub": "`qwq-rl export --push-to-hub`",
 }
+_EVALUATION = dict.fromkeys(("eval_strategy", "eval_steps", "do_eval", "eval_delay"), "evaluate.every") | {
+    "eval_on_start": "evaluate.at_start"
+}
 _OWNED_BY_KIND = {
-    "rl": {
+    "rl": _EVALUATION
+    | {
         "per_device_train_batch_size": "rollout.prompts and rollout.generations",
         "gradient_accumulation_steps": "rollout.prompts and rollout.generations",
         "generation_batch_size": "rollout.prompts and rollout.generations",
@@ -79,7 +77,10 @@ _SUPERVISED = {
     "optim": "update.optimizer",
     "weight_decay": "update.weight_decay",
 }
-_OWNED_BY_KIND |= {"sft": _SUPERVISED, "reward_model": _SUPERVISED}
+_OWNED_BY_KIND |= {
+    "sft": _EVALUATION | _SUPERVISED,
+    "reward_model": dict.fromkeys(_EVALUATION, "kind: a reward model is not evaluated while it trains") | _SUPERVISED,
+}
 
 _ADAPTIVE = ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target")
 _KL = ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "use_bias_correction_kl")
