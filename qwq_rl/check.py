@@ -91,10 +91,11 @@ def _around_file(path: Path) -> Surroundings:
     """What a stage checked by itself may name: the stages of the pipeline beside it, else the stage files beside it."""
     files, ignored = stage_files(path.parent), list[Mistake]()
     pipeline = path.parent / f"{PIPELINE}.yaml"
-    names = stage_names(read_tree(pipeline, ignored)) if pipeline.exists() else list(files)
+    listed = stage_names(read_tree(pipeline, ignored)) if pipeline.exists() else []
+    names = listed or list(files)
     trees = {name: read_tree(files[name], ignored) for name in names if name in files}
     kinds = {name: kind_in(tree) if tree else None for name, tree in trees.items()}
-    earlier = names[: names.index(path.stem)] if pipeline.exists() and path.stem in names else names
+    earlier = listed[: listed.index(path.stem)] if path.stem in listed else names
     return Surroundings(path.stem, tuple(earlier), tuple(names), kinds)
 
 

@@ -15,6 +15,7 @@ from qwq_rl.errors import UserError
 _CONFIGS = {"rl": "grpo_config", "sft": "sft_config", "reward_model": "reward_config"}
 _CLASSES = {"rl": "GRPOConfig", "sft": "SFTConfig", "reward_model": "RewardConfig"}
 _RUN_FOLDER, _RESUME = "the run folder, which `--name` names", "resuming, which is automatic"
+_ORDER = "data: the order of rows follows from the seed"
 
 _OWNED = {
     "learning_rate": "update.lr",
@@ -39,6 +40,7 @@ _OWNED = {
     "ignore_data_skip": _RESUME,
     "model_init_kwargs": "model",
     "remove_unused_columns": "data",
+    "train_sampling_strategy": _ORDER,
     "logging_strategy": "metrics.jsonl: every update is logged",
     "logging_steps": "metrics.jsonl: every update is logged",
     "push_to_hub": "`qwq-rl export --push-to-hub`",
@@ -66,6 +68,8 @@ _OWNED_BY_KIND = {
         "scale_rewards": "algorithm",
         "multi_objective_aggregation": "domains",
         "reward_weights": "domains",
+        "shuffle_dataset": _ORDER,
+        "log_completions": "rollouts/ in the run folder: every response is kept",
     }
     | {f"sapo_temperature_{sign}": "algorithm" for sign in ("neg", "pos")}
     | {f"vespo_{letter}_{sign}": "algorithm" for letter in ("k", "lambda") for sign in ("neg", "pos")},
@@ -78,7 +82,7 @@ _SUPERVISED = {
     "weight_decay": "update.weight_decay",
 }
 _OWNED_BY_KIND |= {
-    "sft": _EVALUATION | _SUPERVISED,
+    "sft": _EVALUATION | _SUPERVISED | {"shuffle_dataset": _ORDER},
     "reward_model": dict.fromkeys(_EVALUATION, "kind: a reward model is not evaluated while it trains") | _SUPERVISED,
 }
 
