@@ -237,13 +237,10 @@ def _agreement(folder: Path | None, rows: Sequence[Row], records: Sequence[Promp
     open_rows = [(row, record) for row, record in zip(rows, records, strict=True) if not checks_of(row)]
     if folder is None or not open_rows:
         return None
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from qwq_rl.reward_model import load_reward_model, score_answers
 
-    from qwq_rl.reward_model import score_answers
-
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    scores = score_answers(model, tokenizer, [(row, answer) for row, record in open_rows for answer in record.answers])
+    answers = [(row, answer) for row, record in open_rows for answer in record.answers]
+    scores = score_answers(*load_reward_model(folder), answers)
     verdicts = [(record.id, score) for _, record in open_rows for score in record.scores]
     return agreement((prompt, score, value) for (prompt, score), value in zip(verdicts, scores, strict=True))
 

@@ -92,7 +92,7 @@ def _stage(run: Path, name: str, evaluations: Mapping[str, Evaluations]) -> dict
             for data_set, line in evaluations[name].items()
         },
     }
-    if before in evaluations:
+    if before is not None and before in evaluations:
         found["against"] = {"stage": before, "sets": _differences(run, name, before, evaluations)}
     return found
 
