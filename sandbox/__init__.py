@@ -1,4 +1,4 @@
-"""Code in, verdict of running it out. Imported as `qwq_rl.sandbox`; needs the standard library only, and knows nothing of verifiers."""
+"""Code in, verdict of running it out. Imported as `qwq_rl.sandbox`; standard library only, no verifiers."""
 
 from qwq_rl.sandbox.local import LocalSandbox, SandboxUnavailable
 from qwq_rl.sandbox.protocol import CaseResult, Job, JobError, Limits, Result

@@ -10,7 +10,7 @@ from typing import Any
 from qwq_rl.sandbox.compare import same_output, same_value
 from qwq_rl.sandbox.inside.values import decode_json
 from qwq_rl.sandbox.link import Ending, Payload
-from qwq_rl.sandbox.protocol import CaseResult, CaseVerdict, Job, Limits, test_bytes
+from qwq_rl.sandbox.protocol import CaseResult, CaseVerdict, Job, Limits, bytes_of
 
 _SHOWN_STDOUT, _SHOWN_STDERR = 1 << 16, 1 << 13
 
@@ -25,7 +25,7 @@ def payloads(job: Job, index: int) -> list[Payload]:
         ]
     if "args" in test:
         return [Payload("call", {"code": job.code, "entry_point": job.entry_point, "args": list(test["args"])})]
-    return [Payload("program", {"code": job.code}, test_bytes(test, "input"))]
+    return [Payload("program", {"code": job.code}, bytes_of(test, "input"))]
 
 
 def judge(job: Job, index: int, wall_s: float, endings: Sequence[Ending]) -> CaseResult:
@@ -41,7 +41,7 @@ def judge(job: Job, index: int, wall_s: float, endings: Sequence[Ending]) -> Cas
     elif verdict is None and "args" in test:
         verdict, why = _returned(job, index, said)
     elif verdict is None:
-        expected = test_bytes(test, "output")
+        expected = bytes_of(test, "output")
         same = same_output(mine.stdout, expected, job.compare)
         verdict, why = ("accepted", "") if same else ("wrong_answer", "")
     return _result(verdict, wall_s, mine, why)
@@ -50,7 +50,8 @@ def judge(job: Job, index: int, wall_s: float, endings: Sequence[Ending]) -> Cas
 def _broken_limit(ending: Ending, said: dict[str, Any], limits: Limits) -> tuple[CaseVerdict | None, str]:
     """The verdict that an ending alone gives; None where the answer decides."""
     if ending.ended_for or ending.cpu_s > limits.cpu_s:
-        return "time_limit", f"more than {limits.wall_s} s" if ending.ended_for == "wall" else f"more than {limits.cpu_s} s of CPU"
+        wall = ending.ended_for == "wall"
+        return "time_limit", f"more than {limits.wall_s} s" if wall else f"more than {limits.cpu_s} s of CPU"
     size = limits.output_kb * 1024
     if ending.exit == -signal.SIGXFSZ or len(ending.stdout) > size or len(ending.stderr) > size:
         return "output_limit", f"more than {limits.output_kb} KiB"

@@ -1,4 +1,4 @@
-"""Is what came out what was expected? Bytes with bytes, plain data with plain data; nothing of a submission runs here."""
+"""Is what came out what was expected? Bytes with bytes, data with data; nothing of a submission runs here."""
 
 from __future__ import annotations
 
@@ -74,5 +74,5 @@ def _equal(got: Any, expected: Any, *, loose: bool) -> bool:
 
 
 def _form(value: Any) -> str:
-    """A text that two values share when `_equal` holds; sorting it is what keeps a long answer from costing its square."""
+    """A text that equal values share: sorting it keeps a long answer from costing its square."""
     return json.dumps(value, sort_keys=True)

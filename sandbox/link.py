@@ -16,7 +16,15 @@ from typing import Any
 from qwq_rl.sandbox.inside.wire import FILES, PROCESS, READY, REPLY, REQUEST
 from qwq_rl.sandbox.protocol import Limits
 
-_START = "import sys; sys.path.insert(0, {folder!r}); from inside import mother; del sys.path[0]; mother.main({fd}, {slots}, {without!r})"
+_START = """
+import sys, types
+for name, path in {packages!r}:
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [path]
+from qwq_rl.sandbox.inside import mother
+mother.main({fd}, {slots}, {without!r})
+"""
+"""Empty parent packages stand in for ours, so that the mother loads what is inside and nothing else."""
 _START_SECONDS = 60.0
 
 
@@ -57,9 +65,10 @@ class Mother:
         """Start it and wait for its greeting. Raises `MotherDied`."""
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._said = os.memfd_create("mother")
-        folder = str(Path(__file__).resolve().parent)
-        start = _START.format(folder=folder, fd=theirs.fileno(), slots=slots, without=sorted(without))
-        # -S -s -P and an empty environment isolate as -I does, but let the hash seed be fixed: a verdict must not depend on it
+        folder = Path(__file__).resolve().parent
+        packages = [("qwq_rl", str(folder.parent)), ("qwq_rl.sandbox", str(folder))]
+        start = _START.format(packages=packages, fd=theirs.fileno(), slots=slots, without=sorted(without))
+        # as isolated as -I is, but with a hash seed that is fixed: a verdict must not depend on it
         self.process = subprocess.Popen(
             [sys.executable, "-S", "-s", "-P", "-B", "-c", start],
             stdin=subprocess.DEVNULL,

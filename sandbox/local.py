@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from qwq_rl.sandbox import cases, probes
 from qwq_rl.sandbox.link import Mother, MotherDied
@@ -30,10 +30,10 @@ class LocalSandbox:
     def __init__(self, slots: int | None = None, *, allow_unsafe: bool = False, without: Collection[str] = ()) -> None:
         """At most `slots` cases run at once (default: the cores this process may use).
 
-        Isolation L0 is refused unless `allow_unsafe`. `without` leaves walls out (`namespaces`, `landlock`, `seccomp`), to
-        see what a machine that lacks them would give.
+        Isolation L0 is refused unless `allow_unsafe`. `without` leaves walls out (`namespaces`, `landlock`, `seccomp`),
+        to see what a machine that lacks them would give.
         """
-        self.slots = slots or len(os.sched_getaffinity(0))
+        self.slots = slots or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
         self._allow_unsafe, self._without = allow_unsafe, without
         self._mother: Mother | None = None
         self._isolation = ""
@@ -65,7 +65,7 @@ class LocalSandbox:
 
     @property
     def isolation(self) -> str:
-        """The level reached, proven by attempts in the jail: L0, L1 or L2. Starts the sandbox. Raises `SandboxUnavailable`."""
+        """The level reached, proven by attempts in the jail: L0, L1 or L2. Raises `SandboxUnavailable`."""
         with self._lock:
             self._started()
             return self._isolation
@@ -91,7 +91,9 @@ class LocalSandbox:
         if self._mother is not None:
             return self._mother
         if sys.platform != "linux":
-            raise SandboxUnavailable(f"the sandbox needs Linux, this is {sys.platform}: run in a container or on a Linux machine")
+            raise SandboxUnavailable(
+                f"the sandbox needs Linux, this is {sys.platform}: use a Linux machine or container"
+            )
         try:
             mother = Mother(self.slots, self._without)
         except (MotherDied, OSError) as error:
@@ -104,8 +106,8 @@ class LocalSandbox:
         if self._isolation == "L0" and not self._allow_unsafe:
             mother.close()
             raise SandboxUnavailable(
-                "isolation is L0: programs could reach the network or other processes. The kernel must allow seccomp filters; "
-                "`qwq-rl sandbox doctor` lists what works. LocalSandbox(allow_unsafe=True) runs trusted programs regardless"
+                "isolation is L0: programs could reach the network or other processes. The kernel must allow seccomp "
+                "filters; `qwq-rl sandbox doctor` shows what works. LocalSandbox(allow_unsafe=True) runs trusted code"
             )
         self._mother = mother
         return mother
@@ -181,8 +183,9 @@ class _Run:
 
 
 def _overall(shown: Sequence[CaseResult]) -> CaseVerdict:
-    failures = [case.verdict for case in shown if case.verdict not in ("accepted", "skipped")]
-    return next((verdict for verdict in failures if verdict != "sandbox_error"), failures[0] if failures else "accepted")
+    failures: list[CaseVerdict] = [case.verdict for case in shown if case.verdict not in ("accepted", "skipped")]
+    by_itself: list[CaseVerdict] = [verdict for verdict in failures if verdict != "sandbox_error"]
+    return (by_itself or failures or ["accepted"])[0]
 
 
 def _judge(mother: Mother, runs: Sequence[_Run], slots: int) -> None:
@@ -195,14 +198,14 @@ def _judge(mother: Mother, runs: Sequence[_Run], slots: int) -> None:
     number = 0
     while True:
         while len(under_way) < 2 * slots:  # twice, so that the mother never waits for us
-            run = _next(fresh, started)
-            if run is None:
+            chosen = _next(fresh, started)
+            if chosen is None:
                 break
-            index, run.following = run.following, run.following + 1
-            run.running.add(index)
+            index, chosen.following = chosen.following, chosen.following + 1
+            chosen.running.add(index)
             number += 1
-            under_way[number] = (run, index)
-            mother.send(number, cases.payloads(run.job, index), run.job.limits)
+            under_way[number] = (chosen, index)
+            mother.send(number, cases.payloads(chosen.job, index), chosen.job.limits)
         if not under_way:
             return
         ended, wall_s, endings = mother.receive()
@@ -225,7 +228,7 @@ def _next(fresh: deque[_Run], started: list[_Run]) -> _Run | None:
 
 def _attempt(mother: Mother, slots: int) -> dict[str, bool]:
     """Run the program of attempts in the jail."""
-    job = Job("probe", probes.ATTEMPTS, [{"input": __file__ + "\n", "output": ""}], limits=Limits(cpu_s=10, memory_mb=64))
-    run = _Run(replace(job))
+    test = {"input": os.path.realpath(sys.executable) + "\n", "output": ""}
+    run = _Run(Job("probe", probes.ATTEMPTS, [test], limits=Limits(cpu_s=10, memory_mb=64)))
     _judge(mother, [run], slots)
     return probes.read(run.cases[0].stdout)

@@ -1,4 +1,4 @@
-"""What a jailed program can do, tried rather than assumed: a program of attempts runs in the jail like any submission."""
+"""What a jailed program can do, tried rather than assumed: a program of attempts runs like any submission."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-ATTEMPTS = '''
+ATTEMPTS = """
 import json, os, resource, socket, sys
 
 def attempt(action):
@@ -35,10 +35,8 @@ print(json.dumps({
     "list": attempt(lambda: os.listdir("/")),
     "write": attempt(lambda: open_file("/tmp", os.O_TMPFILE | os.O_WRONLY)),
 }))
-'''
-"""A stdin program: reads the path of a file of the host, prints which attempts succeeded. Outside a jail all of them do."""
-
-LEVELS = ("L0", "L1", "L2")
+"""
+"""A stdin program: reads the path of a file of the host, prints which attempts succeeded. Outside a jail all do."""
 
 
 def level(succeeded: Mapping[str, bool], greeting: Mapping[str, Any]) -> str:

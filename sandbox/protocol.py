@@ -70,11 +70,11 @@ class Job:
     tests: Sequence[Mapping[str, Any]]
     language: str = "python"
     entry_point: str | None = None
-    """The function that `args` tests call and that assert tests see as `candidate`; a method of `Solution` is found too."""
+    """The function that `args` tests call and assert tests see as `candidate`; a method of `Solution` is found too."""
     compare: Compare = "tokens"
-    """How output is compared: `exact` bytes; `tokens` between white space; `float`: tokens, numbers to 1e-6; `unordered`:
-    lines in any order. Returned values: `exact` and `tokens` mean equal with equal types, `float` numbers to 1e-6,
-    `unordered` a list's elements in any order."""
+    """How output is compared: `exact` bytes; `tokens` between white space; `float`: tokens, numbers to 1e-6;
+    `unordered`: lines in any order. Returned values: `exact` and `tokens` mean equal with equal types, `float` numbers
+    to 1e-6, `unordered` a list's elements in any order."""
     mode: Mode = "first_failure"
     limits: Limits = field(default_factory=Limits)
 
@@ -204,13 +204,13 @@ def check_test(test: object, entry_point: str | None, where: str) -> None:
         if (mistake := _syntax_mistake(test["assert"])) is not None:
             raise JobError(f"{where}.assert is not Python: {mistake}")
     elif len(names) == 2 and len(names & {"input", "input_b64"}) == 1 and len(names & {"output", "output_b64"}) == 1:
-        test_bytes(test, "input", where)
-        test_bytes(test, "output", where)
+        bytes_of(test, "input", where)
+        bytes_of(test, "output", where)
     else:
         raise JobError(f"{where} has the keys {', '.join(sorted(map(str, names))) or '(none)'}: {TEST_SHAPES}")
 
 
-def test_bytes(test: Mapping[str, Any], name: str, where: str = "test") -> bytes:
+def bytes_of(test: Mapping[str, Any], name: str, where: str = "test") -> bytes:
     """The bytes of `input` or `output`, given as text or as `NAME_b64`. Raises `JobError`."""
     if name in test:
         text = test[name]

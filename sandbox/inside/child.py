@@ -1,7 +1,7 @@
-"""One jailed child: it takes its payload, shuts itself in and plays its role. The submission runs here and nowhere else.
+"""One jailed child: it takes its payload, shuts itself in and plays its role. Submissions run here and nowhere else.
 
-Descriptors it is left with: 0, 1, 2 as usual, the report (a file the judge reads), and the link between the two halves of an
-assert test. What it writes to them is only ever an answer: nothing it could say makes a wrong one right.
+Descriptors it is left with: 0, 1, 2 as usual, the report (a file the judge reads), and the link between the two halves
+of an assert test. What it writes to them is only ever an answer: nothing it could say makes a wrong one right.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import json
 import os
 import signal
 import sys
+from typing import cast
 
-from . import jail, program, split
-from .wire import HIGH, PAYLOAD, READY
+from qwq_rl.sandbox.inside import jail, program, split
+from qwq_rl.sandbox.inside.wire import HIGH, PAYLOAD, READY
 
 ROLES = {"program": program.main, "call": program.call, "solve": split.solve, "check": split.check}
 
 
 def main(walls: jail.Walls, files: list[int], link: int | None, limits: tuple[int, float, int]) -> None:
-    """Never returns. `files`: stdin, stdout, stderr, report, payload; `limits`: bytes of memory, CPU seconds, bytes a file."""
+    """Never returns. `files` as in wire.py; `limits`: bytes of memory, CPU seconds, bytes a file."""
     _arrange([*files[:4], link, files[4]])
     payload = json.loads(os.pread(PAYLOAD, os.fstat(PAYLOAD).st_size, 0))
     _reset_signals()
@@ -61,8 +62,11 @@ def _reset_signals() -> None:
 
 
 def _open_standard_files() -> None:
-    sys.stdin = sys.__stdin__ = io.open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = io.open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = io.open(  # type: ignore[misc]
-        2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
-    )
+    sys.stdin = sys.__stdin__ = _text(0, "r", "surrogateescape")  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = _text(1, "w", "surrogateescape")  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _text(2, "w", "backslashreplace")  # type: ignore[misc]
+    sys.stderr.reconfigure(line_buffering=True)
+
+
+def _text(file: int, mode: str, errors: str) -> io.TextIOWrapper:
+    return cast(io.TextIOWrapper, open(file, mode, encoding="utf-8", errors=errors, closefd=False))

@@ -14,8 +14,8 @@ import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from . import landlock, seccomp
-from .wire import HIGH
+from qwq_rl.sandbox.inside import landlock, seccomp
+from qwq_rl.sandbox.inside.wire import HIGH
 
 _NEW_USER, _NEW_PID, _NEW_NET, _NEW_IPC, _NEW_UTS = 0x10000000, 0x20000000, 0x40000000, 0x08000000, 0x04000000
 _SET_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _SET_NO_NEW_PRIVS = 1, 4, 22, 38
@@ -69,16 +69,8 @@ def prepare(namespaces: bool, slots: int, without: Collection[str]) -> Walls:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if own_user:
         _lower(resource.RLIMIT_NPROC, _THREADS * slots + 16)
-    rules = None
-    if "landlock" not in without and landlock.version() > 0:
-        rules = fcntl.fcntl(landlock.ruleset(_standard_library(), _DEVICES), fcntl.F_DUPFD_CLOEXEC, HIGH)
-        if not works(lambda: landlock.restrict(rules)):
-            rules = None
-    program = None
-    if "seccomp" not in without and seccomp.supported():
-        program = seccomp.build(may_open=rules is not None)
-        if not works(lambda: _install(seccomp.program(program, os.getpid()))):
-            program = None
+    rules = None if "landlock" in without else _landlock_rules()
+    program = None if "seccomp" in without else _seccomp_filter(may_open=rules is not None)
     return Walls(namespaces, own_user, program, rules)
 
 
@@ -124,10 +116,24 @@ def works(action: Callable[[], object]) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
+def _landlock_rules() -> int | None:
+    if landlock.version() == 0:
+        return None
+    rules = fcntl.fcntl(landlock.ruleset(_standard_library(), _DEVICES), fcntl.F_DUPFD_CLOEXEC, HIGH)
+    return rules if works(lambda: landlock.restrict(rules)) else None
+
+
+def _seccomp_filter(*, may_open: bool) -> bytes | None:
+    if not seccomp.supported():
+        return None
+    built = seccomp.build(may_open=may_open)
+    return built if works(lambda: _install(seccomp.program(built, os.getpid()))) else None
+
+
 def _take_own_uid() -> bool:
     """As root, become a user id that nothing else has, if it can read the standard library."""
     uid = _FIRST_UID + int.from_bytes(os.urandom(2), "little")
-    if os.geteuid() != 0 or not works(lambda: (_become(uid), _read_library())):
+    if os.geteuid() != 0 or not works(lambda: _read_library_as(uid)):
         return False
     _become(uid)
     return True
@@ -139,7 +145,8 @@ def _become(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def _read_library() -> None:
+def _read_library_as(uid: int) -> None:
+    _become(uid)
     for folder in _standard_library():
         os.listdir(folder)
 

@@ -26,7 +26,7 @@ def version() -> int:
 
 
 def ruleset(readable: Iterable[str], devices: Iterable[str]) -> int:
-    """A file descriptor of the rules: folders that can be read, devices that can be read and written. Raises OSError."""
+    """A descriptor of the rules: folders that can be read, devices that can be read and written. Raises OSError."""
     abi = version()
     rights = (1 << _FILE_RIGHTS_BY_VERSION[min(abi, 5)]) - 1
     fields = [rights] + [_TCP_RIGHTS] * (abi >= 4) + [_SCOPES] * (abi >= 6)

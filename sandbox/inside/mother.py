@@ -1,15 +1,17 @@
 """The warm interpreter that forks one jailed child a test case, or two for an assert test.
 
-Started by exec, so nothing of the trainer is in its memory. It never reads a submission, an input or an output: those are files
-whose descriptors pass through it, so no child can find another's in the memory it inherits. Two processes: the launcher enters
-the namespaces and watches the trainer; the mother proper is the first process of the new process namespace, whose end takes
-every child with it.
+Started by exec, so nothing of the trainer is in its memory. It never reads a submission, an input or an output: those
+are files whose descriptors pass through it, so no child can find another's in the memory it inherits. Two processes:
+the launcher enters the namespaces and watches the trainer; the mother proper is the first process of the new process
+namespace, whose end takes every child with it.
 
 Over the control socket, one packet each (wire.py): first a greeting in JSON from the mother, then requests and replies.
 """
 
 from __future__ import annotations
 
+import _sitebuiltins
+import builtins
 import ctypes
 import gc
 import importlib
@@ -24,16 +26,16 @@ import traceback
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from . import child, jail, landlock
-from .wire import FILES, PROCESS, REPLY, REQUEST
+from qwq_rl.sandbox.inside import child, jail, landlock
+from qwq_rl.sandbox.inside.wire import FILES, PROCESS, REPLY, REQUEST
 
 _CPU_SLACK = 0.002
 _WATCH_MS = 1000
-_WARM = (
-    "abc array bisect calendar cmath collections contextlib copy datetime decimal enum fractions functools hashlib heapq io "
-    "itertools json math numbers operator queue random re statistics string struct textwrap threading time traceback types "
-    "typing unicodedata dataclasses encodings.idna encodings.latin_1 encodings.ascii asyncio"
-).split()
+_WARM = """
+    abc array bisect calendar cmath collections contextlib copy dataclasses datetime decimal encodings.ascii
+    encodings.idna encodings.latin_1 enum fractions functools hashlib heapq io itertools json math numbers operator
+    queue random re statistics string struct textwrap threading time traceback types typing unicodedata
+"""
 """Imported before forking: children find them ready."""
 
 
@@ -149,7 +151,8 @@ class Mother:
         self._poll.unregister(handle)
         os.close(handle)
         _, status, usage = os.wait4(process.pid, 0)
-        process.result = PROCESS.pack(status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, process.ended_for)
+        cpu_s = usage.ru_utime + usage.ru_stime
+        process.result = PROCESS.pack(status, cpu_s, usage.ru_maxrss * 1024, process.ended_for)
         results = [item.result for item in case.processes if item.result is not None]
         if len(results) == len(case.processes):
             del self._cases[case.number]
@@ -178,7 +181,7 @@ class Mother:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """CPU time of all threads of a process: its clock, whose id the kernel derives from the process id (posix-timers.h)."""
+    """CPU time of all threads of a process: its clock, whose id is made of the process id (linux/posix-timers.h)."""
     try:
         return time.clock_gettime((~pid << 3) | 2)
     except OSError:
@@ -195,13 +198,10 @@ def _address_space() -> int:
 
 def _warm() -> None:
     """Do once what every child would otherwise do: imports, the compiler's first run, what `site` adds to builtins."""
-    for name in _WARM:
+    for name in _WARM.split():
         importlib.import_module(name)
-    import _sitebuiltins
-    import builtins
-
-    builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D (i.e. EOF)")
-    builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D (i.e. EOF)")
-    exec(compile("import math\nclass A:\n    def f(self):\n        return [x for x in range(3)]\nA().f()", "warm", "exec"), {})
+    for name in ("exit", "quit"):
+        setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D (i.e. EOF)"))
+    exec(compile("import math\nclass A:\n def f(self): return [x for x in range(3)]\nA().f()", "warm", "exec"), {})
     ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX: threads share one heap, or each would reserve 64 MiB of the limit
     os.environ.clear()

@@ -10,8 +10,8 @@ import threading
 import types
 from typing import Any
 
-from .values import encode
-from .wire import REPORT
+from qwq_rl.sandbox.inside.values import encode
+from qwq_rl.sandbox.inside.wire import REPORT
 
 
 class Ended(Exception):
@@ -37,7 +37,7 @@ def call(payload: dict[str, Any]) -> None:
 
 
 def run_code(text: str, name: str) -> dict[str, Any]:
-    """Execute the submission as the module `name`; its globals. Raises `Ended`, having reported and shown what went wrong."""
+    """Execute the submission as the module `name`; its globals. Raises `Ended`, having reported what went wrong."""
     try:
         code = compile(text, "main.py", "exec", dont_inherit=True)
     except MemoryError as error:

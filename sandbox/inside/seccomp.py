@@ -1,7 +1,7 @@
 """The system calls a jailed child may make: a list of what is allowed, compiled to a BPF program without a library.
 
-Everything else fails with EPERM, so sockets, fork, exec, ptrace, signals to others and changes of limits, owners or mounts do.
-Layout of `struct seccomp_data`: linux/seccomp.h; of an instruction: linux/filter.h. Call numbers: the kernel's syscall tables.
+Everything else fails with EPERM: sockets, fork, exec, ptrace, signals to others, changes of limits, owners or mounts.
+Layout of `struct seccomp_data`: linux/seccomp.h; of an instruction: linux/filter.h. Call numbers: the kernel's tables.
 """
 
 from __future__ import annotations
@@ -25,20 +25,23 @@ _PLAIN = {
     "read": (0, 63), "write": (1, 64), "close": (3, 57), "stat": (4, -1), "fstat": (5, 80), "lstat": (6, -1),
     "poll": (7, -1), "lseek": (8, 62), "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214),
     "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "pread64": (17, 67),
-    "pwrite64": (18, 68), "readv": (19, 65), "writev": (20, 66), "access": (21, -1), "pipe": (22, -1), "select": (23, -1),
-    "sched_yield": (24, 124), "mremap": (25, 216), "madvise": (28, 233), "dup": (32, 23), "dup2": (33, -1), "pause": (34, -1),
-    "nanosleep": (35, 101), "getitimer": (36, 102), "alarm": (37, -1), "setitimer": (38, 103), "getpid": (39, 172),
-    "recvfrom": (45, 207), "shutdown": (48, 210), "exit": (60, 93), "wait4": (61, 260), "uname": (63, 160), "fsync": (74, 82),
-    "getcwd": (79, 17), "readlink": (89, -1), "gettimeofday": (96, 169), "getrlimit": (97, 163), "getrusage": (98, 165),
-    "sysinfo": (99, 179), "times": (100, 153), "getuid": (102, 174), "getgid": (104, 176), "geteuid": (107, 175),
-    "getegid": (108, 177), "getppid": (110, 173), "rt_sigpending": (127, 136), "rt_sigtimedwait": (128, 137),
-    "rt_sigsuspend": (130, 133), "sigaltstack": (131, 132), "gettid": (186, 178), "time": (201, -1), "futex": (202, 98),
-    "sched_getaffinity": (204, 123), "getdents64": (217, 61), "restart_syscall": (219, 128), "epoll_create": (213, -1),
-    "set_tid_address": (218, 96), "clock_gettime": (228, 113), "clock_getres": (229, 114), "clock_nanosleep": (230, 115),
-    "exit_group": (231, 94), "epoll_wait": (232, -1), "epoll_ctl": (233, 21), "newfstatat": (262, 79), "readlinkat": (267, 78),
-    "faccessat": (269, 48), "pselect6": (270, 72), "ppoll": (271, 73), "set_robust_list": (273, 99), "epoll_pwait": (281, 22),
-    "eventfd2": (290, 19), "epoll_create1": (291, 20), "dup3": (292, 24), "pipe2": (293, 59), "getrandom": (318, 278),
-    "membarrier": (324, 283), "statx": (332, 291), "rseq": (334, 293), "faccessat2": (439, 439), "futex_waitv": (449, 449),
+    "pwrite64": (18, 68), "readv": (19, 65), "writev": (20, 66), "access": (21, -1), "pipe": (22, -1),
+    "select": (23, -1), "sched_yield": (24, 124), "mremap": (25, 216), "madvise": (28, 233), "dup": (32, 23),
+    "dup2": (33, -1), "pause": (34, -1), "nanosleep": (35, 101), "getitimer": (36, 102), "alarm": (37, -1),
+    "setitimer": (38, 103), "getpid": (39, 172), "recvfrom": (45, 207), "shutdown": (48, 210), "exit": (60, 93),
+    "wait4": (61, 260), "uname": (63, 160), "fsync": (74, 82), "getcwd": (79, 17), "readlink": (89, -1),
+    "gettimeofday": (96, 169), "getrlimit": (97, 163), "getrusage": (98, 165), "sysinfo": (99, 179),
+    "times": (100, 153), "getuid": (102, 174), "getgid": (104, 176), "geteuid": (107, 175), "getegid": (108, 177),
+    "getppid": (110, 173), "rt_sigpending": (127, 136), "rt_sigtimedwait": (128, 137), "rt_sigsuspend": (130, 133),
+    "sigaltstack": (131, 132), "gettid": (186, 178), "time": (201, -1), "futex": (202, 98),
+    "sched_getaffinity": (204, 123), "getdents64": (217, 61), "restart_syscall": (219, 128),
+    "epoll_create": (213, -1), "set_tid_address": (218, 96), "clock_gettime": (228, 113), "clock_getres": (229, 114),
+    "clock_nanosleep": (230, 115), "exit_group": (231, 94), "epoll_wait": (232, -1), "epoll_ctl": (233, 21),
+    "newfstatat": (262, 79), "readlinkat": (267, 78), "faccessat": (269, 48), "pselect6": (270, 72),
+    "ppoll": (271, 73), "set_robust_list": (273, 99), "epoll_pwait": (281, 22), "eventfd2": (290, 19),
+    "epoll_create1": (291, 20), "dup3": (292, 24), "pipe2": (293, 59), "getrandom": (318, 278),
+    "membarrier": (324, 283), "statx": (332, 291), "rseq": (334, 293), "faccessat2": (439, 439),
+    "futex_waitv": (449, 449),
 }  # fmt: skip
 _OPENING = {"open": (2, -1), "openat": (257, 56)}
 _CLONE, _CLONE3, _IOCTL, _FCNTL = (56, 220), (435, 435), (16, 29), (72, 25)

@@ -1,8 +1,8 @@
-"""Assert tests, judged by two jailed children: `solve` holds the submission, `check` the test, and calls pass between them.
+"""Assert tests, judged by two jailed children: `solve` holds the submission, `check` the test; calls pass between.
 
-Over the link, one JSON object a line. From check: {"do": "call" | "get" | "list", "on": name or object's number, ...}; from solve:
-{"value": ...} or {"raise": [type, message]}. What solve sends is data (values.py): the test compares plain values of its own
-process, so no method of the submission takes part in a comparison.
+Over the link, one JSON object a line. From check: {"do": "call" | "get" | "list", "on": name or object's number, ...};
+from solve: {"value": ...} or {"raise": [type, message]}. What solve sends is data (values.py): the test compares plain
+values of its own process, so no method of the submission takes part in a comparison.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
-import io
 import json
 import os
 import signal
@@ -19,9 +18,9 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import program
-from .values import decode, encode
-from .wire import LINK
+from qwq_rl.sandbox.inside import program
+from qwq_rl.sandbox.inside.values import decode, encode
+from qwq_rl.sandbox.inside.wire import LINK
 
 _LONGEST = 1 << 26
 _STOPPING = (StopIteration, StopAsyncIteration)
@@ -52,7 +51,7 @@ def solve(payload: dict[str, Any]) -> None:
     def resolve(place: str | int) -> Any:
         return objects[place] if isinstance(place, int) else program.find(names, place)
 
-    with io.open(LINK, "rb", closefd=False) as requests:
+    with open(LINK, "rb", closefd=False) as requests:
         for line in requests:
             _send(_answer(json.loads(line), resolve, refer))
     sys.stdout.flush()
@@ -84,7 +83,7 @@ def check(payload: dict[str, Any]) -> None:
 
 
 class Remote:
-    """A function or object of the submission, seen from the test. It can be called, looked into, listed and passed back.
+    """A function or object of the submission, seen from the test: to be called, looked into, listed and passed back.
 
     It has no truth value and equals nothing: an object that says it equals everything must not pass.
     """
@@ -95,6 +94,7 @@ class Remote:
         self._link, self._place = link, place
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it in the submission's process."""
         return self._link.ask({"do": "call", "on": self._place, "args": _pack(args), "kwargs": _pack(kwargs)})
 
     def __getattr__(self, name: str) -> Any:
@@ -115,7 +115,7 @@ class _Link:
     """The test's end of the link."""
 
     def __init__(self) -> None:
-        self._replies = io.open(LINK, "rb", closefd=False)
+        self._replies = os.fdopen(LINK, "rb", closefd=False)
 
     def ask(self, request: dict[str, Any]) -> Any:
         """One request and its answer. Raises what the submission raised, or `Broken`."""

@@ -1,7 +1,7 @@
-"""Python values as JSON that keeps their types, for what crosses a jail's wall. Decoding builds plain data and runs nothing.
+"""Python values as JSON that keeps their types, for what crosses a jail's wall. Decoding builds data and runs nothing.
 
-What JSON has is itself; everything else is an object with one key that starts with `$`. Subclasses (Counter, namedtuple,
-IntEnum) travel as the type they extend.
+What JSON has is itself; everything else is an object with one key that starts with `$`. Subclasses (Counter,
+namedtuple, IntEnum) travel as the type they extend.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def decode(value: Any, reference: Callable[[Any], Any] | None = None) -> Any:
 def decode_json(value: Any) -> Any:
     """What JSON can hold of an encoded value, tuples as lists; ValueError, TypeError or LookupError for the rest.
 
-    The judge uses it on what a submission returned: it builds no set and no dict of numbers, whose hashes could be made to collide.
+    The judge uses it on what a submission returned: it builds no set and no dict of numbers, whose hashes could be made
+    to collide.
     """
     if isinstance(value, list):
         return [decode_json(item) for item in value]

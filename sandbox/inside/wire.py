@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 REQUEST = struct.Struct("=IBddQQ")
-"""Case number, processes, CPU seconds, wall seconds, bytes of memory, bytes a file; `FILES` descriptors a process come along."""
+"""Case number, processes, CPU seconds, wall seconds, bytes of memory, bytes a file; `FILES` descriptors a process."""
 REPLY = struct.Struct("=Id")
 """Case number, wall seconds; one `PROCESS` a process follows."""
 PROCESS = struct.Struct("=idQc")

@@ -1,0 +1,7 @@
+"""`python -m qwq_rl.sandbox`."""
+
+import sys
+
+from qwq_rl.sandbox.cli import main
+
+sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,195 @@
+"""Does the program in the answer pass the row's tests? It runs in the sandbox; expected outputs stay outside."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from qwq_rl.errors import UserError
+from qwq_rl.sandbox import Job, JobError, LocalSandbox, Result, SandboxUnavailable
+from qwq_rl.verifiers.contract import Problem, Response, Verdict
+from qwq_rl.verifiers.outcomes import bad_reference, empty_answer, fault, no_answer, shown
+
+LEVELS = ("L0", "L1", "L2", "L3", "L4")
+_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*(\w*)[^\n`]*\n(.*?)^[ \t]*\1[ \t]*$", re.MULTILINE | re.DOTALL)
+_PYTHON = ("python", "python3", "py", "")
+_KNOWN = {"tests", "entry_point", "limits", "prelude", "compare"}
+_STATUSES = {"wrong_answer": "wrong", "time_limit": "timeout"}
+"""Sandbox verdicts that have another name as a status; the rest keep theirs."""
+_REASON = 200
+
+
+def code(
+    *,
+    cpu_s: float = 2.0,
+    memory_mb: int = 256,
+    partial: bool = False,
+    unfenced: Literal["no_answer", "program"] = "no_answer",
+    require: str = "L1",
+    sandbox: Callable[[], LocalSandbox] | None = None,
+) -> CodeVerifier:
+    """Build the verifier of programs.
+
+    `cpu_s` and `memory_mb` hold where the row's own limits say nothing; with `partial` the score is the share of tests
+    passed; an answer without a Python block is `no_answer`, or all of it the `program`; `require` is the isolation below
+    which nothing is run. Judges with one sandbox a process, or with what `sandbox` returns.
+
+    A reference is `{"tests": [...], "entry_point": null | str, "limits": {...}, "compare": ..., "prelude": str}`:
+    tests and comparisons as in a sandbox job; the prelude is put before the program and before every assert test, where
+    the entry point that it leaves to be written is the submission's.
+    """
+    if require not in LEVELS:
+        raise UserError(f"require is {require!r}: give one of {', '.join(LEVELS)}")
+    if unfenced not in ("no_answer", "program"):
+        raise UserError(f"unfenced is {unfenced!r}: give 'no_answer' or 'program'")
+    limits = {"cpu_s": cpu_s, "memory_mb": memory_mb}
+    return CodeVerifier(limits, partial, unfenced == "program", require, sandbox or shared_sandbox)
+
+
+@functools.cache
+def shared_sandbox() -> LocalSandbox:
+    """The sandbox of this process; it starts with the first job."""
+    return LocalSandbox()
+
+
+class CodeVerifier:
+    """Judges programs; `batch` runs many at once, identical ones of the same row only once."""
+
+    def __init__(
+        self, limits: Mapping[str, Any], partial: bool, bare: bool, require: str, sandbox: Callable[[], LocalSandbox]
+    ) -> None:
+        """Build one with `code`."""
+        self._limits, self._partial, self._bare, self._require, self._sandbox = limits, partial, bare, require, sandbox
+
+    def __call__(self, problem: Problem, response: Response) -> Verdict:
+        """Judge one response."""
+        return self.batch([(problem, response)])[0]
+
+    def batch(self, items: Sequence[tuple[Problem, Response]]) -> list[Verdict]:
+        """One verdict an item, in order. Raises `UserError` where this machine cannot shut programs in as required."""
+        started = time.perf_counter()
+        jobs: dict[tuple[str, str], Job] = {}
+        planned = [self._plan(problem, response, jobs) for problem, response in items]
+        results = dict(zip(jobs, self._judged(list(jobs.values())), strict=True))
+        seconds = (time.perf_counter() - started) / max(1, len(items))
+        return [
+            plan if isinstance(plan, Verdict) else self._verdict(results[plan], jobs[plan], plan[0], seconds)
+            for plan in planned
+        ]
+
+    def _plan(
+        self, problem: Problem, response: Response, jobs: dict[tuple[str, str], Job]
+    ) -> Verdict | tuple[str, str]:
+        """The key of the job that judges this response, added to `jobs`; or its verdict, where nothing is to be run."""
+        reference = problem.get("reference")
+        try:
+            key_of_reference = json.dumps(reference, sort_keys=True)
+            reason = _misfit(reference)
+        except (TypeError, ValueError) as error:
+            reason = f"reference is not JSON: {error}"
+        if reason:
+            return bad_reference(shown(reason, _REASON))
+        program = extract_program(response.answer, bare=self._bare)
+        if program is None:
+            return (
+                no_answer("there is no closed ```python block") if response.answer.strip() else empty_answer(response)
+            )
+        key = (program, key_of_reference)
+        if key not in jobs:
+            try:
+                jobs[key] = self._job(str(len(jobs)), program, reference)
+            except JobError as error:
+                return bad_reference(shown(f"reference: {error}", _REASON))
+        return key
+
+    def _job(self, name: str, program: str, reference: Any) -> Job:
+        prelude = reference.get("prelude") or ""
+        before = prelude if not prelude or prelude.endswith("\n") else prelude + "\n"
+        tests = reference["tests"]
+        if before and isinstance(tests, list):
+            tests = [
+                {"assert": before + test["assert"]} if isinstance(test, Mapping) and set(test) == {"assert"} else test
+                for test in tests
+            ]
+        limits = reference.get("limits") or {}
+        return Job.from_dict(
+            {
+                "id": name,
+                "code": before + program,
+                "tests": tests,
+                "entry_point": reference.get("entry_point"),
+                "compare": reference.get("compare", "tokens"),
+                "mode": "all" if self._partial else "first_failure",
+                "limits": {**self._limits, **limits} if isinstance(limits, Mapping) else limits,
+            }
+        )
+
+    def _judged(self, jobs: list[Job]) -> list[Result]:
+        if not jobs:
+            return []
+        try:
+            sandbox = self._sandbox()
+            level = sandbox.isolation
+            if LEVELS.index(level) < LEVELS.index(self._require):
+                raise UserError(
+                    f"the sandbox reaches isolation {level} on this machine, and {self._require} is required: "
+                    "`qwq-rl sandbox doctor` shows what is missing"
+                )
+            return sandbox.judge(jobs)
+        except SandboxUnavailable as error:
+            raise UserError(str(error)) from error
+
+    def _verdict(self, result: Result, job: Job, program: str, seconds: float) -> Verdict:
+        reason = describe_result(result, job)
+        if result.verdict == "sandbox_error":
+            return fault(reason)
+        accepted = result.verdict == "accepted"
+        score = result.passed / result.total if self._partial else float(accepted)
+        status = "correct" if accepted else _STATUSES.get(result.verdict, result.verdict)
+        cpu_s = sum(case.cpu_s for case in result.cases)
+        metrics = {"passed": float(result.passed), "total": float(result.total), "cpu_s": cpu_s}
+        return Verdict(score, status, reason, program, metrics, seconds)
+
+
+def extract_program(answer: str, *, bare: bool = False) -> str | None:
+    """The last closed Python block of a Markdown text; with `bare`, a text without any fence is itself a program."""
+    blocks = [match[3] for match in _FENCE.finditer(answer) if match[2].lower() in _PYTHON]
+    if blocks:
+        return blocks[-1]
+    return answer if bare and answer.strip() and "```" not in answer else None
+
+
+def describe_result(result: Result, job: Job) -> str:
+    """One line: that all passed, or which test did not and why."""
+    if result.verdict == "accepted":
+        return f"all {result.total} tests passed" if result.total > 1 else "the test passed"
+    index = next(place for place, case in enumerate(result.cases) if case.verdict == result.verdict)
+    case, test = result.cases[index], job.tests[index]
+    name = f"test {index + 1} of {result.total}: {result.verdict.replace('_', ' ')}"
+    said = case.stderr.strip().splitlines()
+    if result.verdict == "wrong_answer" and "output" in test:
+        return shown(f"{name}: printed {shown(repr(case.stdout))}, expected {shown(repr(test['output']))}", _REASON)
+    expected = (
+        f", expected {shown(json.dumps(test['expected']))}"
+        if result.verdict == "wrong_answer" and "expected" in test
+        else ""
+    )
+    return shown(f"{name}: {said[-1] if said else 'no message'}{expected}", _REASON)
+
+
+def _misfit(reference: object) -> str:
+    """What is wrong with the outline of a reference; empty where it is right."""
+    if not isinstance(reference, Mapping):
+        return 'reference: give {"tests": [...], "entry_point": null | str, "limits": {...}}'
+    if "tests" not in reference:
+        return "reference.tests is missing"
+    unknown = sorted(set(reference) - _KNOWN)
+    if unknown:
+        return f"reference.{unknown[0]} is not a field: there are {', '.join(sorted(_KNOWN))}"
+    if not isinstance(reference.get("prelude", ""), str | None):
+        return f"reference.prelude is a {type(reference['prelude']).__name__}: give a string"
+    return ""
