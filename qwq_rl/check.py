@@ -118,6 +118,7 @@ def pipeline_mistakes(
                 extended |= {part.stage} if part.extend else set()
             case Control():
                 named = {"stage": part.stage, "of": part.of}
+                yield from ((joined(path, "stage"), text) for text in _other_start(part, stages))
             case FinalEvaluation():
                 yield from sets_mistakes(joined(path, "sets"), part.sets)
             case Pipeline():
@@ -132,6 +133,16 @@ def _gate(path: str, gate: Gate, domains: set[str]) -> Contradictions:
             if domains and name not in domains:
                 text = f"no stage has a domain {name}{did_you_mean_or_all(name, sorted(domains))}"
                 yield joined(path, f"require.{index}.domains.{position}"), text
+
+
+def _other_start(control: Control, stages: Mapping[str, Loaded[Stage]]) -> Iterable[str]:
+    """A control shows what supervised training of the same model reaches."""
+    pair = [stages[name].parts.get("model") for name in (control.stage, control.of) if name in stages]
+    if len(pair) == 2 and None not in pair and pair[0] != pair[1]:
+        starts = " and ".join(
+            f"{name} starts from {stages[name].parts['model'].from_}" for name in (control.stage, control.of)
+        )
+        yield f"{starts}: a control starts from the same model"
 
 
 def _stage_name(name: str, names: Sequence[str], kinds: Mapping[str, Any]) -> Iterable[str]:

@@ -293,7 +293,7 @@ class _Builder:
     def sequence(self, kind: Any, node: Node, path: str, rules: Mapping[str, Any]) -> Any:
         arguments = get_args(kind)
         if not isinstance(node.value, list):
-            write = "" if isinstance(node.value, (dict, NoneType)) else f"; write [{node.value}]"
+            write = "" if isinstance(node.value, dict) else f"; write [{'' if node.value is None else node.value}]"
             return self.note(node, path, f"must be {describe(kind)}, not {_got(node.value)}{write}")
         fixed = get_origin(kind) is tuple and Ellipsis not in arguments
         if fixed and len(node.value) != len(arguments):
@@ -307,14 +307,15 @@ class _Builder:
 
     def mapping(self, kind: Any, node: Node, path: str, rules: Mapping[str, Any]) -> Any:
         if not isinstance(node.value, dict):
-            return self.note(node, path, f"must be a mapping, not {_got(node.value)}")
+            write = "; write {} for none" if node.value is None else ""
+            return self.note(node, path, f"must be a mapping, not {_got(node.value)}{write}")
         inner = get_args(kind)[1]
         values = {key: self.build(inner, child, joined(path, key), rules) for key, child in node.value.items()}
         return BROKEN if any(value is BROKEN for value in values.values()) else values
 
     def scalar(self, kind: Any, node: Node, path: str, rules: Mapping[str, Any]) -> Any:
         value = node.value
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 2**1023:
             value = float(value)
         if kind is int and type(value) is float and value.is_integer():
             value = int(value)

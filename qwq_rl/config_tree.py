@@ -124,6 +124,9 @@ def parse(text: str, place: Callable[[int], Place], mistakes: list[Mistake]) -> 
         line = text[: error.position].count("\n") + 1
         mistakes.append(Mistake(place(line), f"broken YAML: character {error.character!r} is not allowed"))
         return None
+    except RecursionError:
+        mistakes.append(Mistake(place(1), "broken YAML: nested too deep"))
+        return None
     if root is None:
         return Node(None, place(1))
     return _Converter(loader, place, mistakes).convert(root, place(root.start_mark.line + 1), "", ())
@@ -226,7 +229,7 @@ def _with(node: Node, keys: list[str], new: Node, place: Place) -> Node | str:
     if not keys:
         return new
     key, rest = keys[0], keys[1:]
-    children = {} if node.value is None else node.value
+    children = {} if node.value in (None, BROKEN) else node.value
     if isinstance(children, list):
         if not key.isdecimal() or int(key) >= len(children):
             return f"{key!r} is no index into a list of {len(children)} (the first is 0)"

@@ -59,7 +59,9 @@ class Domain:
     reward_model: float = field(
         default=0.0,
         metadata=about(
-            "w of `R = gate * v * ((1 - w) + w * q)` on rows with a `score` check; open rows have `R = gate * q`.",
+            "w of `R = gate * v * ((1 - w) + w * q)` on rows with a `score` check; open rows have `R = gate * q`. "
+            "`1 - w` must be above the largest score that a failing response can get (`largest_failing_score` of the "
+            "verifier, 0 where it has none).",
             least=0,
             most=1,
         ),

@@ -173,6 +173,10 @@ WRONG = {
     ),
     "control that is no stage": ("--pipeline.control.stage=control", "there is no stage control"),
     "control of no stage": ("--pipeline.control.of=1_math", "there is no stage 1_math; did you mean 1_math_code?"),
+    "control that starts elsewhere": (
+        "--1_control.model.from=1_math_code",
+        "control.stage: 1_control starts from 1_math_code and 1_math_code starts from 0_cold_start: a control starts",
+    ),
     "release of no stage": ("--pipeline.release=2_genral", "there is no stage 2_genral; did you mean 2_general?"),
     "release of a reward model": ("--pipeline.release=2_reward_model", "2_reward_model trains a reward model"),
     "final set that is none": (

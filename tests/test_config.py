@@ -124,6 +124,16 @@ MISTAKES = {
         GOOD + "tags: red\n",
         "car.yaml:4: tags: must be a list, each text, not text 'red'; write [red]",
     ),
+    "nothing for a list": (GOOD + "tags:\n", "car.yaml:4: tags: must be a list, each text, not nothing; write []"),
+    "nothing for a mapping": (
+        GOOD + "doors:\n",
+        "car.yaml:4: doors: must be a mapping, not nothing; write {} for none",
+    ),
+    "number beyond any float": (
+        f"name: x\nengine: {{power: 1{'0' * 400}}}\n",
+        "car.yaml:2: engine.power: must be a number, not 1000",
+    ),
+    "nested too deep": (GOOD + "extra: " + "[" * 5000 + "]" * 5000, "car.yaml:1: broken YAML: nested too deep"),
     "mapping for a list": (GOOD + "wheels: {size: 1}\n", "car.yaml:4: wheels: must be a list, not a mapping"),
     "text for a block": ("name: x\nengine: big\n", "car.yaml:2: engine: must be a mapping, not text 'big'"),
     "list for a mapping": (GOOD + "doors: [1]\n", "car.yaml:4: doors: must be a mapping, not a list"),
