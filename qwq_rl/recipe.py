@@ -32,6 +32,7 @@ from qwq_rl.recipes_stages import KINDS, RewardModelRecipe, RlRecipe, SftRecipe,
 
 __all__ = [
     "KINDS",
+    "PIPELINE",
     "Checkpoint",
     "Control",
     "DataSource",
@@ -60,6 +61,7 @@ __all__ = [
     "recipe_hash",
     "resolved_yaml",
     "split_overrides",
+    "stage_files",
 ]
 
 PIPELINE = "pipeline"
