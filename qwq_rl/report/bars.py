@@ -1,0 +1,137 @@
+"""Small marks and bars as SVG: intervals inside table cells, stacked bars, a chart of jobs over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qwq_rl.report.charts import Frame, pixel, plot
+from qwq_rl.report.markup import at, duration, esc, finite, interval, number, signed
+from qwq_rl.report.scales import seconds_axis
+
+
+def micro_score(estimate: object, colour: int) -> str:
+    """A score 0..1 with its interval on a short rail; empty where there is none."""
+    mean, low, high = (finite(at(estimate, key)) for key in ("mean", "low", "high"))
+    if mean is None:
+        return ""
+    width = 96.0
+    bar = f'<path class="bar" d="M{pixel((low or mean) * width)} 6H{pixel((high or mean) * width)}"/>'
+    return _micro(f'<path class="rail" d="M0 6H{pixel(width)}"/>{bar}', mean * width, width, colour, interval(estimate))
+
+
+def micro_difference(estimate: object, reach: float, colour: int) -> str:
+    """A difference with its interval around a zero line; `reach` is the largest size that the rail shows."""
+    mean, low, high = (finite(at(estimate, key)) for key in ("mean", "low", "high"))
+    if mean is None:
+        return ""
+    width = 120.0
+
+    def x(value: float) -> float:
+        return (min(max(value / reach, -1.0), 1.0) + 1) / 2 * width
+
+    rail = f'<path class="rail" d="M0 6H{pixel(width)}"/><path class="zero" d="M{pixel(x(0))} 0v12"/>'
+    ends = [pixel(x(mean if end is None else end)) for end in (low, high)]
+    bar = f'<path class="bar" d="M{ends[0]} 6H{ends[1]}"/>'
+    return _micro(rail + bar, x(mean), width, colour, signed(mean))
+
+
+def _micro(content: str, x: float, width: float, colour: int, words: str) -> str:
+    return (
+        f'<svg class="micro c{colour}" viewBox="-4 0 {pixel(width + 8)} 12" width="{pixel(width + 8)}" height="12" '
+        f'role="img" aria-label="{esc(words)}">{content}<circle cx="{pixel(x)}" cy="6" r="3.6"/></svg>'
+    )
+
+
+def steps(estimates: Sequence[tuple[str, object]], colour: int, name: str) -> str:
+    """A small chart of one score after each stage: its intervals, its points, their values and the stages' names."""
+    frame = Frame(320, 150, left=34, right=34, top=26, bottom=24)
+    known = [(label, estimate) for label, estimate in estimates if finite(at(estimate, "mean")) is not None]
+    span, height = frame.width - frame.left - frame.right, frame.height - frame.top - frame.bottom
+    parts, line = [f'<path class="grid base" d="M0 {pixel(frame.height - frame.bottom)}H{pixel(frame.width)}"/>'], []
+    for index, (label, estimate) in enumerate(known):
+        x = frame.left + span * index / max(len(known) - 1, 1)
+        middle = finite(at(estimate, "mean")) or 0.0
+        values = [finite(at(estimate, key)) for key in ("mean", "low", "high")]
+        mean, low, high = (frame.top + height * (1 - (middle if value is None else value)) for value in values)
+        line.append((x, mean))
+        parts.append(f'<path class="whisker" d="M{pixel(x)} {pixel(high)}V{pixel(low)}"/>')
+        parts.append(f'<circle cx="{pixel(x)}" cy="{pixel(mean)}" r="4"/>')
+        parts.append(f'<text class="value" x="{pixel(x)}" y="{pixel(mean - 10)}">{number(at(estimate, "mean"))}</text>')
+        parts.append(f'<text class="tick x" x="{pixel(x)}" y="{pixel(frame.height - 6)}">{esc(label)}</text>')
+    joined = "L".join(f"{pixel(x)} {pixel(y)}" for x, y in line)
+    drawn = f'<path class="line c{colour}" d="M{joined}"/>' if len(line) > 1 else ""
+    return plot(f'<g class="steps c{colour}">{parts[0]}{drawn}{"".join(parts[1:])}</g>', frame, name)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One row of a bar chart: parts `(name, colour class, wall seconds)` end to end, CPU seconds as a line below."""
+
+    label: str
+    parts: tuple[tuple[str, str, float], ...]
+    cpu: float | None
+
+
+def stacked_bars(bars: Sequence[Bar], name: str) -> str:
+    """Horizontal stacked bars over one axis of seconds; rows labelled on the left, totals on the right."""
+    frame = Frame(1080, 34 + 34 * len(bars), left=200, right=90, top=4, bottom=28)
+    longest = max((max(sum(part[2] for part in bar.parts), bar.cpu or 0.0) for bar in bars), default=1.0) or 1.0
+    parts, tips = [_seconds_grid(longest, frame)], []
+    for index, bar in enumerate(bars):
+        y, x = frame.top + 34 * index, frame.left
+        parts.append(f'<text class="row" x="{pixel(frame.left - 10)}" y="{pixel(y + 18)}">{esc(bar.label)}</text>')
+        for part, colour, seconds in bar.parts:
+            width = frame.x(seconds / longest) - frame.left
+            parts.append(
+                f'<rect class="part {colour}" x="{pixel(x)}" y="{pixel(y + 5)}" width="{pixel(width)}" height="17">'
+                f"<title>{esc(bar.label)}, {esc(part)}: {duration(seconds)}</title></rect>"
+            )
+            x += width
+        if bar.cpu is not None:
+            end = pixel(frame.x(bar.cpu / longest))
+            parts.append(f'<path class="cpu" d="M{pixel(frame.left)} {pixel(y + 26)}H{end}"/>')
+        total = sum(part[2] for part in bar.parts)
+        parts.append(f'<text class="total" x="{pixel(x + 8)}" y="{pixel(y + 18)}">{duration(total)}</text>')
+        tips.append(f"{bar.label} {duration(total)}")
+    return plot("".join(parts), frame, f"{name}: {'; '.join(tips)}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of the chart of jobs: seconds since the run began, and CPU seconds where known."""
+
+    label: str
+    kind: str
+    """train or evaluate."""
+    started: float
+    finished: float
+    cpu: float | None
+
+
+def job_chart(jobs: Sequence[Job], name: str) -> str:
+    """What ran when: a row a job."""
+    frame = Frame(1080, 30 + 24 * len(jobs), left=200, right=90, top=2, bottom=26)
+    last = max((job.finished for job in jobs), default=1.0) or 1.0
+    parts = [_seconds_grid(last, frame)]
+    for index, job in enumerate(jobs):
+        y, left, right = frame.top + 24 * index, frame.x(job.started / last), frame.x(job.finished / last)
+        wall = duration(job.finished - job.started)
+        cpu = "" if job.cpu is None else f", CPU {duration(job.cpu)}"
+        parts.append(
+            f'<text class="row" x="{pixel(frame.left - 10)}" y="{pixel(y + 16)}">{esc(job.label)}</text>'
+            f'<rect class="part {job.kind}" x="{pixel(left)}" y="{pixel(y + 4)}" rx="2" '
+            f'width="{pixel(max(right - left, 2))}" height="16"><title>{esc(job.label)}: {wall}{cpu}</title></rect>'
+            f'<text class="total" x="{pixel(right + 8)}" y="{pixel(y + 16)}">{wall}</text>'
+        )
+    return plot("".join(parts), frame, name)
+
+
+def _seconds_grid(last: float, frame: Frame) -> str:
+    base = pixel(frame.height - frame.bottom)
+    parts = [f'<path class="grid base" d="M{pixel(frame.left)} {base}H{pixel(frame.width - frame.right)}"/>']
+    for share, label in seconds_axis(last).ticks:
+        x = pixel(frame.x(share))
+        parts.append(f'<path class="grid" d="M{x} {pixel(frame.top)}V{base}"/>')
+        parts.append(f'<text class="tick x" x="{x}" y="{pixel(frame.height - 10)}">{label}</text>')
+    return "".join(parts)

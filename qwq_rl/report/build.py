@@ -1,0 +1,101 @@
+"""`qwq-rl report RUN [RUN_B]`: read the run folders, write the page."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from qwq_rl.errors import RunStateError
+from qwq_rl.report.compare import comparison_body
+from qwq_rl.report.load import Run, load_run, require_run, seeds
+from qwq_rl.report.page import body, document
+from qwq_rl.report.seeds import seeds_body
+from qwq_rl.runfolder import RunFolder
+
+
+def write_report(run: Path, other: Path | None = None, out: Path | None = None) -> Path:
+    """Write the page of a run, of all seeds of a run, or of two runs compared, and return its path.
+
+    Without `out` it is `RUN/report.html`, for two runs `RUN/report-against-OTHER.html`. Raises RunStateError where a
+    folder is no run, a file of it is not JSON, or the page cannot be written.
+    """
+    require_run(run)
+    if other is None:
+        page, target = _one(run), RunFolder(run).report
+    else:
+        first, second = _distinct(_single(run), _single(other))
+        page = document(f"{first.name} against {second.name}", comparison_body(first, second))
+        target = run / f"report-against-{second.name.replace('/', '-')}.html"
+    return _write(out or target, page)
+
+
+def _one(path: Path) -> str:
+    found = seeds(path)
+    if found:
+        name = path.resolve().name
+        return document(
+            f"{name}: {len(found)} seeds", seeds_body(name, [_named(load_run(seed), seed.name) for seed in found])
+        )
+    run = load_run(path)
+    return document(run.name, body(run))
+
+
+def _single(path: Path) -> Run:
+    """One run to compare; several seeds cannot be overlaid, so one has to be named."""
+    require_run(path)
+    found = seeds(path)
+    if found:
+        raise RunStateError(f"{path} holds {len(found)} seeds; compare one of them: {found[0]}")
+    return load_run(path)
+
+
+def _distinct(first: Run, second: Run) -> tuple[Run, Run]:
+    """Two runs of one name are told apart by their folders."""
+    if first.name != second.name:
+        return first, second
+    names = [str(run.path.resolve().relative_to(_common(first, second))) for run in (first, second)]
+    return _named(first, names[0]), _named(second, names[1])
+
+
+def _common(first: Run, second: Run) -> Path:
+    common = Path(os.path.commonpath([first.path.resolve().parent, second.path.resolve().parent]))
+    return common
+
+
+def _named(run: Run, name: str) -> Run:
+    return replace(run, name=name)
+
+
+def _write(path: Path, text: str) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunStateError(f"{path}: cannot be written ({error.strerror}); name another place with --out") from error
+    return path
+
+
+def find(name: str) -> Path:
+    """The folder that was named: as it stands, or under runs/."""
+    path = Path(name)
+    return path if path.exists() or not (Path("runs") / name).exists() else Path("runs") / name
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of `qwq-rl report`; prints the page's path. UserError is left to the caller."""
+    parser = argparse.ArgumentParser(
+        prog="qwq-rl report", description="Write a run's page: one HTML file that opens offline."
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or its name under runs/")
+    parser.add_argument("other", metavar="RUN_B", nargs="?", help="a second run to compare it with")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write the page (default: into RUN)")
+    options = parser.parse_args(argv)
+    other = find(options.other) if options.other else None
+    print(write_report(find(options.run), other, options.out))
+    return 0

@@ -1,0 +1,259 @@
+"""The parts of the page put together: head, header, sections, and the document around them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwq_rl.report.bars import steps
+from qwq_rl.report.curves import colour_of, domain_chart, family_charts, mode_charts
+from qwq_rl.report.load import Run, domains
+from qwq_rl.report.markup import NONE, at, duration, esc, finite, folded, listed, moment, number, table, title
+from qwq_rl.report.rollouts import browser
+from qwq_rl.report.tables import columns, differences_table, results_table
+from qwq_rl.report.timing import time_section
+from qwq_rl.report.training import stage_panels
+from qwq_rl.report.verdict import score, sentences
+
+ASSETS = Path(__file__).with_name("assets")
+ROLLOUT_BYTES = 3_000_000
+"""Of the page's 4 MB, what rollouts may take."""
+
+
+def document(name: str, body: str) -> str:
+    """A whole HTML file. Its policy allows no request at all and no script but ours, whatever a model wrote."""
+    style, script = (ASSETS / "page.css").read_text(), (ASSETS / "page.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
+    return (
+        '<!doctype html>\n<html lang="en" data-axis="updates"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f'<link rel="icon" href="data:,"><title>{esc(name)}</title><style>{style}</style></head>'
+        f'<body>{body}<div id="tip" role="status" aria-live="polite" hidden></div>'
+        f"<script>{script}</script></body></html>\n"
+    )
+
+
+def navigation(names: Sequence[str], prefix: str = "") -> str:
+    """Links to the sections."""
+    links = "".join(f'<a href="#{prefix}{name.lower()}">{name}</a>' for name in names)
+    return f'<nav class="sections" aria-label="Sections">{links}</nav>'
+
+
+def section(name: str, heading: str, content: str, prefix: str = "") -> str:
+    """A section with an anchor."""
+    anchor = f"{prefix}{name.lower()}"
+    head = f'<h2 id="{anchor}-h">{esc(heading)}</h2>'
+    return f'<section id="{anchor}" aria-labelledby="{anchor}-h">{head}{content}</section>'
+
+
+def fact_list(run: Run) -> str:
+    """The header's facts as a list."""
+    pairs = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts(run).items())
+    return f'<dl class="facts">{pairs}</dl>'
+
+
+def facts(run: Run) -> dict[str, str]:
+    """The header's facts, as HTML by name: recipe, seed, commit, date, wall and CPU time."""
+    first = next((stage.provenance for stage in run.stages if stage.provenance), {})
+    commit = str(at(first, "git_commit") or "")[:10]
+    dirty = " with local changes" if at(first, "git_dirty") else ""
+    started = at(run.pipeline, "started") or at(run.stages[0].entry, "started")
+    return {
+        "recipe": esc(at(run.summary, "recipe") or at(run.pipeline, "recipe") or at(first, "recipe") or NONE),
+        "seed": esc(_known(at(run.pipeline, "seed"), at(run.summary, "seed"), at(first, "seed"))),
+        "commit": f"<code>{esc(commit)}</code>{dirty}" if commit else NONE,
+        "started": esc(moment(started)),
+        "wall": duration(total_seconds(run, "wall")),
+        "CPU": duration(total_seconds(run, "cpu")),
+    }
+
+
+def _known(*values: object) -> object:
+    return next((value for value in values if value is not None), NONE)
+
+
+def total_seconds(run: Run, clock: str) -> float | None:
+    """The run's wall or CPU seconds: summary.json's, else what its stages and jobs add up to."""
+    stated = finite(at(run.summary, "seconds", clock))
+    if stated is not None:
+        return stated
+    parts = [stage.seconds(clock) for stage in run.stages]
+    parts += [finite(at(job, f"{clock}_seconds")) for job in at(run.pipeline, "jobs") or []]
+    known = [part for part in parts if part is not None]
+    return sum(known) if known else None
+
+
+def header(run: Run, heading: str | None = None) -> str:
+    """Name, facts, the verdict in words, and a tile a domain."""
+    words = " ".join(sentences(run))
+    absent = missing(run)
+    notes = f'<aside class="missing"><b>Not on this page.</b> {esc(" ".join(absent))}</aside>' if absent else ""
+    name = heading or esc(run.name)
+    return (
+        f'<header class="run"><h1>{name}</h1>{fact_list(run)}<p class="verdict">{words}</p>{notes}'
+        f'<div class="tiles">{tiles(run)}</div></header>'
+    )
+
+
+def tiles(run: Run) -> str:
+    """A small chart a domain: pass@1 after every stage of the line."""
+    order, shown = domains([run]), [stage for stage in columns(run) if stage in run.line]
+    found = []
+    for area in order:
+        estimates = [(title(stage.name), score(stage, run.primary, area)) for stage in shown]
+        if any(finite(at(estimate, "mean")) is not None for _, estimate in estimates):
+            words = ", ".join(f"{label} {number(at(estimate, 'mean'))}" for label, estimate in estimates)
+            chart = steps(estimates, colour_of(area, order), f"pass@1 of {area}: {words}")
+            name = f'<b class="c{colour_of(area, order)}">{esc(area)}</b>'
+            found.append(f'<figure class="tile"><figcaption>{name}</figcaption>{chart}</figure>')
+    return "".join(found)
+
+
+def missing(run: Run) -> list[str]:
+    """What the run folder does not hold yet, one sentence each."""
+    found = []
+    waiting = [stage.name for stage in run.stages if stage.status == "waiting"]
+    for status, words in (("running", "is still running"), ("failed", "failed")):
+        found += [f"{s.name} {words} (update {s.updates})." for s in run.stages if s.status == status]
+    if waiting:
+        found.append(f"{listed(waiting)} {'has' if len(waiting) == 1 else 'have'} not begun.")
+    if not run.pipeline:
+        found.append("No pipeline.json: the jobs over time and the gates are unknown.")
+    if not run.summary:
+        found.append("No summary.json: there are no paired differences and no agreement.")
+    if run.control is None:
+        found.append("No control: nothing says whether more supervised training would have done the same.")
+    if run.primary is None:
+        found.append("No final evaluation: curves are of the set evaluated during training.")
+    elif run.harder is None:
+        found.append("No harder split was evaluated.")
+    return found
+
+
+def body(run: Run, prefix: str = "", budget: int = ROLLOUT_BYTES, heading: str | None = None) -> str:
+    """Everything about one run; `prefix` keeps anchors apart where a page holds several."""
+    parts = {
+        "Results": ("Before and after", results_table(run) + "<h3>Paired differences</h3>" + differences_table(run)),
+        "Learning": ("Learning curves", learning([run], prefix)),
+        "Training": ("Training, update by update", training(run)),
+        "Rollouts": ("Rollouts", browser([run], prefix, budget)),
+        "Time": ("Where the time went", time_section(run)),
+        "Judge": ("The reward model against the rule", agreement(run)),
+        "Provenance": ("Provenance", provenance([run])),
+    }
+    sections = "".join(section(name, words, content, prefix) for name, (words, content) in parts.items())
+    return f"{header(run, heading)}{navigation(list(parts), prefix)}<main>{sections}</main>"
+
+
+def learning(runs: Sequence[Run], prefix: str, seeds: bool = False) -> str:
+    """The large chart, small multiples by family, worked and terse; with the switch of the horizontal axis."""
+    if not any(stage.evaluations or stage.finals for run in runs for stage in run.line):
+        return '<p class="note">No evaluation has been written yet.</p>'
+    choices = "".join(
+        f'<label><input type="radio" name="{prefix}axis" value="{value}"{checked}> {words}</label>'
+        for value, words, checked in (("updates", "updates", " checked"), ("cpu", "CPU seconds", ""))
+    )
+    toggle = f'<fieldset class="toggle" data-toggle="axis"><legend>Horizontal axis</legend>{choices}</fieldset>'
+    overlaid = f"Solid: {runs[0].name}. Dashed: {listed([run.name for run in runs[1:]])}." if len(runs) > 1 else ""
+    overlaid = "Thin: each seed. Bold: their mean." if seeds else overlaid
+    marks = '<span class="mark line">held-out set, T=1</span><span class="mark diamond">final set, 95 % interval</span>'
+    control = (
+        '<span class="mark dashed">control: more supervised training, placed by its CPU time</span>'
+        if len(runs) == 1 and runs[0].control
+        else ""
+    )
+    shaded = "" if seeds else "Shaded: 95 % intervals, clustered by prompt."
+    key = f'<p class="marks">{esc(overlaid) if overlaid else marks + control}</p>'
+    modes = mode_charts(runs[0]) if len(runs) == 1 else ""
+    worked = (
+        '<h3>Worked or terse</h3><p class="note">A terse answer skips its reasoning. The dashed line is the share of '
+        f"worked answers; solid lines are how often each kind is right.</p>{modes}"
+        if modes
+        else ""
+    )
+    return (
+        f"{toggle}{key}{domain_chart(runs, seeds)}"
+        '<p class="note">Over updates every stage is equally wide and has a scale of its own; over CPU seconds '
+        f"all is to scale. {shaded}</p><h3>By family</h3>{family_charts(runs, seeds)}{worked}"
+    )
+
+
+def training(run: Run) -> str:
+    """A block of panels a stage."""
+    order = domains([run])
+    blocks = [
+        f"<h3>{esc(title(stage.name))} <code>{esc(stage.name)}</code></h3>{_gates(run, stage.name)}"
+        f"{stage_panels([(run.name, stage)], order)}"
+        for stage in run.stages
+        if stage.metrics
+    ]
+    note = '<p class="note">Thin: every update as it was. Bold: a centred moving average.</p>'
+    return note + "".join(blocks) if blocks else '<p class="note">No update has been written yet.</p>'
+
+
+def _gates(run: Run, stage: str) -> str:
+    """What the gates after a stage measured."""
+    gates = at(run.pipeline, "stages", stage, "gates") or []
+    if not gates:
+        return ""
+    rows, failed = [], 0
+    for gate in gates:
+        passed = bool(at(gate, "passed"))
+        failed += not passed
+        measure = f"{esc(at(gate, 'measure'))} <small>{esc(at(gate, 'scope'))}</small>"
+        mark = '<span class="v-correct">passed</span>' if passed else '<span class="v-wrong">not passed</span>'
+        rows.append([measure, number(at(gate, "value")), number(at(gate, "above")), mark])
+    words = f"Gates after this stage: {len(gates) - failed} of {len(gates)} passed"
+    return folded(words, table(["measure", "value", "must exceed", ""], rows, words))
+
+
+def agreement(run: Run) -> str:
+    """How often the reward model orders two replies as the family's own rule does."""
+    stated = at(run.summary, "agreement") or {}
+    share = finite(at(stated, "reward_model_pairs"))
+    if share is None:
+        return (
+            '<p class="note">Not measured: the run has no reward model, or its final evaluation is still to come.</p>'
+        )
+    percent, prompts = f"{100 * share:.0f} %", esc(at(stated, "prompts") or "?")
+    gauge = f'<i style="width:{100 * share:.1f}%"></i><b></b>'
+    return (
+        f'<div class="agreement"><p class="figure">{percent}</p><div>'
+        f'<div class="gauge" role="img" aria-label="{percent} of pairs; chance is 50 %">{gauge}</div>'
+        "<p>of pairs of replies are ordered by the learned reward model as the open family's own rule orders them, "
+        f"over {prompts} held-out prompts; a coin would reach 50 %. The open family is graded by that rule alone "
+        "everywhere on this page, never by the model that was trained on.</p></div></div>"
+    )
+
+
+def provenance(runs: Sequence[Run]) -> str:
+    """For every stage: command, commit, versions, contract, and the recipe as it ran."""
+    blocks = []
+    for run in runs:
+        for stage in run.stages:
+            if stage.provenance or stage.recipe:
+                name = stage.name if len(runs) == 1 else f"{run.name}: {stage.name}"
+                words = f"{name}: {stage.kind or 'not begun'}, {stage.updates} updates"
+                blocks.append(
+                    folded(words, _flat_table(stage.provenance, name) + f"<pre><code>{esc(stage.recipe)}</code></pre>")
+                )
+    return "".join(blocks) or '<p class="note">No stage has written its provenance yet.</p>'
+
+
+def _flat_table(record: object, caption: str) -> str:
+    rows = [[esc(name), f"<code>{esc(value)}</code>"] for name, value in _flatten(record)]
+    return table(["", ""], rows, f"Provenance of {caption}") if rows else ""
+
+
+def _flatten(record: object, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested records as `(a.b.c, value)`; lists are joined by spaces."""
+    if isinstance(record, dict):
+        return [
+            pair for key, value in record.items() for pair in _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    return [(prefix, " ".join(map(str, record)) if isinstance(record, list) else str(record))]

@@ -1,0 +1,149 @@
+"""Training panels: what every update of a stage reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qwq_rl.report.charts import Frame, Point, Series, Vertical, fitted, line_chart
+from qwq_rl.report.curves import colour_of
+from qwq_rl.report.load import Stage
+from qwq_rl.report.markup import at, esc, finite, folded, listed, short, table
+from qwq_rl.report.scales import plain_axis
+
+Reading = Callable[[Mapping[str, Any]], object]
+FRAME = Frame(262, 150, left=36, right=12, top=10, bottom=22)
+POINTS = 160
+"""Updates drawn in one panel at most; longer stages are thinned evenly."""
+SHARE = Vertical(0.0, 1.0, (0.0, 0.5, 1.0))
+
+
+def keyed(*keys: str) -> Reading:
+    """Reads the value under nested keys of a metrics line."""
+    return lambda line: at(line, *keys)
+
+
+def group_share(name: str) -> Reading:
+    """Reads a share of all groups from a metrics line."""
+
+    def read(line: Mapping[str, Any]) -> object:
+        total, part = finite(at(line, "groups", "total")), finite(at(line, "groups", name))
+        return part / total if total and part is not None else None
+
+    return read
+
+
+def readings(metrics: Sequence[Mapping[str, Any]], read: Reading) -> list[tuple[int, float]]:
+    """(update, value) wherever the value is a finite number."""
+    pairs = [(int(line.get("update") or 0), finite(read(line))) for line in metrics]
+    return [(update, value) for update, value in pairs if value is not None]
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """A centred moving average over about a fifteenth of the values, narrower at the ends so that nothing shifts."""
+    half = max(1, len(values) // 30)
+    smoothed = []
+    for index in range(len(values)):
+        reach = min(half, index, len(values) - 1 - index)
+        window = values[index - reach : index + reach + 1]
+        smoothed.append(sum(window) / len(window))
+    return smoothed
+
+
+def thinned(count: int, most: int) -> list[int]:
+    """At most `most` indices of `count`, evenly spread, the first and the last among them."""
+    if count <= most:
+        return list(range(count))
+    return sorted({round(index * (count - 1) / (most - 1)) for index in range(most)})
+
+
+def pair(name: str, colour: int, found: Sequence[tuple[int, float]], last: float, dashed: bool = False) -> list[Series]:
+    """The raw values, faint, and their smoothed line, whose tooltip states the raw value."""
+    if not found:
+        return []
+    chosen, averages = thinned(len(found), POINTS), smooth([value for _, value in found])
+    raw = tuple(Point(found[i][0] / last, found[i][1], f"update {found[i][0]}") for i in chosen)
+    line = tuple(Point(found[i][0] / last, averages[i], f"update {found[i][0]}") for i in chosen)
+    exact = Series(name, colour, raw, "raw")
+    return [exact, Series(name, colour, line, "smooth dashed" if dashed else "smooth")]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small chart: `(name, colour, reading)` of each line; `vertical` None fits the values."""
+
+    title: str
+    unit: str
+    lines: tuple[tuple[str, int, Reading], ...]
+    vertical: Vertical | None = None
+
+
+def panels_of(kind: str, order: Sequence[str]) -> list[Panel]:
+    """The panels of a stage kind; what no update reports is left out later."""
+    norm = Panel("Gradient norm", "before clipping", (("gradient norm", 8, keyed("gradient_norm")),))
+    loss = Panel("Loss", "", (("loss", 8, keyed("loss")),))
+    if kind != "rl":
+        accuracy = Panel("Accuracy", "share right", (("accuracy", 2, keyed("accuracy")),), SHARE)
+        return [loss, accuracy, norm, Panel("Learning rate", "", (("learning rate", 8, keyed("learning_rate")),))]
+    groups = (("useful", 2, group_share("useful")), ("all right", 0, group_share("all_full")))
+    return [
+        Panel("Reward", "mean, by domain", _by_domain("reward", order), SHARE),
+        Panel("Response length", "tokens, by domain", _by_domain("tokens", order)),
+        Panel("Groups", "share of all", (*groups, ("all wrong", 1, group_share("all_zero"))), SHARE),
+        Panel("Truncated", "share, by domain", _by_domain("truncated", order)),
+        Panel("Entropy", "nats a token", (("entropy", 8, keyed("entropy")),)),
+        Panel("KL", "to the reference", (("KL", 8, keyed("kl")),)),
+        norm,
+        loss,
+        Panel("Faults", "rollouts not judged", (("faults", 1, keyed("faults")),)),
+    ]
+
+
+def _by_domain(what: str, order: Sequence[str]) -> tuple[tuple[str, int, Reading], ...]:
+    return tuple((area, colour_of(area, order), keyed("domains", area, what)) for area in order)
+
+
+def stage_panels(stages: Sequence[tuple[str, Stage]], order: Sequence[str]) -> str:
+    """The panels of one stage, of one run or overlaid from several as `(run name, stage)`; the first is solid."""
+    figures, flat = [], []
+    for panel in panels_of(stages[0][1].kind, order):
+        values = [
+            value for _, _, read in panel.lines for _, stage in stages for _, value in readings(stage.metrics, read)
+        ]
+        if values and max(values) == min(values):
+            flat.append(f"{panel.title} {short(values[0])}")
+        elif values:
+            figures.append(_figure(panel, stages, values))
+    constant = f'<p class="note">The same at every update: {esc(listed(flat))}.</p>' if flat else ""
+    return f'<div class="multiples">{"".join(figures)}</div>{constant}{"".join(_stage_table(*one) for one in stages)}'
+
+
+def _figure(panel: Panel, stages: Sequence[tuple[str, Stage]], values: Sequence[float]) -> str:
+    last = float(max(stage.updates for _, stage in stages) or 1)
+    series: list[Series] = []
+    key = ""
+    for name, colour, read in panel.lines:
+        for index, (run, stage) in enumerate(stages):
+            found = readings(stage.metrics, read)
+            series += pair(name if len(stages) == 1 else f"{name}, {run}", colour, found, last, dashed=index > 0)
+            if found and not index and len(panel.lines) > 1:
+                key += f'<span class="key c{colour}">{esc(name)}</span>'
+    words = f"{panel.title} by update, {stages[0][1].name}"
+    chart = line_chart(series, plain_axis(last, ""), panel.vertical or fitted(values), FRAME, words)
+    head = f'<b>{esc(panel.title)}</b> <span>{esc(panel.unit)}</span><span class="keys">{key}</span>'
+    return f'<figure class="small"><figcaption>{head}</figcaption>{chart}</figure>'
+
+
+def _stage_table(run: str, stage: Stage) -> str:
+    """At most 25 updates of a stage, evenly spread, as a table."""
+    same = ("loss", "accuracy", "reward", "truncated", "entropy", "kl", "gradient_norm", "faults")
+    fields: dict[str, Reading] = {name.replace("_", " "): keyed(name) for name in same}
+    fields |= {"tokens": keyed("tokens", "mean"), "useful groups": group_share("useful")}
+    used = {name: read for name, read in fields.items() if readings(stage.metrics, read)}
+    rows = []
+    for index in thinned(len(stage.metrics), 25):
+        line = stage.metrics[index]
+        rows.append([esc(line.get("update")), *(short(read(line)) for read in used.values())])
+    caption = f"{run}, {stage.name}: {len(rows)} of {len(stage.metrics)} updates"
+    return folded(f"{caption}, as a table", table(["update", *used], rows, caption)) if rows else ""

@@ -1,0 +1,96 @@
+"""What a run showed, in plain sentences, from its summary alone."""
+
+from __future__ import annotations
+
+from qwq_rl.report.load import Run, Stage, domains
+from qwq_rl.report.markup import at, duration, esc, finite, listed, number, signed, title
+
+
+def score(stage: Stage | None, data_set: str | None, area: str, kind: str = "domains", what: str = "sampled") -> object:
+    """The estimate of one area of a stage on a set, or None."""
+    return at(stage.finals.get(data_set or ""), kind, area, what) if stage else None
+
+
+def difference(run: Run, stage: Stage, data_set: str | None, area: str, kind: str = "domains") -> object:
+    """The paired difference to the stage it continues from: `{difference, lower95, prompts}`, or None."""
+    return at(run.summary, "stages", stage.name, "against", "sets", data_set or "", kind, area)
+
+
+def sides(paired: object) -> str:
+    """Whether an interval lies above 0, below 0, or holds it: up, down, even."""
+    low, high = finite(at(paired, "difference", "low")), finite(at(paired, "difference", "high"))
+    return "up" if low is not None and low > 0 else "down" if high is not None and high < 0 else "even"
+
+
+def _pair(run: Run, stage: Stage, area: str) -> str:
+    before = score(run.stage(at(run.summary, "stages", stage.name, "against", "stage")), run.primary, area)
+    after = score(stage, run.primary, area)
+    return f"{esc(area)} from <b>{number(at(before, 'mean'))}</b> to <b>{number(at(after, 'mean'))}</b>"
+
+
+def _bounded(run: Run, stage: Stage, area: str) -> str:
+    paired = difference(run, stage, run.primary, area)
+    change, worst = signed(at(paired, "difference", "mean")), signed(at(paired, "lower95"))
+    return f"{esc(area)} (<b>{change}</b>, no lower than {worst})"
+
+
+def stage_sentence(run: Run, stage: Stage, then: bool) -> str:
+    """What one stage changed; empty where it was not compared with the stage before."""
+    groups: dict[str, list[str]] = {"up": [], "down": [], "even": []}
+    for area in domains([run]):
+        paired = difference(run, stage, run.primary, area)
+        if paired is not None:
+            groups[sides(paired)].append(area)
+    if not any(groups.values()):
+        return ""
+    means = {"rl": "reinforcement learning", "sft": "supervised training"}.get(stage.kind, "the stage")
+    who = f"{means} ({esc(title(stage.name))})"
+    clauses = []
+    if groups["up"]:
+        clauses.append(f"lifted {listed([_pair(run, stage, area) for area in groups['up']])}")
+    if groups["down"]:
+        clauses.append(f"lowered {listed([_bounded(run, stage, area) for area in groups['down']])}")
+    if groups["even"]:
+        clauses.append(f"left {listed([_bounded(run, stage, area) for area in groups['even']])} unchanged within noise")
+    text = f"{who} {listed(clauses) if len(clauses) < 3 else '; it '.join(clauses)}."
+    return f"Then {text}" if then else text[0].upper() + text[1:]
+
+
+def control_sentence(run: Run) -> str:
+    """Whether reinforcement learning beat more supervised training; empty without a control."""
+    control = at(run.summary, "control")
+    compared = at(control, "sets", run.primary or "", "domains") or {}
+    if not compared:
+        return ""
+    words = {"up": "ahead on", "down": "behind on", "even": "level within noise on"}
+    parts = []
+    for area, paired in compared.items():
+        mean, low, high = (signed(at(paired, "difference", key)) for key in ("mean", "low", "high"))
+        parts.append(f"{words[sides(paired)]} {esc(area)} (<b>{mean}</b>, {low} to {high})")
+    spent = at(control, "cpu_seconds") or []
+    clocks = [f"{duration(seconds)} of CPU" for seconds in spent] if len(spent) == 2 else ["as much CPU", "its own"]
+    who = esc(title(str(at(control, "of"))))
+    control_side = f"Beside the control, which spent {clocks[0]} on more supervised training instead"
+    return f"{control_side}, {who} ({clocks[1]}) is {listed(parts)}."
+
+
+def sentences(run: Run) -> list[str]:
+    """The verdict as HTML sentences: each stage's change, then the control; what is known so far where neither is."""
+    found: list[str] = []
+    for stage in run.line:
+        text = stage_sentence(run, stage, then=bool(found))
+        if text:
+            found.append(text)
+    control = control_sentence(run)
+    if found or control:
+        return found + ([control] if control else [])
+    for stage in reversed(run.line):
+        for record in (stage.finals.get(run.primary or ""), *reversed(stage.evaluations)):
+            parts = [
+                f"{esc(a)} <b>{number(at(s, 'sampled', 'mean'))}</b>" for a, s in (at(record, "domains") or {}).items()
+            ]
+            if parts:
+                return [
+                    f"So far, in {esc(title(stage.name))}, held-out pass@1 is {listed(parts)}; nothing is compared yet."
+                ]
+    return ["Nothing has been evaluated yet."]
