@@ -51,4 +51,5 @@ class Verifier(Protocol):
 
     def __call__(
         self, problem: Problem, response: Response
-    ) -> Verdict | float | bool | None | Awaitable[Verdict | float | bool | None]: ...
+    ) -> Verdict | float | bool | Awaitable[Verdict | float | bool | None] | None:
+        """Judge one response; None where it could not be judged."""

@@ -92,10 +92,11 @@ def _algebra(process: MathProcess, answer: str, gold: str) -> Verdict:
 
 
 def _again(process: MathProcess, answer: str, gold: str) -> Verdict:
-    """A failure that comes back alone, while the reference passes against itself, is the response's doing."""
+    """A failure that comes back alone, while the reference compares with itself and with 0, is the response's doing."""
     try:
         if process.equal(gold, gold) != "equal":
             return bad_reference(f"the reference {shown(gold)} does not equal itself")
+        process.equal(gold, "0")
     except Died as error:
         raise Unavailable(f"the reference alone fails: {error}") from error
     try:

@@ -30,7 +30,7 @@ DEGREES = re.compile(r"(?:\^\s?\{?\s?\\circ\s?\}?|°)$")
 VARIABLE = re.compile(r"^(\\?[A-Za-z]+(?:_\w|_\{\w+\})?)\s?(?:=|\\in(?![a-z]))\s?")
 PLAIN = re.compile(r"[\d\s+\-*/^().,{}]*")
 ROOT = re.compile(r"\^\s?[{(][^})]*[./]")
-WORDS = re.compile(r"[A-Za-z][A-Za-z '-]*")
+WORDS = re.compile(r"[A-Za-z][A-Za-z ]*")
 ALIASES = {
     "cm": "centimeter", "mm": "millimeter", "m": "meter", "km": "kilometer", "in": "inch", "inches": "inch",
     "ft": "foot", "feet": "foot", "yd": "yard", "mi": "mile", "g": "gram", "kg": "kilogram", "lb": "pound",
@@ -226,9 +226,11 @@ def _same_words(answer: str, gold: str) -> bool | None:
         return None
     if left is None:
         return False if isinstance(read(answer), Number) else None
-    if len(left) == len(right) == 1:
-        return left == right
-    return None if min(len(left), len(right)) < 3 else left.casefold() == right.casefold()
+    if max(map(len, f"{left} {right}".split())) >= 3:
+        return left.casefold() == right.casefold()
+    if len(left) > 1 and sorted(left) == sorted(right):
+        return None  # xy may be the product yx
+    return left == right
 
 
 def _as_words(text: str) -> str | None:

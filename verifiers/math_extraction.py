@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-BOX = re.compile(r"\\f?boxed\s*(\{|$)")
+BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{|$)")
 PHRASE = re.compile(
     r"(?:final\s+answer|the\s+answer|^\W{0,4}answer)[*_]{0,2}\s{0,4}(?:is|are|:|=|：)[:：]?[*_]{0,2}|####|答案\s?[：:是]",
     re.IGNORECASE | re.MULTILINE,

@@ -46,7 +46,7 @@ def shown(value: object, limit: int = 60) -> str:
 
 def describe(error: BaseException) -> str:
     """The error on one line, with the place in Python code that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     at = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     if isinstance(error, SyntaxError):
         at = ""  # its own text names file and line

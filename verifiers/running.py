@@ -12,6 +12,7 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal
 
+from qwq_rl.errors import UserError
 from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier
 from qwq_rl.verifiers.outcomes import describe, fault
 
@@ -23,7 +24,8 @@ def judge(verifier: Verifier, items: Sequence[tuple[Problem, Response]], role: R
     """Return one verdict an item, in order; a verifier that raises or returns nonsense gives the status `fault`.
 
     A verifier with `batch` gets one call for all items; where that call fails as a whole, each item is judged alone,
-    so that only the guilty one pays. Coroutines are awaited together. Only Exception is caught.
+    so that only the guilty one pays. Coroutines are awaited together. A UserError passes through: it names a condition
+    of the machine or the recipe that no response can mend, such as a sandbox that cannot isolate.
     """
     if not items:
         return []
@@ -74,6 +76,8 @@ def _batch(verifier: Verifier, items: Sequence[tuple[Problem, Response]]) -> lis
     try:
         values = _finished(batch(list(items)))
         return list(values) if len(values) == len(items) else None
+    except UserError:
+        raise
     except Exception:
         return None
 
@@ -85,6 +89,8 @@ def _one_by_one(verifier: Verifier, items: Sequence[tuple[Problem, Response]], r
         started = time.perf_counter()
         try:
             values.append(verifier(problem, response))
+        except UserError:
+            raise
         except Exception as error:
             values.append(fault(f"the verifier raised {describe(error)}"))
         seconds.append(time.perf_counter() - started)

@@ -1,0 +1,64 @@
+"""Reward functions written for TRL work as verifiers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwq_rl.verifiers import Problem, Response, Verdict, load
+from qwq_rl.verifiers.running import judge
+
+REWARDS = """
+def by_column(completions, target, **kwargs):
+    texts = [completion[0]["content"] for completion in completions]
+    return [float(text.endswith(wanted)) for text, wanted in zip(texts, target)]
+
+def by_text(prompts, completions):
+    return [float(prompt in completion) for prompt, completion in zip(prompts, completions)]
+
+def not_for_me(completions, **kwargs):
+    return [None for _ in completions]
+
+async def slow(completions, completion_ids, **kwargs):
+    return [float(len(ids) == 2) for ids in completion_ids]
+"""
+
+
+@pytest.fixture
+def rewards(tmp_path: Path) -> str:
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    return str(tmp_path / "rewards.py")
+
+
+def item(text: str, prompt: Any, **columns: Any) -> tuple[Problem, Response]:
+    return {"id": "r", "prompt": prompt, **columns}, Response(text=text, answer=text, token_ids=(1, 2))
+
+
+def scores(verdicts: list[Verdict]) -> list[float | None]:
+    return [said.score for said in verdicts]
+
+
+def test_columns_reach_the_function_as_lists(rewards: str) -> None:
+    prompt = [{"role": "user", "content": "?"}]
+    items = [item("so 4", prompt, target="4"), item("so 5", prompt, target="4")]
+    assert scores(judge(load(f"{rewards}:by_column"), items)) == [1.0, 0.0]
+
+
+def test_a_text_prompt_gives_text_completions(rewards: str) -> None:
+    assert scores(judge(load(f"{rewards}:by_text"), [item("ab", "a"), item("b", "a")])) == [1.0, 0.0]
+
+
+def test_a_missing_column_is_a_fault_that_names_it(rewards: str) -> None:
+    said = judge(load(f"{rewards}:by_column"), [item("4", [{"role": "user", "content": "?"}])])[0]
+    assert said.score is None
+    assert "`target`" in said.reason
+
+
+def test_none_means_not_judged(rewards: str) -> None:
+    assert scores(judge(load(f"{rewards}:not_for_me"), [item("a", "a")])) == [None]
+
+
+def test_an_async_function_is_awaited(rewards: str) -> None:
+    assert scores(judge(load(f"{rewards}:slow"), [item("a", "a"), item("b", "b")])) == [1.0, 1.0]

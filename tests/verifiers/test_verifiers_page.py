@@ -1,0 +1,50 @@
+"""The example of docs/verifiers.md runs as it stands there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from qwq_rl.scoring import Scorer
+from qwq_rl.verifiers import BUILT_IN, Response
+from qwq_rl.verifiers.constraints import KINDS
+
+
+@pytest.fixture
+def page(root: Path) -> str:
+    return (root / "docs" / "verifiers.md").read_text()
+
+
+def example(page: str, name: str) -> str:
+    found = re.search(rf"<!-- example: {name} -->\n```\w+\n(.*?)```", page, re.DOTALL)
+    assert found, f"no example {name} on the page"
+    return found.group(1)
+
+
+def test_the_example_verifier_scores_the_example_row(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "colours.py").write_text(example(page, "verifier"))
+    monkeypatch.chdir(tmp_path)
+    row = json.loads(example(page, "verifier_row"))
+    paint = yaml.safe_load(example(page, "verifier_recipe"))["domains"]["paint"]
+    scorer = Scorer({"paint": SimpleNamespace(reward_model=0.0, **paint)}, ["answered"])
+    answers = ["Red and blue", "red", "none of them"]
+    scored = scorer.score([(row, Response(text=text, answer=text)) for text in answers])
+    said = [one.verdicts["colours"] for one in scored]
+    assert [(one.reward, verdict.status) for one, verdict in zip(scored, said, strict=True)] == [
+        (1.0, "correct"),
+        (0.0, "wrong"),
+        (0.0, "no_answer"),
+    ]
+    assert said[1].reason == "names ['red'], ['blue', 'red'] were asked"
+
+
+def test_the_page_names_every_built_in_and_every_constraint(page: str) -> None:
+    assert [name for name in (*BUILT_IN, *KINDS) if f"`{name}`" not in page] == []
