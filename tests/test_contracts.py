@@ -1,0 +1,219 @@
+"""docs/contracts.md against the code: every tagged example is loaded by what reads it, and what writes it conforms."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from qwq_rl import records
+from qwq_rl.conforms import conforms
+from qwq_rl.evaluation import PromptRecord, compare, evaluation_line
+from qwq_rl.provenance import collect
+from qwq_rl.recipe import load_pipeline, load_stage, resolved_yaml
+from qwq_rl.row_format import REQUIRED, Kind, row_mistakes
+from qwq_rl.rows import checks_of
+from qwq_rl.runfolder import RunFolder
+from qwq_rl.sandbox import Job, LocalSandbox, Result
+from qwq_rl.verifiers import Response, Verdict, load
+
+PAGE = (Path(__file__).parent.parent / "docs" / "contracts.md").read_text()
+BLOCK = re.compile(r"<!-- example: (\w+) -->\n```(json|yaml)\n(.*?)\n```", re.S)
+TEXTS = {name: text for name, _, text in BLOCK.findall(PAGE)}
+
+ROWS: dict[str, Kind] = {"row": "rl", "sft_row": "sft", "preference_row": "preference"}
+RECIPES = ("sft_recipe", "rl_recipe", "reward_model_recipe")
+STAGES = {
+    "0_cold_start": "sft_recipe",
+    "1_math_code": "rl_recipe",
+    "1_control": "sft_recipe",
+    "2_reward_model": "reward_model_recipe",
+    "2_general": "rl_recipe",
+}
+RECORDS: dict[str, Any] = {
+    "verdict": records.VerdictRecord,
+    "pipeline_state": records.PipelineState,
+    "done": records.Done,
+    "metrics_rl": records.RlMetrics,
+    "metrics_supervised": records.SupervisedMetrics,
+    "evaluation_line": records.EvaluationLine,
+    "evaluation": records.Evaluation,
+    "evaluation_prompt": records.EvaluationPrompt,
+    "rollout": records.Rollout,
+    "summary": records.Summary,
+    "provenance": records.Provenance,
+}
+
+
+def example(name: str) -> Any:
+    return json.loads(TEXTS[name])
+
+
+def test_every_example_of_the_page_is_checked_here() -> None:
+    assert set(TEXTS) == {*ROWS, *RECIPES, *RECORDS, "pipeline", "job", "job_result"}
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "kind"), ROWS.items())
+def test_an_example_row_has_no_mistake(name: str, kind: Kind) -> None:
+    assert row_mistakes(example(name), kind) == []
+
+
+@pytest.mark.parametrize(("name", "kind"), ROWS.items())
+def test_an_example_row_shows_every_required_column(name: str, kind: Kind) -> None:
+    assert set(REQUIRED[kind]) <= example(name).keys()
+
+
+def test_the_example_rows_solution_passes_its_check() -> None:
+    row = example("row")
+    (check,) = checks_of(row)
+    answer = row["solution"].split("</think>")[1]
+
+    verdict = load(check.verifier, {})({**row, "reference": check.reference}, Response(row["solution"], answer))
+
+    assert isinstance(verdict, Verdict)
+    assert verdict.score == 1.0, verdict
+
+
+# --- verdicts and jobs ------------------------------------------------------------------------------------------------
+
+
+def test_a_verdict_has_just_the_fields_of_the_page() -> None:
+    assert (
+        [field.name for field in fields(Verdict)]
+        == list(example("verdict"))
+        == list(records.VerdictRecord.__annotations__)
+    )
+
+
+def test_the_finishes_of_a_record_are_those_of_a_response() -> None:
+    assert get_args(get_type_hints(Response)["finish"]) == get_args(get_type_hints(records.Rollout)["finish"])
+
+
+def test_the_example_job_is_read_and_written_as_it_stands() -> None:
+    assert Job.from_dict(example("job")).to_dict() == example("job")
+
+
+def test_the_example_result_is_read_and_written_as_it_stands() -> None:
+    assert Result.from_dict(example("job_result")).to_dict() == example("job_result")
+
+
+def test_the_example_job_is_judged_as_its_result_says() -> None:
+    with LocalSandbox(slots=1) as sandbox:
+        (result,) = sandbox.judge([Job.from_dict(example("job"))])
+    said, shown = result.to_dict(), example("job_result")
+
+    assert said.keys() == shown.keys()
+    assert [case.keys() for case in said["cases"]] == [case.keys() for case in shown["cases"]]
+    for field in ("id", "verdict", "passed", "total", "cached", "events"):
+        assert said[field] == shown[field]
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_example_recipe_loads_and_its_resolved_form_loads_the_same(tmp_path: Path, name: str) -> None:
+    (tmp_path / "0_stage.yaml").write_text(TEXTS[name])
+    stage = load_stage(tmp_path / "0_stage.yaml")
+    (tmp_path / "resolved.yaml").write_text(resolved_yaml(stage))
+
+    assert f"{stage.kind}_recipe" == name
+    assert load_stage(tmp_path / "resolved.yaml") == stage
+
+
+def test_the_example_pipeline_loads_with_its_stages(tmp_path: Path) -> None:
+    for stage, name in STAGES.items():
+        (tmp_path / f"{stage}.yaml").write_text(TEXTS[name])
+    (tmp_path / "pipeline.yaml").write_text(TEXTS["pipeline"])
+
+    pipeline, stages = load_pipeline(tmp_path)
+
+    assert list(pipeline.stages) == list(stages) == list(STAGES)
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_an_example_record_conforms(name: str) -> None:
+    assert conforms(example(name), RECORDS[name]) == []
+
+
+def prompt(at: int, scores: tuple[float | None, ...], greedy: float | None) -> PromptRecord:
+    flags = (0,) * len(scores)
+    return PromptRecord(
+        f"p{at}", "math", "chain", "1 + 1 = ?", scores, greedy, (4, 5), flags, flags, "2", "correct", ""
+    )
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_what_evaluation_writes_conforms(greedy: bool) -> None:
+    asked = [prompt(0, (1.0, 0.0), 1.0), prompt(1, (None, 1.0), None)]
+
+    line = evaluation_line(asked, update=1, stage="s", data_set="tiny/final", time=1.0, cpu_seconds=2.0, greedy=greedy)
+
+    assert conforms(line, records.EvaluationLine) == []
+    assert [conforms(one.line(), records.EvaluationPrompt) for one in asked] == [[], []]
+
+
+def test_what_evaluation_writes_of_faults_alone_conforms() -> None:
+    line = evaluation_line(
+        [prompt(0, (None, None), None)], update=1, stage="s", data_set="x", time=1.0, cpu_seconds=2.0, greedy=True
+    )
+
+    assert conforms(line, records.EvaluationLine) == []
+
+
+def test_what_a_comparison_writes_conforms() -> None:
+    lines = [prompt(at, (1.0, 0.0), 1.0).line() for at in range(4)]
+
+    assert conforms(compare(lines, lines), records.Compared) == []
+
+
+def test_what_provenance_writes_conforms(tmp_path: Path) -> None:
+    (tmp_path / "0_stage.yaml").write_text(TEXTS["sft_recipe"])
+    path = tmp_path / "0_stage.yaml"
+
+    said = collect("0_stage", path, load_stage(path), 1, ["qwq_rl.train"], example("provenance")["contract"])
+
+    assert conforms(said, records.Provenance) == []
+
+
+def test_what_a_round_of_rollouts_writes_conforms() -> None:
+    from qwq_rl.scoring import Scored
+    from qwq_rl.stages.rollouts import Rollout, rollout_line, summarise_round
+
+    verdict = Verdict(**example("verdict"))
+    scored = Scored(1.0, 1.0, {"math": verdict}, {"finished": True}, None)
+    response = Response("4<|im_end|>", "4", token_ids=(4, 18))
+    rollout = Rollout(example("row"), "1 + 1 = ?", response, (-0.1, -0.2), scored, group=0, sample=0, update=3)
+    line = rollout_line(rollout, advantage=0.5)
+    shared = {name: example("metrics_rl")[name] for name in records.Update.__annotations__}
+
+    assert conforms(line, records.Rollout) == []
+    assert (
+        conforms({**shared, "kind": "rl", "kl": 0.0, "seconds": {}, **summarise_round([line])}, records.RlMetrics) == []
+    )
+    assert asdict(verdict) == example("verdict")
+
+
+# --- the run folder ---------------------------------------------------------------------------------------------------
+
+
+def test_the_page_names_the_files_where_the_code_puts_them() -> None:
+    (tree,) = re.findall(r"```\n(runs/NAME/.*?)```", PAGE, re.S)
+    run, stage = RunFolder(Path("NAME")), RunFolder(Path("NAME")).stage("STAGE")
+    of_stage = (stage.resolved, stage.provenance, stage.metrics, stage.evaluations, stage.done, stage.log)
+
+    for path in (run.state, run.summary, run.report, run.lock, run.model):
+        assert re.search(rf"(^|\s){re.escape(path.name)}\b", tree), path
+    for path in (*of_stage, stage.rollouts(12), stage.final):
+        assert path.name in tree, path
+    assert run.evaluation("STAGE", "tiny/final").name in tree
