@@ -271,7 +271,7 @@ def _bar(title: str) -> Iterator[Progress]:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("qwq_rl.evaluate", description="Evaluate a checkpoint on held-out sets.")
+    parser = argparse.ArgumentParser("qwq-rl evaluate", description="Evaluate a checkpoint on held-out sets.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--run", type=Path, help="a run folder; with --stage")
     what.add_argument("--model", type=Path, help="any Hugging Face folder; with --out")

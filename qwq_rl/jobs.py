@@ -30,8 +30,11 @@ LEAN_LAUNCH = (
     "--dynamo_backend=no",
 )
 GRACE_SECONDS = 60.0
+QUOTED_LINES = 15
 # An error's own line; the lines of source in a traceback are indented.
 _NO_SPACE = re.compile(r"^\S.*No space left on device", re.MULTILINE)
+# How a process of ours ends its output where the mistake is the user's: one message, no traceback.
+_OWN_MESSAGE = re.compile(r"^(?:error|qwq_rl\.evaluate): (.*)\Z", re.MULTILINE | re.DOTALL)
 
 
 def accelerate_command(config: Path | None) -> tuple[str, ...]:
@@ -145,13 +148,11 @@ class Process:
         return {pid for pid in members if _parent(pid) not in members} or {self.pid} & self._members()
 
 
-def last_words(log: Path, offset: int, lines: int = 15) -> str:
-    """The end of what a job printed since `offset` (bytes), without the launcher's own traceback and progress bars."""
-    with log.open("rb") as file:
-        file.seek(offset)
-        text = file.read().decode(errors="replace")
-    kept = [line.rsplit("\r", 1)[-1].rstrip() for line in _own_part(text).splitlines()]
-    return "\n".join([line for line in kept if line][-lines:])
+def last_words(log: Path, offset: int) -> str:
+    """What a job printed since `offset` (bytes), without its launcher's account of the failure and progress bars."""
+    text = log.read_bytes()[offset:].decode(errors="replace")
+    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in _own_part(text).split("\n")]
+    return "\n".join(line for line in lines if line)
 
 
 def reported_status(log: Path, offset: int) -> int | None:
@@ -173,6 +174,7 @@ def explain_failure(ended: Ended) -> str:
     words = last_words(log, ended.log_offset)
     status = reported_status(log, ended.log_offset)
     status = ended.status if status is None else status
+    message = _OWN_MESSAGE.search(words)
     free = shutil.disk_usage(log.parent).free // 2**20
     if free == 0 or _NO_SPACE.search(words):
         what = f"failed: the disk is full ({free} MB free at {log.parent}); make room and run the same command again"
@@ -180,14 +182,19 @@ def explain_failure(ended: Ended) -> str:
         what = "was killed (SIGKILL: by hand, or because memory ran out); run the same command to go on"
     elif status < 0:
         what = f"was ended by {signal.Signals(-status).name}; run the same command to go on"
+    elif message is not None:
+        return f"{ended.job.name}: {message[1]}\nwhole log: {log}"
     else:
         what = f"failed (exit status {status})"
-    quoted = "".join(f"\n  | {line}" for line in words.splitlines())
+    quoted = "".join(f"\n  | {line}" for line in words.split("\n")[-QUOTED_LINES:] if line)
     return f"{ended.job.name} {what}{quoted}\nwhole log: {log}"
 
 
 def _own_part(text: str) -> str:
-    """Cut the traceback that the launcher prints because the trainer failed."""
+    """Cut what the launcher prints because a trainer failed: from its warning of it, or else its own traceback."""
+    several = re.search(r"^[WE]\d{4} .*torch/distributed/elastic/", text, re.MULTILINE)
+    if several:
+        return text[: several.start()]
     if "subprocess.CalledProcessError" not in text:
         return text
     before = text[: text.rindex("subprocess.CalledProcessError")]

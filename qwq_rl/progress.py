@@ -146,7 +146,13 @@ class Board:
 
 def _table(views: Iterable[StageView], jobs: Sequence[tuple[str, float]]) -> Table:
     table = Table.grid(padding=(0, 2))
-    marks = {"done": "[green]✓[/]", "running": "[cyan]▶[/]", "failed": "[red]✗[/]", "waiting": "[dim]·[/]"}
+    # Text, not markup: a line printed above the rows without markup would redraw these without it too.
+    marks = {
+        "done": Text("✓", "green"),
+        "running": Text("▶", "cyan"),
+        "failed": Text("✗", "red"),
+        "waiting": Text("·", "dim"),
+    }
     for view in views:
         if view.status == "running":
             bar = ProgressBar(total=max(view.steps, 1), completed=view.update, width=24)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-import time
 from pathlib import Path
 
 from trainer import evaluation
 
-from qwq_rl.runfolder import RunFolder, read_json, write_json
+from qwq_rl.runfolder import RunFolder, read_json, write_json, write_lines
 
 
 def main() -> None:
@@ -21,11 +19,17 @@ def main() -> None:
     folder = RunFolder(Path(options.run))
     done = read_json(folder.stage(options.stage).done)
     assert done is not None
-    time.sleep(float(os.environ.get("LITTLE_EVALUATION_SECONDS", "0")))
     for data_set in options.sets.split(","):
-        found = evaluation(options.stage, data_set, done["update"])
-        write_json(folder.evaluation(options.stage, data_set), found | {"checkpoint": "final"})
-        print(f"evaluated {options.stage} on {data_set}")
+        found = evaluation(options.stage, data_set, done["update"]) | {"checkpoint": "final", "cpu_seconds": 1.0}
+        path = folder.evaluation(options.stage, data_set)
+        write_lines(path.with_suffix(".jsonl"), (prompt(number) for number in range(4)))
+        write_json(path, found)
+
+
+def prompt(number: int) -> dict[str, object]:
+    lists = {"scores": [1, 0], "tokens": [17, 4], "terse": [0, 1], "truncated": [0, 0]}
+    words = {"prompt": "1 + 1 = ?", "response": "2", "status": "correct", "reason": "2 equals the reference 2"}
+    return {"id": f"p{number}", "domain": "math", "family": "chain", "greedy": 1, **lists, **words}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 It locks its stage, resumes from its newest checkpoint, stops cleanly on SIGINT and SIGTERM, and writes what a trainer
 writes. The environment says how it behaves: LITTLE_UPDATE_SECONDS; LITTLE_PASSES_AT (updates from which the tuning set
-is solved); LITTLE_CRASH (STAGE=MESSAGE: raise at half of that stage); LITTLE_STUBBORN (take no notice of signals).
+is solved); LITTLE_COLLAPSES (the seed that solves nothing); LITTLE_CRASH (STAGE=MESSAGE: raise at half of that stage);
+LITTLE_STUBBORN (take no notice of signals).
 """
 
 from __future__ import annotations
@@ -52,7 +53,11 @@ def train(stage: Stage, folder: StageFolder, path: Path, stopped: list[int]) -> 
             print("saved and stopped", flush=True)
             sys.exit(128 + stopped[0])
     if stage.kind != "reward_model":
-        append_line(folder.evaluations, evaluation(folder.name, stage.evaluate.sets[0], stage.steps))
+        collapsed = os.environ.get("LITTLE_COLLAPSES") == str(stage.seed)
+        update = -1 if collapsed else stage.steps
+        append_line(
+            folder.evaluations, evaluation(folder.name, stage.evaluate.sets[0], update) | {"update": stage.steps}
+        )
     folder.final.mkdir(parents=True, exist_ok=True)
     spent = {"cpu_seconds": time.process_time(), "wall_seconds": 1.0}
     done = {"update": stage.steps, "checkpoint": "final", "recipe_hash": recipe_hash(stage)}

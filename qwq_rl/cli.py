@@ -1,0 +1,84 @@
+"""The command line: `qwq-rl VERB ...`. Every verb imports its own module, so that help and mistakes come at once."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from qwq_rl import __version__
+from qwq_rl.errors import UserError
+
+VERBS = {
+    "run": ("qwq_rl.run", "train every stage of a recipe, evaluate, report and export; goes on where it was"),
+    "check": ("qwq_rl.check", "every mistake of a recipe, before a model loads"),
+    "report": ("qwq_rl.report.build", "a run's page: one HTML file that opens offline; two runs are compared"),
+    "evaluate": ("qwq_rl.evaluate", "evaluate a checkpoint on held-out sets"),
+    "export": ("qwq_rl.export", "a stage's checkpoint as a Hugging Face folder with a model card"),
+    "sandbox": ("qwq_rl.sandbox.cli", "judge programs as training does, in jailed processes"),
+}
+SHORT = {"eval": "evaluate"}
+HELP = """\
+usage: qwq-rl VERB ...          qwq-rl VERB --help says more
+
+Train a reasoning model by the QwQ-32B recipe: a cold start, RL on math and code, a short general RL stage.
+
+{verbs}
+
+examples:
+  qwq-rl run recipes/tiny                                   the whole recipe, on a laptop
+  qwq-rl run recipes/tiny --seeds 0,1,2                     three times, reported together
+  qwq-rl run recipes/tiny --name lr --1_math_code.update.lr=5e-4
+                                                            any field of any stage can be set
+  qwq-rl report runs/tiny runs/lr                           compare two runs
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status; a user's mistake is one message on stderr, without a traceback."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = _dispatch(argv)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        print(f"qwq-rl: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("qwq-rl: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read the output is gone; what is still buffered must not complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"qwq-rl: the disk is full{where}; make room and run the same command again", file=sys.stderr)
+        return 1
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        verbs = "\n".join(f"  {name:<10}{about}" for name, (_, about) in VERBS.items())
+        print(HELP.format(verbs=verbs), end="")
+        return 0 if argv else UserError.exit_status
+    if argv[0] == "--version":
+        print(f"qwq-rl {__version__}")
+        return 0
+    verb = SHORT.get(argv[0], argv[0])
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, [*VERBS, *SHORT], n=1)
+        meant = f"did you mean `qwq-rl {near[0]}`?" if near else f"there is {', '.join(VERBS)}"
+        raise UserError(f"there is no verb {argv[0]}: {meant}")
+    module = importlib.import_module(VERBS[verb][0])
+    return int(module.main(list(argv[1:])))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

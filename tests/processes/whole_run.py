@@ -1,0 +1,40 @@
+"""`qwq-rl run` as it is typed, with the trainer and the evaluator of this folder, and no model to export."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qwq_rl.errors import UserError
+from qwq_rl.pipeline import Programs
+from qwq_rl.progress import Board
+from qwq_rl.report.build import write_report
+from qwq_rl.run import execute, read_order
+from qwq_rl.runfolder import RunFolder, write_json
+from qwq_rl.summary import summarise
+
+HERE = Path(__file__).parent
+
+
+def finish(folder: RunFolder, release: str) -> dict[str, Any]:
+    summary = summarise(folder.path)
+    write_json(folder.summary, summary)
+    write_report(folder.path)
+    return summary
+
+
+def main() -> None:
+    train = (sys.executable, str(HERE / "launcher.py"), str(HERE / "trainer.py"))
+    programs = Programs(train, (sys.executable, str(HERE / "evaluator.py")))
+    try:
+        execute(read_order(sys.argv[1:]), programs, Board(Console(width=200)), finish)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()
