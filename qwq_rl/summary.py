@@ -24,7 +24,7 @@ def summarise(run: Path) -> dict[str, Any]:
     release = state.get("release")
     released = evaluations.get(release or "", {})
     return {
-        "run": run.resolve().name,
+        "run": run_name(run),
         "recipe": state.get("recipe"),
         "seed": state.get("seed", recipe_of(run, stages[0]).get("seed") if stages else None),
         "release": release,
@@ -51,6 +51,12 @@ def summarise_seeds(runs: Sequence[Path]) -> dict[str, Any]:
             for part in ("stages", "control", "agreement", "seconds")
         },
     }
+
+
+def run_name(run: Path) -> str:
+    """The folder's name; for one of several seeds, `NAME-seed-S`."""
+    folder = run.resolve()
+    return f"{folder.parent.name}-{folder.name}" if folder.name.startswith("seed-") else folder.name
 
 
 def finished_stages(run: Path) -> list[str]:

@@ -7,7 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from qwq_rl import records
+from qwq_rl.conforms import conforms
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.evaluate import evaluate_model, load_model, main, stage_checkpoint
 from qwq_rl.evaluation import PromptRecord, agreement, compare, evaluation_line
@@ -180,7 +184,10 @@ def test_the_command_writes_both_files_and_does_nothing_twice(
     first = read_json(written)
     assert first is not None
     assert (first["set"], first["samples"], first["domains"]["math"]["prompts"]) == (str(source), 2, 6)
-    assert len(read_lines(written.with_suffix(".jsonl"))) == 6
+    lines = read_lines(written.with_suffix(".jsonl"))
+    assert len(lines) == 6
+    assert conforms(first, records.Evaluation) == []
+    assert conforms(lines[0], records.EvaluationPrompt) == []
     assert main([*command, "--max-tokens", "6"]) == 0
     assert read_json(written) == first
     assert main([*command, "--max-tokens", "7"]) == 0
@@ -210,6 +217,35 @@ def test_a_stage_is_evaluated_at_its_last_update(checkpoint: Path, tmp_path: Pat
     found = read_json(run.evaluation("1_math_code", str(source)))
     assert found is not None
     assert (found["update"], found["cpu_seconds"], found["domains"]["math"]["greedy"]) == (7, 3.5, None)
+
+
+def test_open_rows_show_how_far_the_reward_model_agrees_with_the_rule(checkpoint: Path, tmp_path: Path) -> None:
+    """The run's own reward model scores the answers to rows that no check trains on."""
+    run = RunFolder(tmp_path / "run")
+    stage, judge = run.stage("2_general"), run.stage("2_reward_model")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(checkpoint, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(judge.final)
+    tokenizer.save_pretrained(judge.final)
+    stage.checkpoints.mkdir(parents=True)
+    stage.final.symlink_to(checkpoint, target_is_directory=True)
+    stage.resolved.write_text("reward_model: {from: 2_reward_model}\n")
+    for folder in (stage, judge):
+        write_json(folder.done, {"update": 7, "cpu_seconds": 3.5, "wall_seconds": 4.0})
+    open_rows = [
+        {**row, "id": f"open-{row['id']}", "family": "greet", "verifier": None, "grade": {"verifier": row["verifier"]}}
+        for row in rows(tmp_path)
+    ]
+    source = write_rows(tmp_path / "set.jsonl", [*rows(tmp_path), *open_rows])
+    command = ["--run", str(run.path), "--stage", "2_general", "--sets", str(source), "--samples", "40"]
+    assert main([*command, "--max-tokens", "40", "--no-greedy"]) == 0
+    found = read_json(run.evaluation("2_general", str(source)))
+    assert found is not None
+    assert conforms(found, records.Evaluation) == []
+    assert found["agreement"]["prompts"] == 6
+    assert found["agreement"]["pairs"] > 0
+    assert 0.0 < found["agreement"]["reward_model_auc"] < 1.0
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
