@@ -1,0 +1,176 @@
+"""The direction of imports, what is imported when, and how long a file may get."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {"qwq_rl": "qwq_rl", "verifiers": "qwq_rl.verifiers", "sandbox": "qwq_rl.sandbox"}
+
+# Lowest first: a module imports from its own layer and from those above it in this list, never from those below.
+# What stands nowhere here is on top, with the command line.
+LAYERS: list[tuple[str, tuple[str, ...]]] = [
+    ("sandbox", ("sandbox",)),
+    ("base", ("errors", "runfolder", "locks", "clock", "statistics", "records", "conforms")),
+    ("verifiers", ("verifiers",)),
+    ("rows, prompts, generation, scoring", ("row_format", "mappers", "rows", "tiny", "prompts", "generation")),
+    ("rows, prompts, generation, scoring", ("composition", "scoring", "evaluation", "reward_model")),
+    ("recipes", ("config", "config_tree", "recipe", "recipes_*")),
+    ("objective", ("objective",)),
+    ("trainers", ("evaluate", "checkpoints", "provenance", "stages")),
+    ("train", ("train",)),
+]
+TOP = "command line"
+NAMES = [*dict.fromkeys(name for name, _ in LAYERS), TOP]
+
+ALONE = {"sandbox": {"sandbox"}, "objective": {"objective"}}
+"""Layers that import nothing else of ours."""
+THIRD_PARTY: dict[str, set[str]] = {
+    "sandbox": set(),
+    "base": {"psutil"},
+    "verifiers": {"math_verify", "jsonschema", "referencing"},
+    "objective": {"torch"},
+}
+
+DISTRIBUTIONS = {"yaml": "pyyaml", "math_verify": "math-verify"}
+MOST_LINES, MOST_FUNCTION_LINES = 500, 80
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package by its name; `qwq_rl.verifiers` stands for `qwq_rl/verifiers/__init__.py`."""
+    found = {}
+    for folder, package in FOLDERS.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            if not (folder == "qwq_rl" and parts[0] in ("verifiers", "sandbox", "recipes")):
+                name = ".".join([package, *(part for part in parts if part != "__init__")])
+                found[name] = ast.parse(path.read_text(), str(path))
+    return found
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The modules that a tree imports; `from package import module` names the module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            for alias in node.names:
+                deeper = f"{node.module}.{alias.name}"
+                yield deeper if deeper in modules() else str(node.module)
+
+
+def ours(tree: ast.AST) -> set[str]:
+    return {name for name in imports(tree) if name.split(".")[0] == "qwq_rl"}
+
+
+def foreign(tree: ast.AST) -> set[str]:
+    tops = {name.split(".")[0] for name in imports(tree)}
+    return {name for name in tops if name not in sys.stdlib_module_names and name not in ("qwq_rl", "__future__")}
+
+
+def layer(module: str) -> str:
+    part = [*module.split("."), ""][1]
+    for name, parts in LAYERS:
+        if any(part == known or (known.endswith("*") and part.startswith(known[:-1])) for known in parts):
+            return name
+    return TOP
+
+
+def test_imports_go_one_way() -> None:
+    wrong = {}
+    for module, tree in modules().items():
+        mine = layer(module)
+        allowed = ALONE.get(mine, set(NAMES[: NAMES.index(mine) + 1]))
+        for name in ours(tree) - {"qwq_rl"}:
+            if layer(name) not in allowed:
+                wrong[f"{module} imports {name}"] = f"{mine} imports {layer(name)}"
+
+    assert wrong == {}, "LAYERS says where a module belongs"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {name: ours(tree) & modules().keys() - {name} for name, tree in modules().items()}
+
+    try:
+        list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"a cycle: {' <- '.join(error.args[1])}")
+
+
+def test_the_lower_layers_need_few_packages() -> None:
+    used = {module: foreign(tree) for module, tree in modules().items() if layer(module) in THIRD_PARTY}
+
+    assert {name: packages for name, packages in used.items() if packages - THIRD_PARTY[layer(name)]} == {}
+
+
+def test_every_package_that_is_imported_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [
+        *project["dependencies"],
+        *(one for extra in project["optional-dependencies"].values() for one in extra),
+    ]
+    names = {re.split(r"[^A-Za-z0-9_-]", requirement)[0].lower() for requirement in declared}
+    used = {DISTRIBUTIONS.get(name, name) for tree in modules().values() for name in foreign(tree)}
+
+    assert used <= names
+
+
+LIGHT = ("qwq_rl.sandbox", "qwq_rl.verifiers", "qwq_rl.rows", "qwq_rl.recipe", "qwq_rl.cli", "qwq_rl.report.build")
+HEAVY = ("torch", "transformers", "trl", "datasets", "pandas", "numpy", "jsonschema", "math_verify")
+WATCH = f"""
+import importlib, json, sys
+for name in {LIGHT!r}:
+    importlib.import_module(name)
+    print(json.dumps([name, [heavy for heavy in {HEAVY!r} if heavy in sys.modules]]))
+"""
+
+
+def test_what_people_import_first_imports_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", WATCH], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [[name, []] for name in LIGHT]
+
+
+def python_files() -> list[Path]:
+    folders = (*FOLDERS, "tests", "benchmarks")
+    return sorted({path.resolve() for folder in folders for path in (ROOT / folder).rglob("*.py")})
+
+
+def test_no_file_is_longer_than_can_be_read() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in python_files()}
+
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def test_no_function_is_longer_than_can_be_read() -> None:
+    long = {}
+    for path in python_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > MOST_FUNCTION_LINES:
+                    long[f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"] = lines
+
+    assert long == {}
+
+
+@pytest.mark.parametrize("name", ["verifiers", "sandbox", "recipes"])
+def test_a_top_level_folder_is_reached_through_its_link(name: str) -> None:
+    link = ROOT / "qwq_rl" / name
+
+    assert link.is_symlink()
+    assert link.readlink() == Path("..") / name
