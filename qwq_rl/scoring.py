@@ -153,12 +153,13 @@ def chosen(name: str, entry: Any) -> tuple[str, dict[str, Any]]:
 
 def audit(rows: Iterable[Row], scorer: Scorer | Grader) -> list[str]:
     """Say which rows' own `solution` does not pass, one line each; a solution stands for thinking and answer."""
-    found = []
+    items = []
     for row in rows:
-        if row.get("solution") is None:
-            continue
-        _, answer = split_thinking(row["solution"], opened=True)
-        scored = scorer.score([(row, Response(text=row["solution"], answer=answer.strip()))])[0]
+        if row.get("solution") is not None:
+            _, answer = split_thinking(row["solution"], opened=True)
+            items.append((row, Response(text=row["solution"], answer=answer.strip())))
+    found = []
+    for (row, _), scored in zip(items, scorer.score(items), strict=True):
         faulty = any(verdict.score is None for verdict in scored.verdicts.values())
         if faulty or scored.score not in (None, 1.0) or not all(scored.gates.values()):
             said = [f"{name}: {verdict.status}, {verdict.reason}" for name, verdict in scored.verdicts.items()]

@@ -30,6 +30,7 @@ DEGREES = re.compile(r"(?:\^\s?\{?\s?\\circ\s?\}?|°)$")
 VARIABLE = re.compile(r"^(\\?[A-Za-z]+(?:_\w|_\{\w+\})?)\s?(?:=|\\in(?![a-z]))\s?")
 PLAIN = re.compile(r"[\d\s+\-*/^().,{}]*")
 ROOT = re.compile(r"\^\s?[{(][^})]*[./]")
+BROKEN = re.compile(r"[-+*/=^]$|^[*/^]|\"")
 WORDS = re.compile(r"[A-Za-z][A-Za-z ]*")
 ALIASES = {
     "cm": "centimeter", "mm": "millimeter", "m": "meter", "km": "kilometer", "in": "inch", "inches": "inch",
@@ -213,10 +214,13 @@ def _terminates(value: Fraction) -> bool:
 
 
 def _cannot_be_a_number(answer: str) -> bool:
-    """Broken arithmetic and plain words equal no number, whatever algebra is tried on them."""
+    """Words and broken arithmetic equal no exact number, whatever algebra is tried on them."""
     text = _plain(answer)
-    words = WORDS.fullmatch(text) is not None and all(len(word) >= 3 for word in text.split())
-    return words or (PLAIN.fullmatch(text) is not None and not ROOT.search(text))
+    if WORDS.fullmatch(text) or BROKEN.search(text):
+        return True
+    if any(text.count(one) != text.count(other) for one, other in ("()", "[]", "{}")):
+        return True
+    return PLAIN.fullmatch(text) is not None and not ROOT.search(text)
 
 
 def _same_words(answer: str, gold: str) -> bool | None:

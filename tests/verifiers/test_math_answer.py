@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 import venv
@@ -189,3 +190,29 @@ def test_published_golds_pass_against_themselves_and_not_against_the_next(publis
     assert [gold for gold in golds if said(boxed(gold.replace(r"\frac", r"\dfrac")), gold).score != 1.0] == []
     pairs = [(left, right) for left, right in pairwise(golds) if left.split("=")[-1] != right.split("=")[-1]]
     assert [pair for pair in pairs if said(boxed(pair[0]), pair[1]).score != 0.0] == []
+
+
+def test_the_process_ends_with_its_parent_however_that_ends() -> None:
+    script = (
+        "import time; from qwq_rl.verifiers.math_process import MathProcess\n"
+        "process = MathProcess(20.0, 1024); process.equal('x+x', '2x')\n"
+        "print(process._process.pid, flush=True); time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = Path("/proc") / parent.stdout.readline().strip()
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    end = time.monotonic() + 20
+    while _runs(worker) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not _runs(worker)
+
+
+def _runs(process: Path) -> bool:
+    """Whether a process does more than wait for its parent to collect its status."""
+    try:
+        return ") Z " not in (process / "stat").read_text()
+    except FileNotFoundError:
+        return False
