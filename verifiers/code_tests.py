@@ -35,8 +35,8 @@ def code(
     """Build the verifier of programs.
 
     `cpu_s` and `memory_mb` hold where the row's own limits say nothing; with `partial` the score is the share of tests
-    passed; an answer without a Python block is `no_answer`, or all of it the `program`; `require` is the isolation below
-    which nothing is run. Judges with one sandbox a process, or with what `sandbox` returns.
+    passed; an answer without a Python block is `no_answer`, or all of it the `program`; `require` is the isolation
+    below which nothing is run. Judges with one sandbox a process, or with what `sandbox` returns.
 
     A reference is `{"tests": [...], "entry_point": null | str, "limits": {...}, "compare": ..., "prelude": str}`:
     tests and comparisons as in a sandbox job; the prelude is put before the program and before every assert test, where

@@ -6,13 +6,13 @@ of an assert test. What it writes to them is only ever an answer: nothing it cou
 
 from __future__ import annotations
 
+import _signal
 import contextlib
 import fcntl
 import gc
 import io
 import json
 import os
-import signal
 import sys
 from typing import cast
 
@@ -57,8 +57,8 @@ def _close(file: int) -> None:
 
 
 def _reset_signals() -> None:
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_DFL)  # the module `signal` spends a while on enumerations
 
 
 def _open_standard_files() -> None:

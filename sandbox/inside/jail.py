@@ -28,6 +28,10 @@ _OPEN_FILES, _THREADS = 64, 64
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class _FilterProgram(ctypes.Structure):
+    _fields_ = (("count", ctypes.c_ushort), ("code", ctypes.c_void_p))
+
+
 @dataclass(frozen=True)
 class Walls:
     """What the mother found she can put around a child."""
@@ -37,9 +41,11 @@ class Walls:
     own_user: bool
     """The mother's user id is shared with nothing else, so that threads can be counted by it."""
     filter: bytes | None
-    """The seccomp program; None where it cannot be installed."""
+    """The short seccomp program that a child adds to the mother's; None where none can be installed."""
     rules: int | None
     """The file descriptor of the Landlock rules; None where it cannot be used."""
+    landlock: int
+    """The version of Landlock in use; 0 for none."""
 
 
 def leave_host(without: Collection[str]) -> bool:
@@ -69,9 +75,10 @@ def prepare(namespaces: bool, slots: int, without: Collection[str]) -> Walls:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if own_user:
         _lower(resource.RLIMIT_NPROC, _THREADS * slots + 16)
-    rules = None if "landlock" in without else _landlock_rules()
-    program = None if "seccomp" in without else _seccomp_filter(may_open=rules is not None)
-    return Walls(namespaces, own_user, program, rules)
+    version = landlock.version()
+    rules = None if "landlock" in without or not version else _landlock_rules()
+    added = None if "seccomp" in without else _filter_calls(may_open=rules is not None)
+    return Walls(namespaces, own_user, added, rules, 0 if rules is None else version)
 
 
 def enter(walls: Walls, memory_bytes: int, cpu_s: float, file_bytes: int, keep: int) -> None:
@@ -89,7 +96,7 @@ def enter(walls: Walls, memory_bytes: int, cpu_s: float, file_bytes: int, keep: 
         landlock.restrict(walls.rules)
     os.closerange(keep, 1 << 16)
     if walls.filter is not None:
-        _install(seccomp.program(walls.filter, os.getpid()))
+        _install(seccomp.of_process(walls.filter, os.getpid()))
 
 
 def prctl(option: int, value: int) -> None:
@@ -117,17 +124,19 @@ def works(action: Callable[[], object]) -> bool:
 
 
 def _landlock_rules() -> int | None:
-    if landlock.version() == 0:
-        return None
     rules = fcntl.fcntl(landlock.ruleset(_standard_library(), _DEVICES), fcntl.F_DUPFD_CLOEXEC, HIGH)
     return rules if works(lambda: landlock.restrict(rules)) else None
 
 
-def _seccomp_filter(*, may_open: bool) -> bytes | None:
+def _filter_calls(*, may_open: bool) -> bytes | None:
+    """Put on the mother's filter; what each child adds, or None where filters cannot be had."""
     if not seccomp.supported():
         return None
-    built = seccomp.build(may_open=may_open)
-    return built if works(lambda: _install(seccomp.program(built, os.getpid()))) else None
+    inherited, added = seccomp.mothers(may_open=may_open), seccomp.childs()
+    if not works(lambda: _install(inherited)):
+        return None
+    _install(inherited)
+    return added
 
 
 def _take_own_uid() -> bool:
@@ -169,8 +178,6 @@ def _lower(kind: int, value: int) -> None:
 
 def _install(program: bytes) -> None:
     # struct sock_fprog: a count of 8-byte instructions, and where they are
-    code = ctypes.create_string_buffer(program, len(program))
-    header = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
-    address = ctypes.create_string_buffer(header, len(header))
-    if _libc.prctl(_SET_SECCOMP, ctypes.c_ulong(2), ctypes.byref(address), ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
+    header = _FilterProgram(len(program) // 8, ctypes.cast(ctypes.c_char_p(program), ctypes.c_void_p))
+    if _libc.prctl(_SET_SECCOMP, ctypes.c_ulong(2), ctypes.byref(header), ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
         raise OSError(ctypes.get_errno(), "seccomp")

@@ -17,6 +17,7 @@ import gc
 import importlib
 import json
 import os
+import random
 import select
 import signal
 import socket
@@ -26,7 +27,7 @@ import traceback
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from qwq_rl.sandbox.inside import child, jail, landlock
+from qwq_rl.sandbox.inside import child, jail
 from qwq_rl.sandbox.inside.wire import FILES, PROCESS, REPLY, REQUEST
 
 _CPU_SLACK = 0.002
@@ -86,14 +87,14 @@ class Mother:
     def __init__(self, control: socket.socket, slots: int, namespaces: bool, without: Collection[str]) -> None:
         self._control, self._slots = control, slots
         _warm()
-        self._walls = jail.prepare(namespaces, slots, without)
         self._memory = _address_space()
+        self._walls = jail.prepare(namespaces, slots, without)
         self._cases: dict[int, _Case] = {}
         self._running: dict[int, tuple[_Case, _Process]] = {}
         self._poll = select.poll()
         greeting = {
             "seccomp": self._walls.filter is not None,
-            "landlock": landlock.version() if self._walls.rules is not None else 0,
+            "landlock": self._walls.landlock,
             "namespaces": namespaces,
             "own_user": self._walls.own_user,
             "runtime": f"python {sys.version_info.major}.{sys.version_info.minor}",
@@ -198,6 +199,7 @@ def _address_space() -> int:
 
 def _warm() -> None:
     """Do once what every child would otherwise do: imports, the compiler's first run, what `site` adds to builtins."""
+    random.seed(0)  # every child starts from here: a verdict must not depend on luck
     for name in _WARM.split():
         importlib.import_module(name)
     for name in ("exit", "quit"):

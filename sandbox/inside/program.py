@@ -65,6 +65,7 @@ def failed(error: BaseException) -> Ended:
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_frame.f_code.co_filename != "main.py":
         traceback = traceback.tb_next
+    error.__traceback__ = traceback  # without the sandbox's own frames
     sys.excepthook(type(error), error, traceback)
     return Ended(1)
 

@@ -1,4 +1,4 @@
-"""The system calls a jailed child may make: a list of what is allowed, compiled to a BPF program without a library.
+"""The system calls a jailed child may make: a list of what is allowed, as BPF programs built without a library.
 
 Everything else fails with EPERM: sockets, fork, exec, ptrace, signals to others, changes of limits, owners or mounts.
 Layout of `struct seccomp_data`: linux/seccomp.h; of an instruction: linux/filter.h. Call numbers: the kernel's tables.
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 _LOAD, _AND, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x45, 0x06
 _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_CLONE_THREAD, _AF_UNIX, _SOCK_STREAM = 0x10000, 1, 1
+_CLONE_THREAD, _AF_UNIX, _SOCK_STREAM, _FIONBIO = 0x10000, 1, 1, 0x5421
 _OWN_PID = 0x5EEDF00D
-"""Stands for the child's own process id until `program` is told it."""
+"""Stands for the child's own process id until `of_process` is told it."""
 
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
@@ -44,13 +44,19 @@ _PLAIN = {
     "futex_waitv": (449, 449),
 }  # fmt: skip
 _OPENING = {"open": (2, -1), "openat": (257, 56)}
-_CLONE, _CLONE3, _IOCTL, _FCNTL = (56, 220), (435, 435), (16, 29), (72, 25)
-_KILL_CALL, _TGKILL, _PRLIMIT = (62, 129), (234, 131), (302, 261)
-_SOCKETPAIR, _SENDTO = (53, 199), (44, 206)
+_CLONE3, _IOCTL, _FCNTL, _SOCKETPAIR, _SENDTO = (435, 435), (16, 29), (72, 25), (53, 199), (44, 206)
+_CLONE, _KILL_CALL, _TGKILL, _PRLIMIT = (56, 220), (62, 129), (234, 131), (302, 261)
+_MOTHERS_ALONE = {
+    "recvmsg": (47, 212), "prctl": (157, 167), "pidfd_open": (434, 434), "close_range": (436, 436),
+    "landlock_restrict_self": (446, 446),
+}  # fmt: skip
 _SIGNALLING_FCNTL = (8, 10, 15, 1024, 1026)
 """F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY: ways to have the kernel send a signal."""
 
 Instruction = tuple[int, int, int, int]
+"""Operation, how many instructions to skip if true and if false, value."""
+Rule = tuple[tuple[int, int], Sequence[Instruction]]
+"""A call's numbers, and what is done about it; every block ends by itself."""
 
 
 def supported() -> bool:
@@ -58,39 +64,51 @@ def supported() -> bool:
     return platform.machine() in _ARCHITECTURES and struct.calcsize("P") == 8
 
 
-def build(*, may_open: bool) -> bytes:
-    """The filter, with a place for the child's process id; without `may_open` no file can be opened at all."""
-    column = list(_ARCHITECTURES).index(platform.machine())
-    rules: list[tuple[tuple[int, int], Sequence[Instruction]]] = [(calls, [_give(_ALLOW)]) for calls in _PLAIN.values()]
+def mothers(*, may_open: bool) -> bytes:
+    """The long filter, which the mother puts on and her children inherit: calls that a child or she herself needs.
+
+    Without `may_open` no file can be opened at all.
+    """
     opening = _give(_ALLOW) if may_open else _give(_ERRNO | errno.EACCES)
+    allowed = [*_PLAIN.values(), *_MOTHERS_ALONE.values(), _CLONE, _KILL_CALL, _TGKILL, _PRLIMIT]
+    rules: list[Rule] = [(calls, [_give(_ALLOW)]) for calls in allowed]
     rules += [(calls, [opening]) for calls in _OPENING.values()]
     rules += [
-        (_CLONE, [_load_argument(0), (_ANY_BIT, 0, 1, _CLONE_THREAD), _give(_ALLOW), _refuse()]),
         (_CLONE3, [_give(_ERRNO | errno.ENOSYS)]),  # the C library then takes clone, whose flags can be read
-        (_IOCTL, [_give(_ERRNO | errno.ENOTTY)]),
+        (_IOCTL, [_load_argument(1), (_EQUAL, 0, 1, _FIONBIO), _give(_ALLOW), _give(_ERRNO | errno.ENOTTY)]),
         (_FCNTL, [_load_argument(1), *_no_signals(), _give(_ALLOW)]),
-        (_KILL_CALL, [_load_argument(0), *_only_if(_OWN_PID)]),
-        (_TGKILL, [_load_argument(0), *_only_if(_OWN_PID)]),
-        (_PRLIMIT, [_load_argument(0), *_only_if(0)]),
         # asyncio needs a pair of stream sockets; a datagram one could be sent to an address
         (_SOCKETPAIR, [_load_argument(0), (_EQUAL, 1, 0, _AF_UNIX), _refuse(), *_stream_only()]),
         (_SENDTO, [_load_argument(4), (_EQUAL, 1, 0, 0), _refuse(), _load_argument(4, high=True), *_only_if(0)]),
     ]
+    return _program(rules, _refuse())
+
+
+def childs() -> bytes:
+    """The short filter that every child adds, with a place for its process id: what is hers alone is refused."""
+    rules: list[Rule] = [(calls, [_refuse()]) for calls in _MOTHERS_ALONE.values()]
+    rules += [
+        (_CLONE, [_load_argument(0), (_ANY_BIT, 0, 1, _CLONE_THREAD), _give(_ALLOW), _refuse()]),
+        (_KILL_CALL, [_load_argument(0), *_only_if(_OWN_PID)]),
+        (_TGKILL, [_load_argument(0), *_only_if(_OWN_PID)]),
+        (_PRLIMIT, [_load_argument(0), *_only_if(0)]),
+    ]
+    return _program(rules, _give(_ALLOW))
+
+
+def of_process(filter_program: bytes, pid: int) -> bytes:
+    """The short filter of the process `pid`."""
+    return filter_program.replace(struct.pack("=I", _OWN_PID), struct.pack("=I", pid))
+
+
+def _program(rules: Sequence[Rule], otherwise: Instruction) -> bytes:
+    column = list(_ARCHITECTURES).index(platform.machine())
     code: list[Instruction] = [(_LOAD, 0, 0, _ARCHITECTURE_AT)]
     code += [(_EQUAL, 1, 0, _ARCHITECTURES[platform.machine()]), _give(_KILL), (_LOAD, 0, 0, _NUMBER_AT)]
     for calls, block in rules:
         if calls[column] >= 0:
             code += [(_EQUAL, 0, len(block), calls[column]), *block]
-    code.append(_refuse())
-    return _assemble(code)
-
-
-def program(built: bytes, pid: int) -> bytes:
-    """The filter of the process `pid`."""
-    return built.replace(struct.pack("=I", _OWN_PID), struct.pack("=I", pid))
-
-
-def _assemble(code: Sequence[Instruction]) -> bytes:
+    code.append(otherwise)
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
 
