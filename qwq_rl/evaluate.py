@@ -55,6 +55,8 @@ class Checkpoint:
 
     folder: Path
     """A Hugging Face folder."""
+    name: str
+    """What results call it: its path within the run, or the folder's own."""
     stage: str
     update: int = 0
     cpu_seconds: float = 0.0
@@ -140,7 +142,7 @@ def evaluate_checkpoint(
                 cpu_seconds=checkpoint.cpu_seconds,
                 greedy=settings.greedy,
             )
-            line |= {"checkpoint": str(checkpoint.folder), "settings": asdict(settings)}
+            line |= {"checkpoint": checkpoint.name, "settings": asdict(settings)}
             line["agreement"] = _agreement(checkpoint.reward_model, rows[name], records)
             # The estimates are written last: where they are, the evaluation is whole.
             write_lines(path.with_suffix(".jsonl"), (record.line() for record in records))
@@ -178,7 +180,13 @@ def stage_checkpoint(run: Path, stage: str) -> Checkpoint:
     source = (recipe.get("reward_model") or {}).get("from")
     reward_model = RunFolder(run).stage(source).final if source and RunFolder(run).stage(source).done.exists() else None
     return Checkpoint(
-        folder.final, stage, done["update"], done["cpu_seconds"], folder.done.stat().st_mtime, reward_model
+        folder=folder.final,
+        name=str(folder.final.relative_to(run)),
+        stage=stage,
+        update=done["update"],
+        cpu_seconds=done["cpu_seconds"],
+        since=folder.done.stat().st_mtime,
+        reward_model=reward_model,
     )
 
 
@@ -250,7 +258,7 @@ def _is_there(path: Path, checkpoint: Checkpoint, settings: Settings) -> bool:
     return (
         found is not None
         and found["update"] == checkpoint.update
-        and found["checkpoint"] == str(checkpoint.folder)
+        and found["checkpoint"] == checkpoint.name
         and found["settings"] == asdict(settings)
         and found["time"] >= checkpoint.since
     )
@@ -299,7 +307,8 @@ def _run(arguments: argparse.Namespace) -> None:
         checkpoint = stage_checkpoint(arguments.run, arguments.stage)
         sets = [(name, RunFolder(arguments.run).evaluation(arguments.stage, name)) for name in names]
     else:
-        checkpoint = Checkpoint(arguments.model, arguments.model.resolve().name)
+        model = arguments.model.resolve()
+        checkpoint = Checkpoint(model, str(model), model.name)
         sets = [(name, arguments.out / (name.replace("/", "-").lstrip(".-") + ".json")) for name in names]
     settings = Settings(arguments.samples, arguments.max_tokens, arguments.greedy, arguments.seed)
     with _bar(checkpoint.stage) as progress:

@@ -130,7 +130,9 @@ def _write_generation_config(to: Path, folder: StageFolder, run: Path) -> tuple[
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "max_new_tokens": max_tokens}
     model = read_json(to / "config.json") or {}
     ends = {key: config.get(key, model.get(key)) for key in ("eos_token_id", "pad_token_id")}
-    write_json(to / "generation_config.json", {**config, **ends, **sampling})
+    # Names with an underscore are notes of the library, which would make it derive the settings anew.
+    kept = {key: value for key, value in config.items() if not key.startswith("_")}
+    write_json(to / "generation_config.json", {**kept, **ends, **sampling})
     return temperature, max_tokens
 
 
@@ -162,6 +164,7 @@ def _facts(run: Path, stage: str, step: int | None, model: Path, sampling: tuple
         commit=provenance.get("git_commit"),
         versions=provenance.get("versions", {}),
         sets=stages[-1].sets if step is None else _sets_at(run, stage, step),
+        example=_example(run, stage, stages[-1].sets) if step is None else None,
     )
 
 
@@ -188,6 +191,12 @@ def _sets_at(run: Path, stage: str, step: int) -> dict[str, Any]:
         for line in lines
         if line["update"] == step
     }
+
+
+def _example(run: Path, stage: str, sets: Mapping[str, Any]) -> tuple[str, str] | None:
+    """A held-out prompt that the model solved, and what it wrote: the first one, not a chosen one."""
+    lines = (line for name in sets for line in read_lines(RunFolder(run).evaluation(stage, name).with_suffix(".jsonl")))
+    return next(((line["prompt"], line["response"]) for line in lines if line["scores"][0] == 1), None)
 
 
 def _parameters(model: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,8 @@ class Facts:
     versions: Mapping[str, str]
     sets: Figures
     """The results of the exported checkpoint."""
+    example: tuple[str, str] | None
+    """A held-out prompt and the response to it."""
 
 
 def model_card(facts: Facts) -> str:
@@ -163,6 +166,10 @@ def _gains(stage: StageFacts) -> str:
 
 
 def _use(facts: Facts) -> str:
+    prompt, response = facts.example or ("YOUR PROMPT", "")
+    written = (
+        f"\nTo this held-out prompt it wrote, when it was evaluated:\n\n~~~~~\n{response}\n~~~~~" if response else ""
+    )
     return f"""## How to use it
 
 ```python
@@ -170,13 +177,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("PATH_OR_HUB_ID")
 tokenizer = AutoTokenizer.from_pretrained("PATH_OR_HUB_ID")
-messages = [{{"role": "user", "content": "YOUR PROMPT"}}]
+messages = [{{"role": "user", "content": {json.dumps(prompt, ensure_ascii=False)}}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 output = model.generate(**inputs)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))
 ```
 
-By `generation_config.json` it samples at temperature {facts.temperature:g}, at most {facts.max_tokens} new tokens."""
+By `generation_config.json` it samples at temperature {facts.temperature:g}, at most {facts.max_tokens} new tokens.
+{written}"""
 
 
 def _provenance(facts: Facts) -> str:

@@ -51,7 +51,18 @@ def write_evaluation(run: RunFolder, stage: str, scores: Sequence[Sequence[float
     zeros = (0,) * len(scores[0])
     records = [
         PromptRecord(
-            f"p{at}", "math", ("chain", "story")[at % 2], "?", tuple(of), of[0], zeros, zeros, zeros, "", "", ""
+            f"p{at}",
+            "math",
+            ("chain", "story")[at % 2],
+            f"{at} + 1 = ?",
+            tuple(of),
+            of[0],
+            zeros,
+            zeros,
+            zeros,
+            f"{at + 1}",
+            "",
+            "",
         )
         for at, of in enumerate(scores)
     ]

@@ -92,7 +92,16 @@ def test_the_card_tells_the_figures_of_the_run(run: Path, tmp_path: Path) -> Non
     assert "+0.500 [" in card.text
     assert "| `1_math_code` | rl grpo | `0_cold_start` | 10 | 21 |" in card.text
     assert "| `0_cold_start` | sft | scratch | 10 | 20 |" in card.text
+    assert '"content": "0 + 1 = ?"' in card.text
+    assert "wrote, when it was evaluated:\n\n~~~~~\n1\n" in card.text
     assert str(tmp_path) not in card.content
+
+
+def test_the_cards_own_lines_of_code_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = export(run, None, tmp_path / "out")
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(code.replace("PATH_OR_HUB_ID", str(folder)), {})
+    assert capsys.readouterr().out
 
 
 def test_a_checkpoint_of_a_stage_comes_with_its_own_figures(
