@@ -8,7 +8,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qwq_rl import __version__
 from qwq_rl.errors import UserError
@@ -41,15 +41,20 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status; a user's mistake is one message on stderr, without a traceback."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    return spoken(lambda: _dispatch(argv))
+
+
+def spoken(action: Callable[[], int]) -> int:
+    """The status that `action` returns, or that of what stopped it, which is then told in one message."""
     try:
-        status = _dispatch(argv)
+        status = action()
         sys.stdout.flush()
         return status
     except UserError as error:
         print(f"qwq-rl: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("qwq-rl: stopped", file=sys.stderr)
+        print("qwq-rl: stopped; the same command goes on", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # Whoever read the output is gone; what is still buffered must not complain about it at exit.

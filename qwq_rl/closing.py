@@ -17,7 +17,8 @@ def print_closing(console: Console, folder: RunFolder, summary: Mapping[str, Any
     if table.row_count:
         console.print(table)
     for line in changes(summary):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(duration(summary), highlight=False)
     for what, path in places(folder, summary):
         console.print(f"{what:<11}{path}", highlight=False, markup=False, soft_wrap=True)
 
@@ -41,6 +42,12 @@ def changes(summary: Mapping[str, Any]) -> Iterator[str]:
     control = summary.get("control")
     if control:
         yield from _differences(f"{control['of']} - {control['stage']} (control)", control["sets"])
+
+
+def duration(summary: Mapping[str, Any]) -> str:
+    """How long it took: the time in which a process of the run lived, and the processor time of all of them."""
+    wall, cpu = (_minutes(summary["seconds"][kind]) for kind in ("wall", "cpu"))
+    return f"took {wall} min, {cpu} min of processor time"
 
 
 def places(folder: RunFolder, summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -67,6 +74,10 @@ def _estimate(value: Mapping[str, Any] | None) -> str:
     if "values" in value:
         return f"{value['mean']:.2f} ({value['least']:.2f}-{value['most']:.2f})"
     return f"{value['mean']:.2f} ±{(value['high'] - value['low']) / 2:.2f}"
+
+
+def _minutes(value: float | Mapping[str, Any]) -> str:
+    return f"{value / 60:.1f}" if isinstance(value, int | float) else f"{value['mean'] / 60:.1f} (mean of the seeds)"
 
 
 def _signed(value: Mapping[str, Any]) -> str:

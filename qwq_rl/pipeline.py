@@ -146,17 +146,15 @@ class _Runner:
         return self.start_final_evaluation()
 
     def start_final_evaluation(self) -> bool:
-        """Evaluate a finished stage on all its sets; where only one is left to evaluate, share its sets out."""
-        missing = {}
+        """Evaluate a finished stage on all its sets at once; when nothing else is left to do, share the sets out."""
+        unfinished = [name for name in self.plan.names if self.record.stage(name)["status"] != "done"]
         for name in self.plan.names:
-            if self.record.stage(name)["status"] == "done":
-                missing[name] = self.not_running(name, self.results.missing_final_sets(name))
-        left = [(name, sets) for name, sets in missing.items() if sets]
-        if left:
-            name, sets = left[0]
-            share = -(-len(sets) // self.free()) if len(left) == 1 else len(sets)
-            self.start_evaluation(name, sets[:share])
-        return bool(left)
+            if name not in unfinished:
+                sets = self.not_running(name, self.results.missing_final_sets(name))
+                if sets:
+                    self.start_evaluation(name, sets if unfinished else sets[:1])
+                    return True
+        return False
 
     def not_running(self, name: str, sets: Sequence[str]) -> tuple[str, ...]:
         running = {one for stage, evaluated in self.evaluating for one in evaluated if stage == name}

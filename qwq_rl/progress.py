@@ -129,7 +129,7 @@ class Board:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, views: Iterable[StageView], jobs: Sequence[tuple[str, float]]) -> None:
         """Show the rows: stages, and other processes as (name, seconds)."""

@@ -68,7 +68,6 @@ def execute(order: Order, programs: Programs, board: Board, finish: Finish) -> N
         collapsed: dict[int, str] = {}
         for seed in order.seeds:
             folder = RunFolder(order.folder.path / f"seed-{seed}")
-            board.say(f"seed {seed}: {folder.path}")
             try:
                 _run_one(order, seed, folder, programs, board, finish)
             except GateFailed as error:
@@ -85,6 +84,7 @@ def _run_one(
 ) -> dict[str, Any]:
     """One run folder; what a failed gate leaves is summarised too, so that it can be looked at."""
     plan = order.plan(seed)
+    board.say(f"{plan.folder} -> {folder.path}" + (f" (seed {seed})" if seed is not None else ""))
     try:
         with board:
             run_stages(plan, folder, programs, board, order.restart)

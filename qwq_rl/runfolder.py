@@ -12,26 +12,26 @@ from typing import Any
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write `value` to `path` atomically: a temporary file beside it, flushed to disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    _write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line, atomically."""
+    _write_atomically(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+
+
+def _write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        for value in values:
-            file.write(json.dumps(value, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:

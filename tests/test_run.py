@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,7 @@ def test_a_run_ends_with_its_figures_and_where_things_lie(recipe: Path) -> None:
     assert run.report.exists()
     assert "tiny/final math" in output
     assert "1_math - 0_start, tiny/final: math +0.00 [-0.72, +0.72]" in output
+    assert re.search(r"took \d\.\d min, \d\.\d min of processor time", output)
     assert "runs/little/report.html" in output
     assert "runs/little/1_math/checkpoints/final" in output
 
@@ -130,3 +132,24 @@ def test_the_seed_is_set_in_every_stage(recipe: Path) -> None:
     assert {stage.seed for stage in plan.stages.values()} == {3}
     assert plan.overrides["1_math"] == ["--update.lr=2e-3", "--seed=3"]
     assert plan.train_arguments("1_math", Path("r"), 0)[-2:] == ["--update.lr=2e-3", "--seed=3"]
+
+
+def test_a_disk_that_fills_up_is_called_one_and_loses_nothing(recipe: Path) -> None:
+    mounted = ["unshare", "-rm", "sh", "-c"]
+    if subprocess.run([*mounted, "mount -t tmpfs none /mnt"], capture_output=True, check=False).returncode:
+        pytest.skip("no small file system can be mounted here (unshare -rm)")
+    run = f"{sys.executable} {WHOLE_RUN} little --runs /mnt"
+    script = f"""
+        mount -t tmpfs -o size=40k none /mnt; {run}; echo status $?
+        ls -A /mnt/little
+        mount -o remount,size=40m /mnt; {run}; echo status $?
+        cat /mnt/little/0_start/metrics.jsonl
+    """
+    done = subprocess.run([*mounted, script], cwd=recipe.parent, capture_output=True, text=True, check=False)
+    assert "the disk is full" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert ".pipeline.json" not in done.stdout
+    first, second = done.stdout.split("status 1\n")
+    assert "✓ 0_start" in first
+    assert "status 0\n" in second
+    assert second.count('"update": ') == 4

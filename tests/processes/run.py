@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from qwq_rl.errors import UserError
+from qwq_rl.cli import spoken
 from qwq_rl.jobs import accelerate_command
 from qwq_rl.pipeline import Programs, run_stages
 from qwq_rl.plan import Plan
@@ -19,7 +19,7 @@ from qwq_rl.runfolder import RunFolder
 HERE = Path(__file__).parent
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("recipe", type=Path)
     parser.add_argument("run", type=Path)
@@ -29,14 +29,11 @@ def main() -> None:
     pipeline, stages = load_pipeline(options.recipe)
     launch = accelerate_command(None) if options.accelerate else (sys.executable, str(HERE / "launcher.py"))
     programs = Programs((*launch, str(HERE / "trainer.py")), (sys.executable, str(HERE / "evaluator.py")))
-    try:
-        with Board(Console(width=200)) as board:
-            plan = Plan(options.recipe, pipeline, stages, {})
-            run_stages(plan, RunFolder(options.run), programs, board, options.restart)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_status)
+    with Board(Console(width=200)) as board:
+        plan = Plan(options.recipe, pipeline, stages, {})
+        run_stages(plan, RunFolder(options.run), programs, board, options.restart)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(spoken(main))

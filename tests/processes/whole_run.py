@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from qwq_rl.errors import UserError
+from qwq_rl.cli import spoken
 from qwq_rl.pipeline import Programs
 from qwq_rl.progress import Board
 from qwq_rl.report.build import write_report
@@ -26,15 +26,12 @@ def finish(folder: RunFolder, release: str) -> dict[str, Any]:
     return summary
 
 
-def main() -> None:
+def main() -> int:
     train = (sys.executable, str(HERE / "launcher.py"), str(HERE / "trainer.py"))
     programs = Programs(train, (sys.executable, str(HERE / "evaluator.py")))
-    try:
-        execute(read_order(sys.argv[1:]), programs, Board(Console(width=200)), finish)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_status)
+    execute(read_order(sys.argv[1:]), programs, Board(Console(width=200)), finish)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(spoken(main))
