@@ -39,7 +39,7 @@ def micro_difference(estimate: object, reach: float, colour: int) -> str:
 def _micro(content: str, x: float, width: float, colour: int, words: str) -> str:
     return (
         f'<svg class="micro c{colour}" viewBox="-4 0 {pixel(width + 8)} 12" width="{pixel(width + 8)}" height="12" '
-        f'role="img" aria-label="{esc(words)}">{content}<circle cx="{pixel(x)}" cy="6" r="3.6"/></svg>'
+        f'role="img" aria-label="{esc(words)}">{content}<circle cx="{pixel(x)}" cy="6" r="3"/></svg>'
     )
 
 
@@ -98,33 +98,48 @@ def stacked_bars(bars: Sequence[Bar], name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One row of the chart of jobs: seconds since the run began, and CPU seconds where known."""
+class Span:
+    """One process: seconds since the run began, CPU seconds where known, and whether it ended well."""
 
-    label: str
-    kind: str
-    """train or evaluate."""
     started: float
     finished: float
     cpu: float | None
+    well: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of the chart of jobs: every process of one name. `kind` is train or evaluate."""
+
+    label: str
+    kind: str
+    spans: tuple[Span, ...]
 
 
 def job_chart(jobs: Sequence[Job], name: str) -> str:
-    """What ran when: a row a job."""
+    """What ran when: a row a job, a bar a process."""
     frame = Frame(1080, 30 + 24 * len(jobs), left=200, right=90, top=2, bottom=26)
-    last = max((job.finished for job in jobs), default=1.0) or 1.0
+    last = max((span.finished for job in jobs for span in job.spans), default=1.0) or 1.0
     parts = [_seconds_grid(last, frame)]
     for index, job in enumerate(jobs):
-        y, left, right = frame.top + 24 * index, frame.x(job.started / last), frame.x(job.finished / last)
-        wall = duration(job.finished - job.started)
-        cpu = "" if job.cpu is None else f", CPU {duration(job.cpu)}"
-        parts.append(
-            f'<text class="row" x="{pixel(frame.left - 10)}" y="{pixel(y + 16)}">{esc(job.label)}</text>'
-            f'<rect class="part {job.kind}" x="{pixel(left)}" y="{pixel(y + 4)}" rx="2" '
-            f'width="{pixel(max(right - left, 2))}" height="16"><title>{esc(job.label)}: {wall}{cpu}</title></rect>'
-            f'<text class="total" x="{pixel(right + 8)}" y="{pixel(y + 16)}">{wall}</text>'
-        )
+        y = frame.top + 24 * index
+        parts.append(f'<text class="row" x="{pixel(frame.left - 10)}" y="{pixel(y + 16)}">{esc(job.label)}</text>')
+        parts += [_span(job, span, y, frame, last) for span in job.spans]
+        end = frame.x(max(span.finished for span in job.spans) / last)
+        spent = duration(sum(span.finished - span.started for span in job.spans))
+        parts.append(f'<text class="total" x="{pixel(end + 8)}" y="{pixel(y + 16)}">{spent}</text>')
     return plot("".join(parts), frame, name)
+
+
+def _span(job: Job, span: Span, y: float, frame: Frame, last: float) -> str:
+    left, right = frame.x(span.started / last), frame.x(span.finished / last)
+    cpu = "" if span.cpu is None else f", CPU {duration(span.cpu)}"
+    words = f"{job.label}: {duration(span.finished - span.started)}{cpu}{'' if span.well else ', did not end well'}"
+    kind = job.kind if span.well else "failed"
+    return (
+        f'<rect class="part {kind}" x="{pixel(left)}" y="{pixel(y + 4)}" rx="2" width="{pixel(max(right - left, 2))}" '
+        f'height="16"><title>{esc(words)}</title></rect>'
+    )
 
 
 def _seconds_grid(last: float, frame: Frame) -> str:

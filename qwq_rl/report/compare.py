@@ -9,7 +9,7 @@ from typing import Any
 from qwq_rl.report.bars import micro_score
 from qwq_rl.report.curves import colour_of
 from qwq_rl.report.load import Run, Stage, domains, parse_lines
-from qwq_rl.report.markup import NONE, at, esc, finite, interval, number, title
+from qwq_rl.report.markup import NONE, at, entries, esc, finite, interval, number, title
 from qwq_rl.report.page import ROLLOUT_BYTES, fact_list, learning, navigation, provenance, section
 from qwq_rl.report.rollouts import browser
 from qwq_rl.report.tables import Cell, area_table, columns, difference_inside
@@ -109,5 +109,5 @@ def _prompt_scores(run: Run, stage: str, data_set: str) -> dict[tuple[str, str],
     found: dict[tuple[str, str], dict[str, list[float | None]]] = {}
     for line in parse_lines(path):
         family = found.setdefault((str(line.get("domain")), str(line.get("family"))), {})
-        family[str(line.get("id"))] = [finite(value) for value in line.get("scores") or []]
+        family[str(line.get("id"))] = [finite(value) for value in entries(line, "scores")]
     return found

@@ -9,7 +9,7 @@ from typing import Any
 
 from qwq_rl.report.charts import UNIT, Frame, Point, Series, Vertical, line_chart
 from qwq_rl.report.load import Run, Stage, domains, families
-from qwq_rl.report.markup import at, esc, finite, folded, interval, listed, number, table, title
+from qwq_rl.report.markup import at, esc, finite, folded, interval, listed, number, table, title, whole
 from qwq_rl.report.scales import TimeLine, bare, seconds_of, time_line
 
 SMALL = Vertical(0.0, 1.0, (0.0, 0.5, 1.0))
@@ -34,7 +34,7 @@ def held_out(run: Run, clock: TimeLine, kind: str, area: str) -> tuple[Point, ..
     points = []
     for stage in run.line:
         for line in stage.evaluations:
-            heading = clock.heading(stage.name, int(line.get("update") or 0))
+            heading = clock.heading(stage.name, whole(line.get("update")))
             points.append(_point(line, kind, area, clock.place(stage.name, line), heading))
     return tuple(point for point in points if point)
 
@@ -176,7 +176,7 @@ def _domain_table(runs: Sequence[Run], order: Sequence[str]) -> str:
         stages = [*run.line, *([run.control] if run.control else [])]
         for stage in stages:
             for line in stage.evaluations:
-                place = f"{title(stage.name)} {int(line.get('update') or 0)}"
+                place = f"{title(stage.name)} {whole(line.get('update'))}"
                 where = place if len(runs) == 1 else f"{run.name}: {place}"
                 rows.append([esc(where), number(line.get("cpu_seconds"), 1), *(_cell(line, area) for area in order)])
     head = ["stage and update", "CPU s", *map(esc, order)]
@@ -224,5 +224,5 @@ def _mode_points(line: Sequence[Stage], clock: TimeLine, area: str, mode: str, w
             value = finite(at(record, "modes", area, mode, what))
             x = clock.place(stage.name, record)
             if value is not None and x is not None:
-                points.append(Point(x, value, clock.heading(stage.name, int(record.get("update") or 0))))
+                points.append(Point(x, value, clock.heading(stage.name, whole(record.get("update")))))
     return tuple(points)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qwq_rl.errors import RunStateError
-from qwq_rl.report.markup import at, finite
+from qwq_rl.report.markup import at, fields, finite, whole
 from qwq_rl.runfolder import RunFolder, StageFolder
 
 Record = Mapping[str, Any]
@@ -42,7 +42,7 @@ class Stage:
     @property
     def updates(self) -> int:
         """Updates made so far."""
-        return max((int(line.get("update") or 0) for line in (*self.metrics, *self.evaluations)), default=0)
+        return max((whole(line.get("update")) for line in (*self.metrics, *self.evaluations)), default=0)
 
     def seconds(self, clock: str) -> float | None:
         """Wall or CPU seconds (`clock` is wall or cpu) of the whole stage: pipeline.json's, else the last metric's."""
@@ -139,18 +139,18 @@ def load_run(path: Path) -> Run:
     require_run(path)
     folder = RunFolder(path)
     pipeline, summary = _read_object(folder.state), _read_object(folder.summary)
-    names = list(at(pipeline, "stages") or {})
+    names = list(fields(pipeline, "stages"))
     names += [child.name for child in _folders(path) if _is_stage(child) and child.name not in names]
-    stages = tuple(_load_stage(folder, name, at(pipeline, "stages", name) or {}, summary) for name in names)
+    stages = tuple(_load_stage(folder, name, fields(pipeline, "stages", name), summary) for name in names)
     control, control_of = _control(stages, summary)
     release = at(summary, "release") or at(pipeline, "release")
     sets = list(dict.fromkeys(name for stage in stages for name in stage.finals))
     harder = next((name for name in sets if "hard" in name.lower()), None)
     plain = [name for name in sets if name != harder]
     primary = next((name for name in plain if name.endswith("final")), plain[0] if plain else None)
-    name = str(
-        at(summary, "run") or (path.resolve().parent.name if path.name.startswith("seed-") else path.resolve().name)
-    )
+    place = path.resolve()
+    folder_name = f"{place.parent.name}-{place.name}" if place.name.startswith("seed-") else place.name
+    name = str(at(summary, "run") or folder_name)
     line = _line(stages, control, release)
     return Run(path, name, stages, line, control, control_of, pipeline, summary, primary, harder)
 
@@ -163,6 +163,7 @@ def _load_stage(run: RunFolder, name: str, entry: Record, summary: Record) -> St
     written = re.search(r"^kind:\s*(\w+)", recipe, re.MULTILINE)
     kind = str(metrics[-1].get("kind") or "") if metrics else written.group(1) if written else ""
     parent = at(provenance, "contract", "base") or at(summary, "stages", name, "against", "stage")
+    evaluations = _main_set(parse_lines(folder.evaluations))
     default = "done" if folder.done.exists() else "running" if metrics else "waiting"
     return Stage(
         name=name,
@@ -170,7 +171,7 @@ def _load_stage(run: RunFolder, name: str, entry: Record, summary: Record) -> St
         parent=parent,
         status=str(entry.get("status") or default),
         metrics=metrics,
-        evaluations=_main_set(parse_lines(folder.evaluations)),
+        evaluations=tuple(_on_training_clock(line, metrics) for line in evaluations),
         finals=_finals(run, name, summary),
         provenance=provenance,
         recipe=recipe,
@@ -181,7 +182,7 @@ def _load_stage(run: RunFolder, name: str, entry: Record, summary: Record) -> St
 
 def _once(lines: Sequence[Record], key: str) -> tuple[Record, ...]:
     """The last line of each value of `key`, in order: a resumed stage may have written one twice."""
-    kept = {int(finite(line.get(key)) or 0): line for line in lines}
+    kept = {whole(line.get(key)): line for line in lines}
     return tuple(kept[value] for value in sorted(kept))
 
 
@@ -191,13 +192,21 @@ def _main_set(lines: Sequence[Record]) -> tuple[Record, ...]:
     return _once([line for line in lines if line.get("set") == chosen], "update")
 
 
+def _on_training_clock(line: Record, metrics: Sequence[Record]) -> Record:
+    """The evaluation with the training's CPU seconds at its update: its own count includes the evaluation itself."""
+    update = finite(line.get("update")) or 0.0
+    clock = next((one.get("cpu_seconds") for one in metrics if (finite(one.get("update")) or 0.0) >= update), None)
+    seconds = [value for value in (finite(clock), finite(line.get("cpu_seconds"))) if value is not None]
+    return {**line, "cpu_seconds": min(seconds)} if seconds else line
+
+
 def _finals(run: RunFolder, stage: str, summary: Record) -> dict[str, Record]:
     """Set -> estimates: the files under evaluations/, and what summary.json has beyond them."""
     found: dict[str, Record] = {}
     for path in sorted((run.path / "evaluations" / stage).glob("*.json")):
         record = _read_object(path)
         found[str(record.get("set") or path.stem)] = record
-    for name, record in (at(summary, "stages", stage, "sets") or {}).items():
+    for name, record in fields(summary, "stages", stage, "sets").items():
         found.setdefault(name, record)
     return found
 
@@ -220,7 +229,7 @@ def _line(stages: Sequence[Stage], control: Stage | None, release: str | None) -
     current = next((s for s in begun if s.name == release), begun[-1] if begun else None)
     if current is None:
         return ()
-    if current.parent is None and len(begun) > 1:
+    if current.parent is None and not current.provenance:
         return tuple(begun)
     line: list[Stage] = []
     while current is not None and current not in line:
@@ -234,13 +243,13 @@ def domains(runs: Sequence[Run]) -> list[str]:
     """Domain names in the order in which the runs' evaluations and training name them."""
     lines = [line for run in runs for stage in run.stages for line in (*stage.finals.values(), *stage.evaluations)]
     lines += [line for run in runs for stage in run.stages for line in stage.metrics[:1]]
-    return list(dict.fromkeys(str(name) for line in lines for name in (at(line, "domains") or {})))
+    return list(dict.fromkeys(str(name) for line in lines for name in fields(line, "domains")))
 
 
 def families(runs: Sequence[Run]) -> list[str]:
     """Family names `DOMAIN/FAMILY`, domain by domain."""
     lines = [line for run in runs for stage in run.stages for line in (*stage.finals.values(), *stage.evaluations)]
-    found = dict.fromkeys(str(name) for line in lines for name in (at(line, "families") or {}))
+    found = dict.fromkeys(str(name) for line in lines for name in fields(line, "families"))
     order = domains(runs)
     return sorted(
         found, key=lambda name: order.index(name.split("/")[0]) if name.split("/")[0] in order else len(order)

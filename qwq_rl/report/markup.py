@@ -46,6 +46,23 @@ def at(record: object, *keys: str) -> Any:
     return record
 
 
+def whole(value: object) -> int:
+    """A count; 0 where there is none."""
+    return int(finite(value) or 0)
+
+
+def fields(record: object, *keys: str) -> Mapping[str, Any]:
+    """The record under nested keys; empty where there is none."""
+    found = at(record, *keys)
+    return found if isinstance(found, Mapping) else {}
+
+
+def entries(record: object, *keys: str) -> list[Any]:
+    """The list under nested keys; empty where there is none."""
+    found = at(record, *keys)
+    return found if isinstance(found, list) else []
+
+
 def number(value: object, digits: int = 2) -> str:
     """A plain number with a true minus sign."""
     known = finite(value)
@@ -141,6 +158,6 @@ def scrolled(kind: str, caption: str, content: str) -> str:
     )
 
 
-def folded(summary: str, content: str) -> str:
+def folded(summary: str, content: str, opened: bool = False) -> str:
     """A block that opens on demand; `summary` is plain text, `content` HTML."""
-    return f"<details><summary>{esc(summary)}</summary>{content}</details>"
+    return f"<details{' open' if opened else ''}><summary>{esc(summary)}</summary>{content}</details>"

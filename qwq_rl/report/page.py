@@ -10,7 +10,21 @@ from pathlib import Path
 from qwq_rl.report.bars import steps
 from qwq_rl.report.curves import colour_of, domain_chart, family_charts, mode_charts
 from qwq_rl.report.load import Run, domains
-from qwq_rl.report.markup import NONE, at, duration, esc, finite, folded, listed, moment, number, table, title
+from qwq_rl.report.markup import (
+    NONE,
+    at,
+    duration,
+    entries,
+    esc,
+    fields,
+    finite,
+    folded,
+    listed,
+    moment,
+    number,
+    table,
+    title,
+)
 from qwq_rl.report.rollouts import browser
 from qwq_rl.report.tables import columns, differences_table, results_table
 from qwq_rl.report.timing import time_section
@@ -62,7 +76,8 @@ def facts(run: Run) -> dict[str, str]:
     first = next((stage.provenance for stage in run.stages if stage.provenance), {})
     commit = str(at(first, "git_commit") or "")[:10]
     dirty = " with local changes" if at(first, "git_dirty") else ""
-    started = at(run.pipeline, "started") or at(run.stages[0].entry, "started")
+    began = [finite(line.get("time")) or 0.0 for stage in run.stages for line in stage.metrics[:1]]
+    started = at(run.pipeline, "started") or (min(began) if began else None)
     return {
         "recipe": esc(at(run.summary, "recipe") or at(run.pipeline, "recipe") or at(first, "recipe") or NONE),
         "seed": esc(_known(at(run.pipeline, "seed"), at(run.summary, "seed"), at(first, "seed"))),
@@ -83,7 +98,7 @@ def total_seconds(run: Run, clock: str) -> float | None:
     if stated is not None:
         return stated
     parts = [stage.seconds(clock) for stage in run.stages]
-    parts += [finite(at(job, f"{clock}_seconds")) for job in at(run.pipeline, "jobs") or []]
+    parts += [finite(at(job, f"{clock}_seconds")) for job in entries(run.pipeline, "jobs")]
     known = [part for part in parts if part is not None]
     return sum(known) if known else None
 
@@ -161,7 +176,8 @@ def learning(runs: Sequence[Run], prefix: str, seeds: bool = False) -> str:
     toggle = f'<fieldset class="toggle" data-toggle="axis"><legend>Horizontal axis</legend>{choices}</fieldset>'
     overlaid = f"Solid: {runs[0].name}. Dashed: {listed([run.name for run in runs[1:]])}." if len(runs) > 1 else ""
     overlaid = "Thin: each seed. Bold: their mean." if seeds else overlaid
-    marks = '<span class="mark line">held-out set, T=1</span><span class="mark diamond">final set, 95 % interval</span>'
+    finals = '<span class="mark diamond">final set, 95 % interval</span>' if runs[0].primary else ""
+    marks = f'<span class="mark line">held-out set, T=1</span>{finals}'
     control = (
         '<span class="mark dashed">control: more supervised training, placed by its CPU time</span>'
         if len(runs) == 1 and runs[0].control
@@ -197,36 +213,38 @@ def training(run: Run) -> str:
 
 
 def _gates(run: Run, stage: str) -> str:
-    """What the gates after a stage measured."""
-    gates = at(run.pipeline, "stages", stage, "gates") or []
-    if not gates:
-        return ""
-    rows, failed = [], 0
+    """What the gates after a stage measured; open where one did not pass."""
+    gates = entries(run.pipeline, "stages", stage, "gates")
+    rows = []
     for gate in gates:
-        passed = bool(at(gate, "passed"))
-        failed += not passed
+        mark = ("correct", "passed") if at(gate, "passed") else ("wrong", "not passed")
         measure = f"{esc(at(gate, 'measure'))} <small>{esc(at(gate, 'scope'))}</small>"
-        mark = '<span class="v-correct">passed</span>' if passed else '<span class="v-wrong">not passed</span>'
-        rows.append([measure, number(at(gate, "value")), number(at(gate, "above")), mark])
+        word = f'<span class="v-{mark[0]}">{mark[1]}</span> <small>{esc(at(gate, "note") or "")}</small>'
+        rows.append([measure, number(at(gate, "value")), number(at(gate, "above")), word])
+    failed = sum(not at(gate, "passed") for gate in gates)
     words = f"Gates after this stage: {len(gates) - failed} of {len(gates)} passed"
-    return folded(words, table(["measure", "value", "must exceed", ""], rows, words))
+    content = table(["measure", "value", "must exceed", ""], rows, words)
+    return folded(words, content, opened=failed > 0) if gates else ""
 
 
 def agreement(run: Run) -> str:
     """How often the reward model orders two replies as the family's own rule does."""
-    stated = at(run.summary, "agreement") or {}
+    stated = fields(run.summary, "agreement")
     share = finite(at(stated, "reward_model_pairs"))
     if share is None:
         return (
             '<p class="note">Not measured: the run has no reward model, or its final evaluation is still to come.</p>'
         )
     percent, prompts = f"{100 * share:.0f} %", esc(at(stated, "prompts") or "?")
+    area = finite(at(stated, "reward_model_auc"))
+    auc = f" Over all replies at once the area under the curve is {number(area)}." if area is not None else ""
+    pairs = esc(at(stated, "pairs") or "")
     gauge = f'<i style="width:{100 * share:.1f}%"></i><b></b>'
     return (
         f'<div class="agreement"><p class="figure">{percent}</p><div>'
         f'<div class="gauge" role="img" aria-label="{percent} of pairs; chance is 50 %">{gauge}</div>'
-        "<p>of pairs of replies are ordered by the learned reward model as the open family's own rule orders them, "
-        f"over {prompts} held-out prompts; a coin would reach 50 %. The open family is graded by that rule alone "
+        f"<p>of {pairs} pairs of replies are ordered by the learned reward model as by the open family's own rule, "
+        f"over {prompts} held-out prompts; a coin would reach 50 %.{auc} The open family is graded by that rule alone "
         "everywhere on this page, never by the model that was trained on.</p></div></div>"
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qwq_rl.report.load import Run, Stage, parse_lines
-from qwq_rl.report.markup import at, data_block, esc, finite
+from qwq_rl.report.markup import at, data_block, entries, esc, fields, finite, whole
 from qwq_rl.report.training import thinned
 
 STEPS = 40
@@ -29,10 +29,10 @@ def clipped(text: str, most: int = TEXT) -> str:
 
 def outcome(rollout: Mapping[str, Any]) -> str:
     """correct, wrong, fault, or open (judged by a reward model alone)."""
-    scores = [finite(at(verdict, "score")) for verdict in (at(rollout, "verdicts") or {}).values()]
+    scores = [finite(at(verdict, "score")) for verdict in fields(rollout, "verdicts").values()]
     if finite(rollout.get("reward")) is None or None in scores:
         return "fault"
-    gates = all((at(rollout, "gates") or {}).values())
+    gates = all(fields(rollout, "gates").values())
     if not scores:
         return "open" if gates else "wrong"
     return "correct" if gates and all(score is not None and score >= 1 for score in scores) else "wrong"
@@ -40,8 +40,8 @@ def outcome(rollout: Mapping[str, Any]) -> str:
 
 def encode(rollout: Mapping[str, Any]) -> dict[str, Any]:
     """What page.js shows of one rollout, under short keys."""
-    segments = at(rollout, "segments") or []
-    verdicts = (at(rollout, "verdicts") or {}).items()
+    segments = entries(rollout, "segments")
+    verdicts = fields(rollout, "verdicts").items()
     return {
         "s": rollout.get("sample"),
         "t": [[str(at(part, "role") or "model"), clipped(str(at(part, "text") or ""))] for part in segments],
@@ -50,9 +50,9 @@ def encode(rollout: Mapping[str, Any]) -> dict[str, Any]:
             [name, at(v, "status"), finite(at(v, "score")), clipped(str(at(v, "reason") or ""), 400)]
             for name, v in verdicts
         ],
-        "x": [name for name, passed in (at(rollout, "gates") or {}).items() if not passed],
+        "x": [name for name, passed in fields(rollout, "gates").items() if not passed],
         "f": rollout.get("finish"),
-        "n": sum(sum(at(part, "loss_mask") or []) for part in segments),
+        "n": sum(whole(value) for part in segments for value in entries(part, "loss_mask")),
         "r": finite(rollout.get("reward")),
         "a": finite(rollout.get("advantage")),
         "q": finite(rollout.get("preference")),
@@ -85,7 +85,7 @@ def sample_update(path: Path, most: int = ROLLOUTS) -> dict[str, Any]:
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     rows = parse_lines(path)
     for row in rows:
-        groups.setdefault((str(row.get("domain") or "?"), int(finite(row.get("group")) or 0)), []).append(row)
+        groups.setdefault((str(row.get("domain") or "?"), whole(row.get("group"))), []).append(row)
     update = int(path.stem.rsplit("-", 1)[-1])
     shown = []
     for key in choose_groups(groups, update, most):
@@ -114,8 +114,8 @@ def sample_stage(stage: Stage, budget: int) -> dict[str, Any]:
     while len(kept) > 2 and sum(sizes[index] for index in kept) > budget:
         steps = max(2, len(kept) * 3 // 4)
         kept = [kept[position] for position in thinned(len(kept), steps)]
-    by_domain = [at(line, "domains") or {} for line in stage.metrics]
-    total = sum(int(finite(at(area, "rollouts")) or 0) for line in by_domain for area in line.values())
+    by_domain = [fields(line, "domains") for line in stage.metrics]
+    total = sum(whole(at(area, "rollouts")) for line in by_domain for area in line.values())
     shown = sum(len(group["m"]) for index in kept for group in samples[index]["groups"])
     return {
         "stage": stage.name,

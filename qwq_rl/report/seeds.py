@@ -29,7 +29,8 @@ def _header(name: str, runs: Sequence[Run]) -> str:
         for run in runs
     )
     known = [seconds for run in runs if (seconds := total_seconds(run, "cpu")) is not None]
-    spent = f", {duration(min(known))} to {duration(max(known))} of CPU each" if known else ""
+    ends = dict.fromkeys(duration(seconds) for seconds in (min(known), max(known))) if known else {}
+    spent = f", {' to '.join(ends)} of CPU each" if ends else ""
     return (
         f'<header class="run"><h1>{esc(name)}</h1><p class="verdict">{len(runs)} seeds, every one reported{spent}.</p>'
         f'<dl class="verdicts">{verdicts}</dl></header>'
@@ -92,7 +93,7 @@ def _difference_cell(runs: Sequence[Run], name: str) -> Cell:
             return NONE
         each = "".join(_pair(run.name, pair) for run, pair in zip(runs, found, strict=True))
         mark = micro_difference(_range(known), reach, colour_of(area, domains(runs)))
-        return f'<span class="figure">{signed(mean(known))}</span>{mark}<dl class="beside">{each}</dl>'
+        return f'<span class="figure">{signed(mean(known))}</span>{mark}<dl class="beside lines">{each}</dl>'
 
     return cell
 

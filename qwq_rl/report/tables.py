@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from qwq_rl.report.bars import micro_difference, micro_score
 from qwq_rl.report.curves import colour_of
 from qwq_rl.report.load import Run, Stage, domains, families
-from qwq_rl.report.markup import NONE, at, duration, esc, finite, interval, number, scrolled, signed, title
+from qwq_rl.report.markup import NONE, at, duration, entries, esc, finite, interval, number, scrolled, signed, title
 from qwq_rl.report.verdict import difference, score
 
 Cell = Callable[[str, str], str]
@@ -117,7 +117,7 @@ def comparisons(run: Run) -> list[Comparison]:
             found.append(Comparison(name, "paired by prompt", _against(run, stage)))
     control = at(run.summary, "control")
     if control:
-        spent = [duration(value) for value in at(control, "cpu_seconds") or []]
+        spent = [duration(value) for value in entries(control, "cpu_seconds")]
         clock = f"CPU {spent[1]} against {spent[0]}" if len(spent) == 2 else "paired by prompt"
         name = f"{title(str(at(control, 'of')))} − control"
         found.append(Comparison(name, clock, lambda name, kind, area: at(control, "sets", name or "", kind, area)))

@@ -9,7 +9,7 @@ from typing import Any
 from qwq_rl.report.charts import Frame, Point, Series, Vertical, fitted, line_chart
 from qwq_rl.report.curves import colour_of
 from qwq_rl.report.load import Stage
-from qwq_rl.report.markup import at, esc, finite, folded, listed, short, table
+from qwq_rl.report.markup import at, esc, finite, folded, listed, short, table, whole
 from qwq_rl.report.scales import plain_axis
 
 Reading = Callable[[Mapping[str, Any]], object]
@@ -36,7 +36,7 @@ def group_share(name: str) -> Reading:
 
 def readings(metrics: Sequence[Mapping[str, Any]], read: Reading) -> list[tuple[int, float]]:
     """(update, value) wherever the value is a finite number."""
-    pairs = [(int(line.get("update") or 0), finite(read(line))) for line in metrics]
+    pairs = [(whole(line.get("update")), finite(read(line))) for line in metrics]
     return [(update, value) for update, value in pairs if value is not None]
 
 
@@ -82,18 +82,22 @@ class Panel:
 def panels_of(kind: str, order: Sequence[str]) -> list[Panel]:
     """The panels of a stage kind; what no update reports is left out later."""
     norm = Panel("Gradient norm", "before clipping", (("gradient norm", 8, keyed("gradient_norm")),))
+    entropy = Panel("Entropy", "nats a token", (("entropy", 8, keyed("entropy")),))
     loss = Panel("Loss", "", (("loss", 8, keyed("loss")),))
     if kind != "rl":
         accuracy = Panel("Accuracy", "share right", (("accuracy", 2, keyed("accuracy")),), SHARE)
-        return [loss, accuracy, norm, Panel("Learning rate", "", (("learning rate", 8, keyed("learning_rate")),))]
+        margin = Panel("Margin", "chosen over rejected", (("margin", 8, keyed("margin")),))
+        rate = Panel("Learning rate", "", (("learning rate", 8, keyed("learning_rate")),))
+        return [loss, accuracy, entropy, margin, norm, rate]
     groups = (("useful", 2, group_share("useful")), ("all right", 0, group_share("all_full")))
     return [
-        Panel("Reward", "mean, by domain", _by_domain("reward", order), SHARE),
-        Panel("Response length", "tokens, by domain", _by_domain("tokens", order)),
+        Panel("Reward", "mean", _by_domain("reward", order), SHARE),
+        Panel("Response length", "tokens", _by_domain("tokens", order)),
         Panel("Groups", "share of all", (*groups, ("all wrong", 1, group_share("all_zero"))), SHARE),
-        Panel("Truncated", "share, by domain", _by_domain("truncated", order)),
-        Panel("Entropy", "nats a token", (("entropy", 8, keyed("entropy")),)),
+        Panel("Truncated", "share", _by_domain("truncated", order)),
+        entropy,
         Panel("KL", "to the reference", (("KL", 8, keyed("kl")),)),
+        Panel("Clipped", "share of ratios", (("clipped", 8, keyed("clipped")),)),
         norm,
         loss,
         Panel("Faults", "rollouts not judged", (("faults", 1, keyed("faults")),)),
@@ -131,13 +135,14 @@ def _figure(panel: Panel, stages: Sequence[tuple[str, Stage]], values: Sequence[
                 key += f'<span class="key c{colour}">{esc(name)}</span>'
     words = f"{panel.title} by update, {stages[0][1].name}"
     chart = line_chart(series, plain_axis(last, ""), panel.vertical or fitted(values), FRAME, words)
-    head = f'<b>{esc(panel.title)}</b> <span>{esc(panel.unit)}</span><span class="keys">{key}</span>'
+    keys = f'<span class="keys">{key}</span>' if key else ""
+    head = f"<b>{esc(panel.title)}</b> <span>{esc(panel.unit)}</span>{keys}"
     return f'<figure class="small"><figcaption>{head}</figcaption>{chart}</figure>'
 
 
 def _stage_table(run: str, stage: Stage) -> str:
     """At most 25 updates of a stage, evenly spread, as a table."""
-    same = ("loss", "accuracy", "reward", "truncated", "entropy", "kl", "gradient_norm", "faults")
+    same = ("loss", "accuracy", "reward", "truncated", "entropy", "margin", "kl", "gradient_norm", "faults")
     fields: dict[str, Reading] = {name.replace("_", " "): keyed(name) for name in same}
     fields |= {"tokens": keyed("tokens", "mean"), "useful groups": group_share("useful")}
     used = {name: read for name, read in fields.items() if readings(stage.metrics, read)}

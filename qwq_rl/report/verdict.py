@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qwq_rl.report.load import Run, Stage, domains
-from qwq_rl.report.markup import at, duration, esc, finite, listed, number, signed, title
+from qwq_rl.report.markup import at, duration, entries, esc, fields, finite, listed, number, signed, title
 
 
 def score(stage: Stage | None, data_set: str | None, area: str, kind: str = "domains", what: str = "sampled") -> object:
@@ -47,7 +47,7 @@ def stage_sentence(run: Run, stage: Stage, then: bool) -> str:
     who = f"{means} ({esc(title(stage.name))})"
     clauses = []
     if groups["up"]:
-        clauses.append(f"lifted {listed([_pair(run, stage, area) for area in groups['up']])}")
+        clauses.append(f"lifted pass@1 on {listed([_pair(run, stage, area) for area in groups['up']])}")
     if groups["down"]:
         clauses.append(f"lowered {listed([_bounded(run, stage, area) for area in groups['down']])}")
     if groups["even"]:
@@ -59,7 +59,7 @@ def stage_sentence(run: Run, stage: Stage, then: bool) -> str:
 def control_sentence(run: Run) -> str:
     """Whether reinforcement learning beat more supervised training; empty without a control."""
     control = at(run.summary, "control")
-    compared = at(control, "sets", run.primary or "", "domains") or {}
+    compared = fields(control, "sets", run.primary or "", "domains")
     if not compared:
         return ""
     words = {"up": "ahead on", "down": "behind on", "even": "level within noise on"}
@@ -67,7 +67,7 @@ def control_sentence(run: Run) -> str:
     for area, paired in compared.items():
         mean, low, high = (signed(at(paired, "difference", key)) for key in ("mean", "low", "high"))
         parts.append(f"{words[sides(paired)]} {esc(area)} (<b>{mean}</b>, {low} to {high})")
-    spent = at(control, "cpu_seconds") or []
+    spent = entries(control, "cpu_seconds")
     clocks = [f"{duration(seconds)} of CPU" for seconds in spent] if len(spent) == 2 else ["as much CPU", "its own"]
     who = esc(title(str(at(control, "of"))))
     control_side = f"Beside the control, which spent {clocks[0]} on more supervised training instead"
@@ -87,7 +87,7 @@ def sentences(run: Run) -> list[str]:
     for stage in reversed(run.line):
         for record in (stage.finals.get(run.primary or ""), *reversed(stage.evaluations)):
             parts = [
-                f"{esc(a)} <b>{number(at(s, 'sampled', 'mean'))}</b>" for a, s in (at(record, "domains") or {}).items()
+                f"{esc(a)} <b>{number(at(s, 'sampled', 'mean'))}</b>" for a, s in fields(record, "domains").items()
             ]
             if parts:
                 return [

@@ -14,6 +14,9 @@ from synthetic_rollouts import group_of
 from qwq_rl.runfolder import RunFolder, write_json, write_lines
 
 START = 1790000000.0
+LAUNCH = 2.0
+EVALUATION = 1.5
+"""Seconds of a process before its clock begins, and of an evaluation during training."""
 FAMILIES = {
     "math": ["chain", "apples", "shop"],
     "code": ["compose", "lists", "stdin", "infer"],
@@ -190,33 +193,34 @@ def against(after: Json, before: Json) -> Json:
     }
 
 
+def evaluation_line(plan: Plan, update: int, moment: float, cpu_seconds: float, draw: random.Random) -> Json:
+    return {
+        "update": update,
+        "stage": plan.name,
+        "set": "tiny/tuning",
+        "time": round(moment, 3),
+        "cpu_seconds": round(cpu_seconds, 3),
+        "samples": 4,
+        **scores_of(plan, update / plan.updates, draw, False),
+    }
+
+
 def write_stage(run: RunFolder, plan: Plan, start: float, seed: int, prompts: int) -> Json:
     """Write one stage's folder and final evaluation; returns its entry of pipeline.json."""
     draw = random.Random(f"{seed}/{plan.name}")
     folder = run.stage(plan.name)
-    lines, evaluations, moment = [], [], start + 3
+    lines, evaluations, paused = [], [], 0.0
     marks = {round(plan.updates * index / plan.every) for index in range(1, plan.every + 1)} if plan.scores else set()
+    make = rl_line if plan.kind == "rl" else supervised_line
     for update in range(0 if plan.kind == "rl" else 1, plan.updates + 1):
-        moment += plan.pace
-        if update:
-            make = rl_line if plan.kind == "rl" else supervised_line
-            lines.append(make(plan, update, round(moment, 3), draw))
+        line = make(plan, update, 0.0, draw)
         if update in marks or update == 0:
-            moment += 1.5
-            done = lines[-1]["cpu_seconds"] if lines else 8.0
-            evaluations.append(
-                {
-                    "update": update,
-                    "stage": plan.name,
-                    "set": "tiny/tuning",
-                    "time": round(moment, 3),
-                    "cpu_seconds": done,
-                    "samples": 4,
-                    **scores_of(plan, update / plan.updates, draw, False),
-                }
-            )
-    for line in lines:
-        line["wall_seconds"] = round(line["wall_seconds"] + 1.5 * sum(e["time"] < line["time"] for e in evaluations), 3)
+            # The stage's clock stands still meanwhile; the evaluation counts itself.
+            paused += EVALUATION
+            moment = start + LAUNCH + line["wall_seconds"] + paused - 0.01
+            evaluations.append(evaluation_line(plan, update, moment, line["cpu_seconds"] + EVALUATION, draw))
+        if update:
+            lines.append({**line, "time": round(start + LAUNCH + line["wall_seconds"] + paused, 3)})
     write_lines(folder.metrics, lines)
     if evaluations:
         write_lines(folder.evaluations, evaluations)
@@ -229,27 +233,29 @@ def write_stage(run: RunFolder, plan: Plan, start: float, seed: int, prompts: in
             "update": plan.updates,
             "stage": plan.name,
             "set": data_set,
-            "time": moment,
+            "time": start + 100.0,
             "cpu_seconds": 5.0,
             "samples": 8,
             "checkpoint": f"{plan.name}/checkpoints/final",
+            "settings": {"samples": 8, "max_tokens": 48, "greedy": True, "seed": 0},
+            "agreement": None,
             **scores_of(plan, 1.0, draw, True, lost),
         }
         write_json(run.evaluation(plan.name, data_set), found)
         write_lines(run.evaluation(plan.name, data_set).with_suffix(".jsonl"), final_lines(found, draw))
-    wall = lines[-1]["wall_seconds"] + 4.0
+    wall, cpu = lines[-1]["wall_seconds"] + 0.4, lines[-1]["cpu_seconds"] + 0.3
+    gate = {"measure": "pass_at_k", "scope": "math/chain", "value": 0.95, "above": 0.0, "passed": True}
     return {
         "status": "done",
         "recipe_hash": "9f3c0a",
         "started": start,
-        "finished": start + wall,
-        "wall_seconds": wall,
-        "cpu_seconds": round(lines[-1]["cpu_seconds"] + 3.1, 2),
+        "finished": round(start + LAUNCH + wall + paused + 0.6, 3),
+        "wall_seconds": round(wall, 3),
+        "cpu_seconds": round(cpu, 3),
         "checkpoint": f"{plan.name}/checkpoints/final",
         "extended": 0,
-        "gates": [{"measure": "pass_at_k", "scope": "math/chain", "value": 0.95, "above": 0.0, "passed": True}]
-        if plan.parent is None
-        else [],
+        "attempts": 1,
+        "gates": [gate] if plan.parent is None else [],
     }
 
 
@@ -301,6 +307,10 @@ def write_provenance(run: RunFolder, plan: Plan, seed: int) -> None:
     run.stage(plan.name).resolved.write_text(f"kind: {plan.kind}\nseed: {seed}\nsteps: {plan.updates}\n")
 
 
+def job(name: str, started: float, finished: float, cpu_seconds: float) -> Json:
+    return {"name": name, "started": started, "finished": finished, "cpu_seconds": cpu_seconds, "status": 0}
+
+
 def write_run(path: Path, seed: int = 0, scale: float = 0.1, prompts: int = 6) -> Path:
     """Write a finished run of five stages; `scale` shortens every stage, `prompts` are the groups of an update."""
     run = RunFolder(path)
@@ -312,15 +322,9 @@ def write_run(path: Path, seed: int = 0, scale: float = 0.1, prompts: int = 6) -
         entry = write_stage(run, plan, start, seed, prompts)
         stages[plan.name] = entry
         ends[plan.name] = entry["finished"]
+        jobs.append(job(f"train {plan.name}", start, entry["finished"], entry["cpu_seconds"] + 8.0))
         if plan.scores:
-            jobs.append(
-                {
-                    "name": f"evaluate {plan.name}",
-                    "started": entry["finished"],
-                    "finished": entry["finished"] + 14,
-                    "cpu_seconds": 12.5,
-                }
-            )
+            jobs.append(job(f"evaluate {plan.name}", entry["finished"], entry["finished"] + 14, 12.5))
     write_json(
         run.state,
         {
@@ -328,11 +332,12 @@ def write_run(path: Path, seed: int = 0, scale: float = 0.1, prompts: int = 6) -
             "seed": seed,
             "started": START,
             "release": "2_general",
+            "restart": None,
             "stages": stages,
             "jobs": jobs,
         },
     )
-    write_json(run.summary, summary(run, seed, stages, max(job["finished"] for job in jobs) - START))
+    write_json(run.summary, summary(run, seed, stages, max(one["finished"] for one in jobs) - START))
     return path
 
 
@@ -368,6 +373,6 @@ def summary(run: RunFolder, seed: int, stages: Json, wall: float) -> Json:
             "cpu_seconds": [stages["1_control"]["cpu_seconds"], stages["1_math_code"]["cpu_seconds"]],
             "sets": against(sets["1_math_code"], sets["1_control"]),
         },
-        "agreement": {"reward_model_pairs": 0.97, "prompts": 100},
+        "agreement": {"reward_model_pairs": 0.97, "reward_model_auc": 0.95, "pairs": 420, "prompts": 100},
         "seconds": {"wall": wall, "cpu": sum(entry["cpu_seconds"] for entry in stages.values()) + 60},
     }

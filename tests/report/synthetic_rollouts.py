@@ -85,6 +85,7 @@ def one_of(
         "gates": dict.fromkeys(("think_closed", "finished", "answered"), not cut_off),
         "verdicts": {} if family == "open" else {{"general": "constraints"}.get(domain, domain): verdict},
         "preference": None,
+        "score": None if fault or family == "open" else float(passed),
         "reward": None if fault else float(passed and not cut_off),
         "advantage": 0.0,
     }

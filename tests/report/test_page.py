@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from synthetic import write_run
@@ -32,7 +34,7 @@ class Outline(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
-        self.ids += [found["id"]] if found.get("id") else []
+        self.ids += [value for name, value in attrs if name == "id" and value]
         self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href", "action") and value]
         if tag == "script":
             self.scripts.append(found)
@@ -49,7 +51,7 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
 
-def rollout_data(page: str, name: str = "rollout-data") -> list[dict[str, object]]:
+def rollout_data(page: str, name: str = "rollout-data") -> list[dict[str, Any]]:
     found = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page)
     assert found
     return json.loads(found.group(1))
@@ -77,7 +79,7 @@ def test_what_a_model_wrote_stays_text(page: Path) -> None:
     assert HOSTILE not in text
     # One script runs, the page's own; all others are inert data.
     assert [script for script in Outline(text).scripts if "type" not in script] == [{}]
-    said = [part[1] for stage in rollout_data(text) for u in stage["updates"] for g in u["groups"] for m in g["m"] for part in m["t"]]  # type: ignore[attr-defined]  # fmt: skip  # noqa: E501
+    said = [part[1] for stage in rollout_data(text) for u in stage["updates"] for g in u["groups"] for m in g["m"] for part in m["t"]]  # fmt: skip  # noqa: E501
     assert any(HOSTILE in one for one in said)
 
 
@@ -112,7 +114,7 @@ def test_every_section_is_there(page: Path) -> None:
 def test_the_page_says_how_many_rollouts_it_shows(page: Path) -> None:
     text = page.read_text()
     stage = rollout_data(text)[0]
-    shown = sum(len(g["m"]) for u in stage["updates"] for g in u["groups"])  # type: ignore[attr-defined]
+    shown = sum(len(g["m"]) for u in stage["updates"] for g in u["groups"])
     assert f"1_math_code: {shown} of {stage['total']} rollouts, from 10 of 10 updates" in text
 
 
@@ -178,6 +180,27 @@ def test_a_stage_that_has_just_begun_is_shown(tmp_path: Path) -> None:
     text = write_report(tmp_path / "new").read_text()
     assert Outline(text).open == []
     assert "Nothing has been evaluated yet." in text
+
+
+def thin(value: Any, draw: random.Random) -> Any:
+    """The value with some of its fields absent and some null."""
+    if isinstance(value, list):
+        return [thin(item, draw) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: item for key, item in value.items() if draw.random() > 0.02}
+    return {key: None if draw.random() < 0.02 else thin(item, draw) for key, item in kept.items()}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_absent_or_null_field_breaks_the_page(seed: int, tmp_path: Path) -> None:
+    draw, run = random.Random(seed), write_run(tmp_path / "thin", scale=0.05, prompts=2)
+    for path in sorted(run.rglob("*.json")):
+        path.write_text(json.dumps(thin(json.loads(path.read_text()), draw)))
+    for path in sorted(run.rglob("*.jsonl")):
+        lines = [json.dumps(thin(json.loads(line), draw)) for line in path.read_text().splitlines()]
+        path.write_text("\n".join(lines) + "\n")
+    assert Outline(write_report(run).read_text()).open == []
 
 
 def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from synthetic import EVALUATION, LAUNCH
 
 from qwq_rl.report.charts import UNIT, Frame, Point, Series, fitted, line_chart
 from qwq_rl.report.load import load_run
@@ -100,34 +101,60 @@ def test_the_control_is_recognised_without_a_summary(run: Path) -> None:
     assert [stage.name for stage in whole.line] == ["0_cold_start", "1_math_code", "2_general"]
 
 
-def test_the_parts_of_a_stage_add_up_to_its_wall_time(run: Path) -> None:
-    for stage in load_run(run).stages:
-        assert sum(wall_parts(stage).values()) == pytest.approx(stage.seconds("wall"), abs=0.01), stage.name
+def test_the_parts_of_a_stage_add_up_to_the_time_of_its_process(run: Path) -> None:
+    whole = load_run(run)
+    for stage in whole.stages:
+        process = stage.entry["finished"] - stage.entry["started"]
+        assert sum(wall_parts(whole, stage).values()) == pytest.approx(process, abs=0.01), stage.name
 
 
-def test_evaluations_are_told_from_updates_by_when_they_were_written(run: Path) -> None:
+def test_evaluation_is_the_time_in_which_the_clock_stood_still(run: Path) -> None:
+    whole = load_run(run)
+    stage = whole.stage("1_math_code")
+    assert stage is not None
+    parts = wall_parts(whole, stage)
+    assert parts["generate"] == pytest.approx(0.21 * stage.updates)
+    assert parts["evaluation"] == pytest.approx(EVALUATION * len(stage.evaluations), abs=0.05)
+    assert parts["start and end"] == pytest.approx(LAUNCH + 9.5 + 0.4 + 0.6, abs=0.1)
+
+
+def test_a_pause_without_an_evaluation_is_no_part_of_a_stage(run: Path) -> None:
+    whole = load_run(run)
+    stage = whole.stage("1_math_code")
+    assert stage is not None
+    later = tuple({**line, "time": line["time"] + 3600 * (line["update"] > 5)} for line in stage.metrics)
+    alone = replace(whole, pipeline={})
+    before = wall_parts(alone, replace(stage, evaluations=()))
+    assert wall_parts(alone, replace(stage, evaluations=(), metrics=later)) == pytest.approx(before)
+
+
+def test_jobs_start_at_zero_in_order_and_restarts_share_a_row(run: Path) -> None:
+    whole = load_run(run)
+    jobs = jobs_of(whole)
+    starts = [job.spans[0].started for job in jobs]
+    assert starts == sorted(starts)
+    assert (starts[0], len(jobs)) == (0.0, 9)
+    again = [*whole.pipeline["jobs"], {**whole.pipeline["jobs"][0], "status": 137}]
+    rows = jobs_of(replace(whole, pipeline={**whole.pipeline, "jobs": again}))
+    assert [span.well for span in rows[0].spans] == [True, False]
+
+
+def test_evaluations_lie_on_the_clock_of_the_training(run: Path) -> None:
     stage = load_run(run).stage("1_math_code")
     assert stage is not None
-    parts = wall_parts(stage)
-    assert parts["generate"] == pytest.approx(0.21 * stage.updates)
-    assert parts["evaluation"] > 4.0
-    assert wall_parts(replace(stage, evaluations=()))["evaluation"] == 0.0
-
-
-def test_jobs_start_at_zero_in_order(run: Path) -> None:
-    starts = [job.started for job in jobs_of(load_run(run))]
-    assert starts[0] == 0.0
-    assert starts == sorted(starts)
-    assert len(starts) == 9
+    clock = {line["update"]: line["cpu_seconds"] for line in stage.metrics}
+    assert [line["cpu_seconds"] for line in stage.evaluations[1:]] == [
+        clock[line["update"]] for line in stage.evaluations[1:]
+    ]
 
 
 def test_the_verdict_states_gains_and_the_control(run: Path) -> None:
     whole = load_run(run)
     first, second, control = sentences(whole)
     area = whole.summary["stages"]["1_math_code"]["sets"]["tiny/final"]["domains"]["math"]["sampled"]["mean"]
-    assert first.startswith("Reinforcement learning (math code) lifted math from <b>")
+    assert first.startswith("Reinforcement learning (math code) lifted pass@1 on math from <b>")
     assert f"to <b>{area:.2f}</b>" in first
-    assert second.startswith("Then reinforcement learning (general) lifted general")
+    assert second.startswith("Then reinforcement learning (general) lifted pass@1 on general")
     assert "ahead on math" in control
 
 

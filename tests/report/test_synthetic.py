@@ -1,0 +1,34 @@
+"""The made-up run has the shape that real runs have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwq_rl import records
+from qwq_rl.conforms import conforms
+from qwq_rl.runfolder import read_lines
+
+FILES: dict[str, Any] = {
+    "0_cold_start/metrics.jsonl": records.SupervisedMetrics,
+    "2_reward_model/metrics.jsonl": records.SupervisedMetrics,
+    "1_math_code/metrics.jsonl": records.RlMetrics,
+    "1_math_code/evaluations.jsonl": records.EvaluationLine,
+    "2_general/rollouts/update-000003.jsonl": records.Rollout,
+    "evaluations/2_general/tiny-final.jsonl": records.EvaluationPrompt,
+    "evaluations/2_general/tiny-final.json": records.Evaluation,
+    "1_control/provenance.json": records.Provenance,
+    "pipeline.json": records.PipelineState,
+    "summary.json": records.Summary,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_made_up_run_keeps_to_the_contracts(run: Path, name: str) -> None:
+    path = run / name
+    found = read_lines(path) if path.suffix == ".jsonl" else [json.loads(path.read_text())]
+    assert found
+    assert [departure for one in found for departure in conforms(one, FILES[name])] == []
