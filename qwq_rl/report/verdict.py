@@ -74,8 +74,29 @@ def control_sentence(run: Run) -> str:
     return f"{control_side}, {who} ({clocks[1]}) is {listed(parts)}."
 
 
+def failure_sentence(run: Run) -> str:
+    """Which stage stopped the run, and which of its gates did not pass; empty where none failed."""
+    stage = next((stage for stage in run.stages if stage.status == "failed"), None)
+    if stage is None:
+        return ""
+    unmet = [
+        f"{esc(at(gate, 'measure'))} of {esc(at(gate, 'scope'))} <b>{number(at(gate, 'value'))}</b>, not above "
+        f"{number(at(gate, 'above'))}"
+        for gate in entries(run.pipeline, "stages", stage.name, "gates")
+        if not at(gate, "passed")
+    ]
+    more = f" and {len(unmet) - 3} more" if len(unmet) > 3 else ""
+    why = f": its gates found {'; '.join(unmet[:3])}{more}" if unmet else ""
+    return f"The run stopped at {esc(title(stage.name))}{why}."
+
+
 def sentences(run: Run) -> list[str]:
-    """The verdict as HTML sentences: each stage's change, then the control; what is known so far where neither is."""
+    """The verdict as HTML sentences: what stopped the run, each stage's change, and the control."""
+    return [text for text in (failure_sentence(run), *_findings(run)) if text]
+
+
+def _findings(run: Run) -> list[str]:
+    """Each stage's change, then the control; what is known so far where neither is."""
     found: list[str] = []
     for stage in run.line:
         text = stage_sentence(run, stage, then=bool(found))

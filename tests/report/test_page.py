@@ -182,6 +182,17 @@ def test_a_stage_that_has_just_begun_is_shown(tmp_path: Path) -> None:
     assert "Nothing has been evaluated yet." in text
 
 
+def test_the_page_stays_small_whatever_the_run_wrote(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "long", prompts=2)
+    for path in run.glob("*/rollouts/*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            line["segments"][0]["text"] = "<é>" * 20_000
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    size = write_report(run).stat().st_size
+    assert 2_000_000 < size < 4_000_000
+
+
 def thin(value: Any, draw: random.Random) -> Any:
     """The value with some of its fields absent and some null."""
     if isinstance(value, list):

@@ -167,6 +167,16 @@ def test_a_loss_is_called_a_loss(run: Path) -> None:
     assert "lowered math (<b>−0.20</b>, no lower than −0.24)" in second
 
 
+def test_a_run_that_a_gate_stopped_says_so_first(run: Path) -> None:
+    whole = load_run(run)
+    gate = {"measure": "pass_at_k", "scope": "code/lists", "value": 0.0, "above": 0.0, "passed": False}
+    stopped = replace(whole.stages[0], status="failed")
+    pipeline = {"stages": {stopped.name: {"gates": [gate]}}}
+    first = sentences(replace(whole, stages=(stopped,), pipeline=pipeline))[0]
+    said = "its gates found pass_at_k of code/lists <b>0.00</b>, not above 0.00"
+    assert first == f"The run stopped at cold start: {said}."
+
+
 def verdict(score: float | None) -> dict[str, object]:
     return {"v": {"score": score, "status": "x"}}
 
