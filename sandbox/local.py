@@ -229,6 +229,6 @@ def _next(fresh: deque[_Run], started: list[_Run]) -> _Run | None:
 def _attempt(mother: Mother, slots: int) -> dict[str, bool]:
     """Run the program of attempts in the jail."""
     test = {"input": os.path.realpath(sys.executable) + "\n", "output": ""}
-    run = _Run(Job("probe", probes.ATTEMPTS, [test], limits=Limits(cpu_s=10, memory_mb=64)))
+    run = _Run(Job("probe", probes.ATTEMPTS, [test], limits=Limits(cpu_s=10, wall_s=60, memory_mb=64)))
     _judge(mother, [run], slots)
     return probes.read(run.cases[0].stdout)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 ATTEMPTS = """
-import json, os, resource, socket, sys
+import json, mmap, os, resource, socket, sys
 
 def attempt(action):
     try:
@@ -30,7 +30,7 @@ print(json.dumps({
     "fork": attempt(fork),
     "signal": attempt(lambda: os.kill(os.getppid(), 0)),
     "limits": attempt(lambda: resource.setrlimit(resource.RLIMIT_CPU, (900, 900))),
-    "memory": attempt(lambda: bytearray(1 << 30)),
+    "memory": attempt(lambda: mmap.mmap(-1, 1 << 30).close()),
     "read": attempt(lambda: open_file(path, os.O_RDONLY)),
     "list": attempt(lambda: os.listdir("/")),
     "write": attempt(lambda: open_file("/tmp", os.O_TMPFILE | os.O_WRONLY)),

@@ -34,7 +34,7 @@ _CPU_SLACK = 0.002
 _WATCH_MS = 1000
 _WARM = """
     abc array bisect calendar cmath collections contextlib copy dataclasses datetime decimal encodings.ascii
-    encodings.idna encodings.latin_1 enum fractions functools hashlib heapq io itertools json math numbers operator
+    encodings.idna encodings.latin_1 enum fractions functools hashlib heapq io itertools json math mmap numbers operator
     queue random re statistics string struct textwrap threading time traceback types typing unicodedata
 """
 """Imported before forking: children find them ready."""

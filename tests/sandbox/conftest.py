@@ -59,6 +59,9 @@ def plainly() -> Callable[..., str]:
 
     def one(code: str, given: str = "") -> str:
         command = [sys.executable, "-I", "-S", "-c", code]
-        return subprocess.run(command, input=given, capture_output=True, text=True, timeout=60, check=False).stdout
+        ended = subprocess.run(
+            command, input=given, capture_output=True, text=True, timeout=60, check=False, start_new_session=True
+        )
+        return ended.stdout
 
     return one

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from qwq_rl.sandbox import Job, Limits, LocalSandbox
+from qwq_rl.sandbox import CaseResult, Job, Limits, LocalSandbox
+
+Judge = Callable[..., CaseResult]
 
 GOOD = "def f(x): return x + 1"
 
@@ -33,7 +36,7 @@ GOOD = "def f(x): return x + 1"
         ("class Solution:\n    def f(self, x): return x", "assert candidate(1) == 1"),
     ],
 )
-def test_a_right_solution_passes(code: str, test: str, check) -> None:
+def test_a_right_solution_passes(code: str, test: str, check: Judge) -> None:
     case = check(code, test)
     assert case.verdict == "accepted", case
 
@@ -52,7 +55,7 @@ def test_a_right_solution_passes(code: str, test: str, check) -> None:
         ("def f(x):\n    while True: print('x' * 1000)", "assert f(3) == 4", "output_limit"),
     ],
 )
-def test_a_wrong_one_does_not(code: str, test: str, verdict: str, check) -> None:
+def test_a_wrong_one_does_not(code: str, test: str, verdict: str, check: Judge) -> None:
     assert check(code, test, cpu_s=0.5).verdict == verdict
 
 
@@ -71,18 +74,21 @@ EXPLOITS = {
     ),
     "StopIteration ends all()": "def f(x): raise StopIteration",
     "AssertionError replaced": "import builtins\nbuiltins.AssertionError = ValueError\ndef f(x): return 0",
-    "asserts switched off": "import sys, ctypes\ndef f(x): return 0\n__debug__",
     "a forged report": "import os\nos.write(3, b'{\"passed\": true}\\n')\ndef f(x): return 0",
     "a forged report and an end": "import os\nos.write(3, b'{\"passed\": true}\\n')\nos._exit(0)",
     "forged replies": "import os\nos.write(4, b'{\"passed\": true}\\n' * 9)\ndef f(x): return 0",
-    "replies that are no answers": 'import os\nos.write(4, b\'{"value": {"$ref": 1}}\\n[]\\n\' * 9)\ndef f(x): return 0',
+    "replies that are no answers": "import os\nos.write(4, b'{}\\n' * 9)\ndef f(x): return 0",
     "built-ins redefined": "abs = all = lambda *x: True\nimport builtins\nbuiltins.abs = abs\ndef f(x): return 0",
 }
-TEST = "def check(candidate):\n    assert all(map(lambda n: candidate(n) == n + 1, range(5)))\n    assert abs(candidate(1) - 2) < 1\ncheck(f)"
+TEST = """
+def check(candidate):
+    assert all(map(lambda n: candidate(n) == n + 1, range(5)))
+    assert abs(candidate(1) - 2) < 1
+check(f)"""
 
 
 @pytest.mark.parametrize("name", EXPLOITS)
-def test_an_exploit_does_not_pass(name: str, check) -> None:
+def test_an_exploit_does_not_pass(name: str, check: Judge) -> None:
     case = check(EXPLOITS[name], TEST, cpu_s=1.0)
     assert case.verdict in ("wrong_answer", "runtime_error"), case
 
@@ -91,14 +97,14 @@ def test_an_exploit_does_not_pass(name: str, check) -> None:
     "name",
     ["os._exit in the function", "os._exit at the start", "an object equal to everything", "sys.exit at the start"],
 )
-def test_those_exploits_fool_a_judge_that_trusts_the_process(name: str, plainly) -> None:
+def test_those_exploits_fool_a_judge_that_trusts_the_process(name: str, plainly: Callable[..., str]) -> None:
     """The usual judge: solution and test in one process, which passes when it ends without an error."""
-    test = "import sys\nassert f(1) == 2" if "equal" in name else TEST
-    judge = f"import subprocess, sys\nr = subprocess.run([sys.executable, '-c', {EXPLOITS[name] + chr(10) + test!r}])\nprint(r.returncode)"
+    program = EXPLOITS[name] + "\n" + ("assert f(1) == 2" if "equal" in name else TEST)
+    judge = f"import subprocess, sys\nprint(subprocess.run([sys.executable, '-c', {program!r}]).returncode)"
     assert plainly(judge) == "0\n"
 
 
-def test_the_test_never_enters_the_submission_process(check) -> None:
+def test_the_test_never_enters_the_submission_process(check: Judge) -> None:
     """The submission looks for the test's marker in all frames and objects it can reach, and would return it."""
     hunt = """
 import gc, sys
@@ -119,7 +125,7 @@ def f(x):
     exec(compile(own_frame, "teeth", "exec"), {})
 
 
-def test_a_test_that_passes_a_function_is_our_fault_and_not_the_answers(check) -> None:
+def test_a_test_that_passes_a_function_is_our_fault_and_not_the_answers(check: Judge) -> None:
     assert check("def f(g): return g(1)", "assert f(lambda x: x) == 1").verdict == "sandbox_error"
 
 

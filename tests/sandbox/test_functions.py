@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from qwq_rl.sandbox import Job, JobError, LocalSandbox
+from qwq_rl.sandbox import CaseResult, Job, JobError, LocalSandbox
+
+Judge = Callable[..., CaseResult]
 
 
 @pytest.mark.parametrize(
@@ -22,7 +26,7 @@ from qwq_rl.sandbox import Job, JobError, LocalSandbox
         ("__import__('collections').namedtuple('P', 'x y')(1, 2)", [1, 2]),
     ],
 )
-def test_an_equal_value_passes(body: str, expected: object, call) -> None:
+def test_an_equal_value_passes(body: str, expected: object, call: Judge) -> None:
     assert call(f"def f(x): return {body}", [3], expected).verdict == "accepted"
 
 
@@ -40,28 +44,28 @@ def test_an_equal_value_passes(body: str, expected: object, call) -> None:
         ("float('nan')", 1.0),
     ],
 )
-def test_another_type_or_value_does_not(body: str, expected: object, call) -> None:
+def test_another_type_or_value_does_not(body: str, expected: object, call: Judge) -> None:
     assert call(f"def f(x): return {body}", [3], expected).verdict == "wrong_answer"
 
 
-def test_numbers_can_be_compared_to_a_tolerance(call) -> None:
+def test_numbers_can_be_compared_to_a_tolerance(call: Judge) -> None:
     code = "def f(x): return [x / 3, 1]"
     assert call(code, [1], [0.33333333, 1.0], compare="float").verdict == "accepted"
     assert call(code, [1], [0.333, 1.0], compare="float").verdict == "wrong_answer"
     assert call("def f(x): return 5.0", [1], float("inf"), compare="float").verdict == "wrong_answer"
 
 
-def test_a_list_can_be_compared_in_any_order(call) -> None:
+def test_a_list_can_be_compared_in_any_order(call: Judge) -> None:
     code = "def f(x): return [(2, 1), (1, 2), (1, 2)]"
     assert call(code, [1], [[1, 2], [1, 2], [2, 1]], compare="unordered").verdict == "accepted"
     assert call(code, [1], [[1, 2], [2, 1], [2, 1]], compare="unordered").verdict == "wrong_answer"
 
 
-def test_a_method_of_solution_is_found(call) -> None:
+def test_a_method_of_solution_is_found(call: Judge) -> None:
     assert call("class Solution:\n    def f(self, x): return x * 2", [3], 6).verdict == "accepted"
 
 
-def test_the_main_guard_does_not_run(call) -> None:
+def test_the_main_guard_does_not_run(call: Judge) -> None:
     assert call("def f(x): return x\nif __name__ == '__main__': f(input())", [3], 3).verdict == "accepted"
 
 
@@ -78,21 +82,21 @@ def test_the_main_guard_does_not_run(call) -> None:
         "import sys\nsys.exit(0)",
     ],
 )
-def test_no_value_is_a_runtime_error(code: str, call) -> None:
+def test_no_value_is_a_runtime_error(code: str, call: Judge) -> None:
     assert call(code, [3], 3).verdict == "runtime_error"
 
 
-def test_what_a_function_prints_does_not_count(call) -> None:
+def test_what_a_function_prints_does_not_count(call: Judge) -> None:
     case = call("def f(x):\n    print('hello')\n    return x", [3], 3)
     assert (case.verdict, case.stdout) == ("accepted", "hello\n")
 
 
-def test_arguments_that_look_like_tags_stay_what_they_are(call) -> None:
+def test_arguments_that_look_like_tags_stay_what_they_are(call: Judge) -> None:
     assert call("def f(x): return x", [{"$tuple": [1]}], {"$tuple": [1]}).verdict == "accepted"
 
 
 def test_each_case_has_a_process_of_its_own(sandbox: LocalSandbox) -> None:
-    code = "seen = []\ndef f(x):\n    import builtins\n    n = getattr(builtins, 'n', 0) + 1\n    builtins.n = n\n    return n"
+    code = "import builtins\ndef f(x):\n    builtins.n = getattr(builtins, 'n', 0) + 1\n    return builtins.n"
     job = Job("p", code, [{"args": [n], "expected": 1} for n in range(4)], entry_point="f")
     assert sandbox.judge([job])[0].verdict == "accepted"
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 
 import pytest
 
 from qwq_rl.sandbox import CaseResult, Job, LocalSandbox
 
+Judge = Callable[..., CaseResult]
+
 PROGRAMS = {
     "input": "a = input()\nb = input()\nprint(b, a)",
     "readline": "import sys\na = sys.stdin.readline().strip()\nb = sys.stdin.readline().strip()\nprint(b, a)",
-    "binary readline": "import sys\nr = sys.stdin.buffer.readline\na, b = r().strip(), r().strip()\nprint(b.decode(), a.decode())",
+    "binary readline": "import sys\nr = sys.stdin.buffer.readline\na, b = r(), r()\nprint((b + a).decode())",
     "lines": "import sys\nx = [l.strip() for l in sys.stdin]\nprint(x[1], x[0])",
     "read": "import sys\nx = sys.stdin.read().split()\nprint(x[1], x[0])",
     "open 0": "x = open(0).read().split()\nprint(x[1], x[0])",
@@ -65,7 +68,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_an_honest_program_passes(name: str, run) -> None:
+def test_an_honest_program_passes(name: str, run: Judge) -> None:
     case = run(PROGRAMS[name], "one\ntwo\n", "two one\n")
     assert case.verdict == "accepted", case
 
@@ -84,13 +87,13 @@ def test_bytes_that_are_not_text_survive(sandbox: LocalSandbox) -> None:
     blob = base64.b64encode(bytes(range(256))).decode()
     for code in (
         "import sys\nsys.stdout.buffer.write(sys.stdin.buffer.read())",
-        "import sys\nsys.stdin.reconfigure(newline='')\nsys.stdout.reconfigure(newline='')\nprint(sys.stdin.read(), end='')",
+        "import sys\nfor s in sys.stdin, sys.stdout: s.reconfigure(newline='')\nprint(sys.stdin.read(), end='')",
     ):
         job = Job("p", code, [{"input_b64": blob, "output_b64": blob}], compare="exact")
         assert sandbox.judge([job])[0].verdict == "accepted"
 
 
-def test_exactly_the_allowed_output_passes(run) -> None:
+def test_exactly_the_allowed_output_passes(run: Judge) -> None:
     assert run("print('x' * 1023)", "", "x" * 1023, output_kb=1).verdict == "accepted"
     assert run("print('x' * 1024)", "", "x" * 1024, output_kb=1).verdict == "output_limit"
 
@@ -120,11 +123,11 @@ def test_randomness_and_hashes_are_the_same_every_time(sandbox: LocalSandbox) ->
         ("x = bytearray(1 << 40)", "memory_limit"),
     ],
 )
-def test_what_went_wrong_is_named(code: str, verdict: str, run) -> None:
+def test_what_went_wrong_is_named(code: str, verdict: str, run: Judge) -> None:
     assert run(code, "", "two one\n").verdict == verdict
 
 
-def test_an_exception_is_shown_without_the_sandbox_in_it(run) -> None:
+def test_an_exception_is_shown_without_the_sandbox_in_it(run: Judge) -> None:
     case = run("def g():\n    return 1 / 0\ng()", "", "")
     assert "ZeroDivisionError" in case.stderr
     assert 'File "main.py", line 2, in g' in case.stderr
@@ -165,7 +168,7 @@ def test_a_busy_machine_makes_no_false_time_outs(sandbox: LocalSandbox) -> None:
     assert {result.verdict for result in results} == {"accepted"}
 
 
-def test_a_case_says_what_it_used(run) -> None:
+def test_a_case_says_what_it_used(run: Judge) -> None:
     case: CaseResult = run(
         "x = bytearray(b'1') * (50 << 20)\nimport time\nwhile time.process_time() < 0.2: pass", "", ""
     )
