@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from qwq_rl.errors import GateFailed, RunStateError, UserError
+import yaml
+
+from qwq_rl.errors import GateFailed, RecipeError, RunStateError, UserError
 from qwq_rl.gates import GateResult
 from qwq_rl.jobs import GRACE_SECONDS, Ended, Job, Process, accelerate_command, explain_failure, reported_status
 from qwq_rl.locks import hold, holder, refusal
@@ -27,6 +29,7 @@ from qwq_rl.stopping import Stop
 
 POLL_SECONDS = 0.1
 SHOW_SECONDS = 0.5
+ACCELERATE = "accelerate.yaml"
 
 
 class StageFailed(UserError):
@@ -49,14 +52,22 @@ class Programs:
 
     train: Sequence[str]
     evaluate: Sequence[str]
-    launched: bool = True
+    processes: int = 1
+    """How many processes a trainer has; it refuses to run as fewer."""
 
     @staticmethod
     def of_recipe(folder: Path) -> Programs:
         """The trainer through `accelerate launch`, by the recipe's own `accelerate.yaml` where it has one."""
-        own = folder / "accelerate.yaml"
-        launch = accelerate_command(own if own.exists() else None)
-        return Programs((*launch, "-m", "qwq_rl.train"), (sys.executable, "-m", "qwq_rl.evaluate"))
+        own = folder / ACCELERATE
+        evaluate = (sys.executable, "-m", "qwq_rl.evaluate")
+        if not own.exists():
+            return Programs((*accelerate_command(None), "-m", "qwq_rl.train"), evaluate)
+        try:
+            settings = yaml.safe_load(own.read_text())
+            processes = int(settings["num_processes"])
+        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+            raise RecipeError(f"{own}: `num_processes: N` must be there, as `accelerate config` writes it") from error
+        return Programs((*accelerate_command(own), "-m", "qwq_rl.train"), evaluate, processes)
 
 
 def run_stages(plan: Plan, folder: RunFolder, programs: Programs, board: Board, restart: str | None = None) -> None:
@@ -111,9 +122,8 @@ class _Runner:
         if self.failure is not None:
             raise self.failure
         if self.stop.number:
-            raise Interrupted(
-                "stopped, and everything trained so far is saved: the same command goes on", self.stop.number
-            )
+            saved = "killed; what was saved before" if self.stop.count > 1 else "stopped; what was trained so far"
+            raise Interrupted(f"{saved} is kept: the same command goes on from there", self.stop.number)
         assert all(self.record.stage(name)["status"] == "done" for name in self.plan.names)
 
     # What to do next
@@ -205,7 +215,8 @@ class _Runner:
         arguments = self.plan.train_arguments(name, self.folder.path, entry["extended"])
         started = entry["started"] or time.time()
         self.record.update(name, status="running", started=started, finished=None, attempts=entry["attempts"] + 1)
-        job = Job(f"train {name}", [*self.programs.train, *arguments], folder.log, self.programs.launched)
+        processes = {"QWQ_RL_PROCESSES": str(self.programs.processes)}
+        job = Job(f"train {name}", [*self.programs.train, *arguments], folder.log, True, processes)
         self.training[name] = Process(job)
         self.watches[name] = StageWatch(folder, self.plan.extended(name, entry["extended"]).steps)
 
@@ -296,7 +307,8 @@ class _Runner:
             else:
                 entry = self.record.stage(name)
                 views.append(StageView(name, entry["status"], seconds=entry["wall_seconds"]))
-        self.board.show(views, [(p.job.name, now - p.started) for p in self.evaluating.values()])
+        others = [(f"{p.job.name} on {', '.join(sets)}", now - p.started) for (_, sets), p in self.evaluating.items()]
+        self.board.show(views, others)
 
 
 K = TypeVar("K")

@@ -12,7 +12,7 @@ import pytest
 
 from qwq_rl.errors import RecipeError, UserError
 from qwq_rl.run import read_order
-from qwq_rl.runfolder import RunFolder, read_json
+from qwq_rl.runfolder import RunFolder, read_json, write_lines
 
 WHOLE_RUN = Path(__file__).parent / "processes" / "whole_run.py"
 PIPELINE = """
@@ -25,7 +25,7 @@ release: 1_math
 START = """
 kind: sft
 model: {new: tiny}
-data: [{source: tiny/demonstrations}]
+data: [{source: DATA}]
 batch: 4
 max_length: 64
 update: {lr: 4.0e-3}
@@ -52,7 +52,10 @@ def recipe(tmp_path: Path) -> Path:
     folder = tmp_path / "little"
     folder.mkdir()
     for name, text in {"pipeline": PIPELINE, "0_start": START, "1_math": MATH}.items():
-        (folder / f"{name}.yaml").write_text(text)
+        (folder / f"{name}.yaml").write_text(text.replace("DATA", str(folder / "rows.jsonl")))
+    messages = [{"role": "user", "content": "1 + 1 = ?"}, {"role": "assistant", "content": "\\boxed{2}"}]
+    row = {"id": "1", "domain": "math", "family": "sum", "messages": messages}
+    write_lines(folder / "rows.jsonl", [row])
     return folder
 
 
