@@ -87,7 +87,11 @@ class Mother:
         )
         theirs.close()
         self._cases: dict[int, tuple[list[list[int]], Limits]] = {}
-        self.greeting: dict[str, Any] = json.loads(self._receive(_START_SECONDS))
+        try:
+            self.greeting: dict[str, Any] = json.loads(self._receive(_START_SECONDS))
+        except BaseException:
+            self.close()
+            raise
 
     def send(self, number: int, payloads: Sequence[Payload], limits: Limits) -> None:
         """Have a case run, one process a payload. Raises `MotherDied`."""

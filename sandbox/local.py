@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import threading
 import weakref
@@ -15,6 +16,8 @@ from qwq_rl.sandbox.link import Mother, MotherDied
 from qwq_rl.sandbox.protocol import CaseResult, CaseVerdict, Job, Limits, Result
 
 _SKIPPED = CaseResult("skipped")
+_MOST_SLOTS = 32
+"""More than one mother can feed."""
 
 
 class SandboxUnavailable(RuntimeError):
@@ -28,12 +31,14 @@ class LocalSandbox:
     """
 
     def __init__(self, slots: int | None = None, *, allow_unsafe: bool = False, without: Collection[str] = ()) -> None:
-        """At most `slots` cases run at once (default: the cores this process may use).
+        """At most `slots` cases run at once (default: the cores this process may use, at most 32).
 
         Isolation L0 is refused unless `allow_unsafe`. `without` leaves walls out (`namespaces`, `landlock`, `seccomp`),
         to see what a machine that lacks them would give.
         """
-        self.slots = slots or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+        self.slots = slots or min(_MOST_SLOTS, _cores())
+        # a few cases wait with the mother, so that she never waits for us; each holds ten descriptors at most
+        self._window = max(1, min(self.slots + 4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 20))
         self._allow_unsafe, self._without = allow_unsafe, without
         self._mother: Mother | None = None
         self._isolation = ""
@@ -52,7 +57,7 @@ class LocalSandbox:
             for _ in range(2):
                 mother = self._started()
                 try:
-                    _judge(mother, [run for run in runs if not run.finished], self.slots)
+                    _judge(mother, [run for run in runs if not run.finished], self._window)
                     break
                 except MotherDied as error:
                     self._discard()
@@ -74,7 +79,7 @@ class LocalSandbox:
         """Which attempts to break out succeed, and what the mother found available."""
         with self._lock:
             mother = self._started()
-            return _attempt(mother, self.slots), dict(mother.greeting)
+            return _attempt(mother), dict(mother.greeting)
 
     def close(self) -> None:
         """End the mother and all that runs; a later `judge` starts another."""
@@ -99,7 +104,7 @@ class LocalSandbox:
         except (MotherDied, OSError) as error:
             raise SandboxUnavailable(f"the sandbox did not start: {error}") from error
         try:
-            self._isolation = probes.level(_attempt(mother, self.slots), mother.greeting)
+            self._isolation = probes.level(_attempt(mother), mother.greeting)
         except MotherDied as error:
             mother.close()
             raise SandboxUnavailable(f"the sandbox died when it was tried: {error}") from error
@@ -188,8 +193,8 @@ def _overall(shown: Sequence[CaseResult]) -> CaseVerdict:
     return (by_itself or failures or ["accepted"])[0]
 
 
-def _judge(mother: Mother, runs: Sequence[_Run], slots: int) -> None:
-    """Run every waiting case of `runs`: one case of each job before a second one of any. Raises `MotherDied`."""
+def _judge(mother: Mother, runs: Sequence[_Run], window: int) -> None:
+    """Run every waiting case of `runs`, `window` under way at once. Raises `MotherDied`."""
     for run in runs:
         run.rewind()
     fresh = deque(run for run in runs if run.waiting)
@@ -197,7 +202,7 @@ def _judge(mother: Mother, runs: Sequence[_Run], slots: int) -> None:
     under_way: dict[int, tuple[_Run, int]] = {}
     number = 0
     while True:
-        while len(under_way) < 2 * slots:  # twice, so that the mother never waits for us
+        while len(under_way) < window:
             chosen = _next(fresh, started)
             if chosen is None:
                 break
@@ -226,9 +231,13 @@ def _next(fresh: deque[_Run], started: list[_Run]) -> _Run | None:
     return min(started, key=lambda run: len(run.running), default=None)
 
 
-def _attempt(mother: Mother, slots: int) -> dict[str, bool]:
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _attempt(mother: Mother) -> dict[str, bool]:
     """Run the program of attempts in the jail."""
     test = {"input": os.path.realpath(sys.executable) + "\n", "output": ""}
     run = _Run(Job("probe", probes.ATTEMPTS, [test], limits=Limits(cpu_s=10, wall_s=60, memory_mb=64)))
-    _judge(mother, [run], slots)
+    _judge(mother, [run], 1)
     return probes.read(run.cases[0].stdout)

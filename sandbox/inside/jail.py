@@ -23,7 +23,7 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _FIRST_UID = 0x70000000
 """User ids from here on belong to nobody: a mother that starts as root takes one of its own."""
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-_OPEN_FILES, _THREADS = 64, 64
+_OPEN_FILES, _MOTHERS_FILES, _THREADS = 64, 1024, 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -38,8 +38,8 @@ class Walls:
 
     namespaces: bool
     """Own network, IPC, UTS and process namespaces."""
-    own_user: bool
-    """The mother's user id is shared with nothing else, so that threads can be counted by it."""
+    threads: int | None
+    """How many threads all children together may have; None where the user id is shared with others that count too."""
     filter: bytes | None
     """The short seccomp program that a child adds to the mother's; None where none can be installed."""
     rules: int | None
@@ -73,12 +73,12 @@ def prepare(namespaces: bool, slots: int, without: Collection[str]) -> Walls:
     prctl(_SET_NO_NEW_PRIVS, 1)
     die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if own_user:
-        _lower(resource.RLIMIT_NPROC, _THREADS * slots + 16)
+    _lower(resource.RLIMIT_NOFILE, _MOTHERS_FILES)
     version = landlock.version()
     rules = None if "landlock" in without or not version else _landlock_rules()
     added = None if "seccomp" in without else _filter_calls(may_open=rules is not None)
-    return Walls(namespaces, own_user, added, rules, 0 if rules is None else version)
+    threads = _THREADS * slots if own_user else None
+    return Walls(namespaces, threads, added, rules, 0 if rules is None else version)
 
 
 def enter(walls: Walls, memory_bytes: int, cpu_s: float, file_bytes: int, keep: int) -> None:
@@ -92,9 +92,11 @@ def enter(walls: Walls, memory_bytes: int, cpu_s: float, file_bytes: int, keep: 
     _lower(resource.RLIMIT_AS, memory_bytes)
     _lower(resource.RLIMIT_FSIZE, file_bytes)
     _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    if walls.threads is not None:
+        _lower(resource.RLIMIT_NPROC, walls.threads)
     if walls.rules is not None:
         landlock.restrict(walls.rules)
-    os.closerange(keep, 1 << 16)
+    os.closerange(keep, _MOTHERS_FILES)
     if walls.filter is not None:
         _install(seccomp.of_process(walls.filter, os.getpid()))
 

@@ -96,7 +96,7 @@ class Mother:
             "seccomp": self._walls.filter is not None,
             "landlock": self._walls.landlock,
             "namespaces": namespaces,
-            "own_user": self._walls.own_user,
+            "own_user": self._walls.threads is not None,
             "runtime": f"python {sys.version_info.major}.{sys.version_info.minor}",
         }
         control.send(json.dumps(greeting).encode())

@@ -183,6 +183,18 @@ time.sleep(60)
     assert gone(pids, 4)
 
 
+def test_many_slots_fit_into_few_descriptors() -> None:
+    script = """
+import resource
+from qwq_rl.sandbox import Job, LocalSandbox
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+job = Job("sum", "def f(x): return x", [{"assert": "assert f(5) == 5"}], entry_point="f")
+with LocalSandbox(200) as sandbox:
+    assert {result.verdict for result in sandbox.judge([job] * 40)} == {"accepted"}
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
 def test_an_unused_mother_needs_no_cpu() -> None:
     with LocalSandbox(1) as sandbox:
         sandbox.judge([SUM])
