@@ -7,6 +7,12 @@ from pathlib import Path
 
 import pytest
 
+# Before any test imports torch or the Hub's client: one thread is fastest for tiny models, and no test reaches out.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
