@@ -57,7 +57,8 @@ def humaneval(row: Row) -> Row:
         "checks": [
             {
                 "verifier": "code",
-                "reference": {"tests": _asserts(row["test"], name), "entry_point": name, "limits": {}},
+                # The prompt's imports and helper functions stand before the answer, as in the published harness.
+                "reference": {"tests": _asserts(row["test"], name), "entry_point": name, "prelude": prompt + "\n"},
                 "role": "score",
             }
         ],

@@ -34,7 +34,10 @@ class Check:
 
 
 def checks_of(row: Mapping[str, Any]) -> list[Check]:
-    """Return the checks that train on `row`, the `verifier` / `reference` shorthand included; empty for an open row."""
+    """Return the checks that `row` names, the `verifier` / `reference` shorthand included.
+
+    Empty for an open row, and for one whose `reference` alone is left to its domain's single verifier.
+    """
     if row.get("checks"):
         return [Check(**check) for check in row["checks"]]
     if row.get("verifier"):
@@ -178,8 +181,6 @@ def _shorthand_mistakes(row: Mapping[str, Any]) -> Iterator[str]:
             yield f"`verifier` must be a verifier's name, not {_is(verifier)}"
         if "reference" not in row and difflib.get_close_matches("reference", spare, cutoff=0.8):
             yield f"`verifier` has no `reference`{nearest('reference', spare)}"
-    elif row.get("reference") is not None:
-        yield f"`reference` stands without `verifier`{_spelt('verifier', spare)}"
     else:
         # A misspelt column would pass through, and the row would silently train as an open one.
         for name in ("checks", "verifier"):

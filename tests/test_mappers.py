@@ -10,6 +10,7 @@ import pytest
 from qwq_rl.errors import RowError
 from qwq_rl.mappers import gsm8k, humaneval, resolve_mapper
 from qwq_rl.rows import checks_of, load_rows
+from qwq_rl.scoring import audit, grader
 
 HUMANEVAL = {
     "task_id": "HumanEval/900",
@@ -70,17 +71,27 @@ def test_every_row_of_gsm8k_maps(published: Path) -> None:
     assert all(re.fullmatch(r"-?\d+(\.\d+)?", row["checks"][0]["reference"]) for row in rows)
 
 
-def test_every_row_of_humaneval_maps_and_its_solution_passes_its_tests(published: Path) -> None:
+def test_gsm8k_solutions_pass_their_checks(published: Path) -> None:
+    rows = load_rows(str(published / "math/gsm8k_test.jsonl"), mapper="gsm8k", kind="rl", limit=200)
+
+    assert audit(rows, grader()) == []
+
+
+def test_every_humaneval_solution_passes_its_checks(published: Path) -> None:
     rows = load_rows(str(published / "code/humaneval.jsonl"), mapper="humaneval", kind="rl")
 
     assert len(rows) == 164
-    for row in rows:
-        program = re.search(r"```python\n(.*)```", row["solution"], re.S)
-        assert program is not None
-        scope: dict[str, object] = {"__name__": "solution"}
-        exec(program[1], scope)
-        for test in row["checks"][0]["reference"]["tests"]:
-            exec(test["assert"], scope)
+    assert audit(rows, grader()) == []
+
+
+def test_humaneval_answers_without_the_prompts_helpers_pass_too(published: Path) -> None:
+    rows = load_rows(str(published / "code/humaneval.jsonl"), mapper="humaneval", kind="rl")
+    (encoded,) = [row for row in rows if row["id"] == "HumanEval/38"]
+    program = "def decode_cyclic(s):\n    return encode_cyclic(encode_cyclic(s))"
+
+    answered = {**encoded, "solution": f"Twice more.\n</think>\n```python\n{program}\n```"}
+
+    assert audit([answered], grader()) == []
 
 
 def test_a_function_of_a_file_or_a_module_is_a_mapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

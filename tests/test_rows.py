@@ -131,7 +131,6 @@ def test_rows_of_another_kind_are_named(tmp_path: Path) -> None:
         ({"solution": ["4"]}, "`solution` must be a string or null, not ['4'], a list"),
         ({"verifier": 3}, "`verifier` must be a verifier's name, not 3, a number"),
         ({"checks": [{"verifier": "math"}]}, "has both `checks` and `verifier`"),
-        ({"verifier": None}, "`reference` stands without `verifier`"),
         (
             {"grade": {"verifier": "math", "role": "gates"}},
             "`grade` has the unknown role 'gates'; did you mean `gate`?",
@@ -152,7 +151,7 @@ def test_one_mistake_gives_one_sentence(tmp_path: Path, change: Row, said: str) 
             {"checks": [{"verifier": "math", "role": "bonus"}]},
             "unknown role 'bonus'; it is one of score, gate, penalty",
         ),
-        ({"verifer": "math", "reference": "2"}, "`reference` stands without `verifier`: is it the column `verifer`?"),
+        ({"verifer": "math", "reference": "2"}, "unknown column `verifer`; did you mean `verifier`?"),
         ({"verifier": "math", "refrence": "2"}, "`verifier` has no `reference`; did you mean `refrence`?"),
         ({"chekcs": [{"verifier": "math"}]}, "unknown column `chekcs`; did you mean `checks`?"),
     ],
@@ -227,6 +226,12 @@ def test_the_shorthand_is_one_check_of_role_score() -> None:
 
 def test_a_row_without_checks_is_open() -> None:
     assert checks_of({"id": "a", "checks": None, "verifier": None}) == []
+
+
+def test_a_reference_alone_is_left_to_the_domains_verifier(tmp_path: Path) -> None:
+    (row,) = load_rows(write(tmp_path, {key: value for key, value in GOOD.items() if key != "verifier"}))
+
+    assert checks_of(row) == []
 
 
 def test_evaluation_grades_by_the_rows_grade_alone() -> None:
