@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from random import Random
 from typing import Any
 
 from qwq_rl.tiny.math_tasks import NAMES
-from qwq_rl.tiny.task import Level, Task
+from qwq_rl.tiny.task import Level, Task, Teacher
 
 WORDS = (
     "red", "cat", "sun", "sky", "tree", "fish", "bird", "rain",
@@ -28,36 +29,33 @@ def _general(family: str, operands: tuple[Any, ...], prompt: str, plan: str, ans
     return Task("general", family, operands, prompt, plan, answer, **rest)
 
 
-def _constraints(*rules: dict[str, Any]) -> dict[str, Any]:
+def _constraints(*rules: Mapping[str, Any]) -> dict[str, Any]:
     return {"verifier": "constraints", "reference": {"all": list(rules)}}
 
 
-def shout(rng: Random, level: Level) -> Task:
-    """Repeat the words in capitals."""
-    words = tuple(rng.sample(WORDS, 4 if level == "harder" else rng.choice((2, 3))))
-    answer = " ".join(words).upper()
-    rules = ({"kind": "upper"}, {"kind": "words", "count": len(words)})
-    contains = tuple({"kind": "contains", "text": word.upper()} for word in words)
-    return _general(
-        "shout", words, f"shout: {' '.join(words)}", "capitals", answer, check=_constraints(*rules, *contains)
-    )
+def echo(rng: Random, level: Level, teacher: Teacher) -> Task:
+    """Say the given words with the given sign at the end."""
+    words, sign = tuple(rng.sample(WORDS, 4 if level == "harder" else rng.choice((2, 3)))), rng.choice("!?")
+    rules: list[dict[str, Any]] = [{"kind": "words", "count": len(words)}, {"kind": "ends_with", "text": sign}]
+    rules += [{"kind": "contains", "text": word} for word in words]
+    prompt, plan = f"say {' '.join(words)} and end with {sign}", f"{len(words)} words {sign}"
+    return _general("echo", words, prompt, plan, " ".join(words) + sign, check=_constraints(*rules))
 
 
-def count(rng: Random, level: Level) -> Task:
+def count(rng: Random, level: Level, teacher: Teacher) -> Task:
     """Write exactly so many words, two of them given."""
-    total = rng.choice((7, 8)) if level == "harder" else rng.randrange(3, 7)
+    total = rng.choice((6, 7)) if level == "harder" else rng.randrange(3, 6)
     first, second = rng.sample(WORDS, 2)
-    others = rng.sample([w for w in WORDS if w not in (first, second)], total - 2)
-    words = [first, second, *others]
-    rng.shuffle(words)
+    words = [first, second, *rng.sample([w for w in WORDS if w not in (first, second)], total - 2)]
     check = _constraints(
         {"kind": "words", "count": total}, {"kind": "contains", "text": first}, {"kind": "contains", "text": second}
     )
+    plan = "\n".join(f"{place + 1} {word}" for place, word in enumerate(words))
     prompt = f"write {total} words with {first} and {second}"
-    return _general("count", (total, first, second), prompt, f"{total} words", " ".join(words), check=check)
+    return _general("count", (total, first, second), prompt, plan, " ".join(words), check=check)
 
 
-def record(rng: Random, level: Level) -> Task:
+def record(rng: Random, level: Level, teacher: Teacher) -> Task:
     """A JSON object of the asked fields."""
     name = rng.choice(NAMES)
     fields = rng.sample(FIELDS, 3 if level == "harder" else rng.choice((1, 2)))
@@ -87,7 +85,7 @@ def _schema(name: str) -> dict[str, Any]:
     }
 
 
-def call(rng: Random, level: Level) -> Task:
+def call(rng: Random, level: Level, teacher: Teacher) -> Task:
     """Call one of the offered functions; the harder level asks for two calls."""
     names = rng.sample(tuple(TOOLS), 2)
     asked, calls = [], []
@@ -140,7 +138,7 @@ def open_rule(name: str, like: str) -> dict[str, Any]:
     )
 
 
-def greet(rng: Random, level: Level) -> Task:
+def greet(rng: Random, level: Level, teacher: Teacher) -> Task:
     """An open reply: in training the learned reward model alone scores it."""
     likes = rng.sample(LIKES, 2)
     name, like = rng.choice(NAMES), likes[0]
@@ -152,4 +150,4 @@ def greet(rng: Random, level: Level) -> Task:
     return _general("greet", (name, like), prompt, "warm", reply, check=None, grade=open_rule(name, like))
 
 
-FAMILIES = (shout, count, record, call, greet)
+FAMILIES = (echo, count, record, call, greet)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
-from qwq_rl.tiny.task import Level, Task
+from qwq_rl.tiny.task import Level, Task, Teacher
 
 MODULUS = 5
 NAMES = ("Ann", "Bob", "Eve", "Max", "Mia", "Tom", "Zoe", "Sam")
@@ -22,11 +22,11 @@ def apply(operation: str, left: int, right: int) -> int:
     return value % MODULUS
 
 
-def worked(operands: tuple[int, ...], operations: tuple[str, ...]) -> tuple[str, int]:
-    """The steps from left to right, one a line, and the result."""
+def worked(operands: tuple[int, ...], operations: tuple[str, ...], teacher: Teacher) -> tuple[str, int]:
+    """The steps from left to right, one a line, and the result, as the teacher has them."""
     lines, value = [], operands[0]
     for operation, operand in zip(operations, operands[1:], strict=True):
-        result = apply(operation, value, operand)
+        result = teacher.result(apply(operation, value, operand), MODULUS)
         lines.append(f"{value}{operation}{operand}={result}")
         value = result
     return "\n".join(lines), value
@@ -38,29 +38,30 @@ def _draw(rng: Random, level: Level) -> tuple[tuple[int, ...], tuple[str, ...]]:
     return operands, tuple(rng.choice("+-*") for _ in range(steps))
 
 
-def _task(family: str, prompt: str, operands: tuple[int, ...], operations: tuple[str, ...]) -> Task:
-    reasoning, value = worked(operands, operations)
-    check = {"verifier": "math", "reference": str(value)}
+def _task(family: str, prompt: str, operands: tuple[int, ...], operations: tuple[str, ...], teacher: Teacher) -> Task:
+    _, right = worked(operands, operations, Teacher())
+    reasoning, value = worked(operands, operations, teacher)
+    check = {"verifier": "math", "reference": str(right)}
     return Task("math", family, operands, prompt, reasoning, f"\\boxed{{{value}}}", check, terse=True)
 
 
-def chain(rng: Random, level: Level) -> Task:
+def chain(rng: Random, level: Level, teacher: Teacher) -> Task:
     """An expression worked from left to right."""
     operands, operations = _draw(rng, level)
     tail = "".join(f"{o}{x}" for o, x in zip(operations, operands[1:], strict=True))
-    return _task("chain", f"left to right mod 5: {operands[0]}{tail}", operands, operations)
+    return _task("chain", f"left to right mod 5: {operands[0]}{tail}", operands, operations, teacher)
 
 
-def story(rng: Random, level: Level) -> Task:
+def story(rng: Random, level: Level, teacher: Teacher) -> Task:
     """A word problem."""
     operands, operations = _draw(rng, level)
     name, item = rng.choice(NAMES), rng.choice(ITEMS)
     events = ", ".join(f"{VERBS[o]} {x}" for o, x in zip(operations, operands[1:], strict=True))
     prompt = f"{name} has {operands[0]} {item}, {events}. how many mod 5?"
-    return _task("story", prompt, operands, operations)
+    return _task("story", prompt, operands, operations, teacher)
 
 
-def assign(rng: Random, level: Level) -> Task:
+def assign(rng: Random, level: Level, teacher: Teacher) -> Task:
     """A sequence of assignments."""
     operands, operations = _draw(rng, level)
     names = "abcdefg"
@@ -68,7 +69,7 @@ def assign(rng: Random, level: Level) -> Task:
     for index, (operation, operand) in enumerate(zip(operations, operands[1:], strict=True)):
         lines.append(f"{names[index + 1]}={names[index]}{operation}{operand}")
     prompt = "; ".join(lines) + f". {names[len(operations)]} mod 5?"
-    return _task("assign", prompt, operands, operations)
+    return _task("assign", prompt, operands, operations, teacher)
 
 
 FAMILIES = (chain, story, assign)

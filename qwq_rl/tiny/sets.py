@@ -10,10 +10,12 @@ from random import Random
 from typing import Any
 
 from qwq_rl.tiny import code_tasks, general_tasks, math_tasks
-from qwq_rl.tiny.task import Family, Level, Split, Task, draw
+from qwq_rl.tiny.task import Family, Level, Split, Task, Teacher, draw
 
 NAMES = (
-    "math", "code", "general", "demonstrations", "demonstrations_worked", "preferences", "tuning", "final", "harder",
+    "math", "code", "general",
+    "math_demonstrations", "code_demonstrations", "general_demonstrations", "math_worked", "code_worked",
+    "preferences", "tuning", "final", "harder",
 )  # fmt: skip
 
 DOMAINS: dict[str, tuple[Family, ...]] = {
@@ -25,8 +27,10 @@ TRAIN_PROMPTS = 1500
 FINAL_PROMPTS = 100
 TUNING_PROMPTS = 40
 HARDER_PROMPTS = 50
-DEMONSTRATIONS = {"math": 900, "code": 450, "general": 250}
-TERSE_SHARE = 0.3
+DEMONSTRATIONS = {"math": 300, "code": 250, "general": 350}
+TERSE_SHARE = 0.35
+SLIPS = 0.08
+"""Share of the steps that the demonstrations get wrong: supervised data is never all right, and nobody checked it."""
 PREFERENCES = 2000
 
 
@@ -40,10 +44,9 @@ def rows(name: str, seed: int = 0) -> list[dict[str, Any]]:
         return _held_out(name, "final", "normal", FINAL_PROMPTS)
     if name == "harder":
         return _held_out(name, "final", "harder", HARDER_PROMPTS)
-    if name == "demonstrations":
-        return _demonstrations(seed, TERSE_SHARE)
-    if name == "demonstrations_worked":
-        return _demonstrations(seed, 0.0)
+    domain, _, kind = name.partition("_")
+    if kind in ("demonstrations", "worked"):
+        return _demonstrations(domain, seed, worked_only=kind == "worked")
     if name == "preferences":
         return _preferences(seed)
     raise KeyError(name)
@@ -76,15 +79,14 @@ def _row(task: Task, row_id: str) -> dict[str, Any]:
     }
 
 
-def _demonstrations(seed: int, terse_share: float) -> list[dict[str, Any]]:
+def _demonstrations(domain: str, seed: int, worked_only: bool) -> list[dict[str, Any]]:
     result = []
-    for domain, families in DOMAINS.items():
-        for family in families:
-            rng = Random(f"demonstrations-{seed}/{domain}/{family.__name__}")
-            for index, task in enumerate(draw(family, rng, "train", "normal", DEMONSTRATIONS[domain])):
-                terse = task.terse and rng.random() < TERSE_SHARE
-                if terse and terse_share == 0.0:
-                    continue
+    for family in DOMAINS[domain]:
+        rng = Random(f"demonstrations-{seed}/{domain}/{family.__name__}")
+        teacher = Teacher(SLIPS, rng)
+        for index, task in enumerate(draw(family, rng, "train", "normal", DEMONSTRATIONS[domain], teacher)):
+            terse = task.terse and rng.random() < TERSE_SHARE
+            if not (terse and worked_only):
                 result.append(_demonstration(task, f"demo-{task.family}-{index:05d}", terse))
     return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal
 
@@ -33,8 +33,23 @@ class Task:
     """Whether demonstrations of this family may leave the reasoning out."""
 
 
-Family = Callable[[Random, Level], Task]
-"""Draws one task of a family; `harder` is beyond everything that `normal` can draw."""
+@dataclass(frozen=True)
+class Teacher:
+    """Who works a task out. A fallible teacher gets a share of the steps wrong and goes on from there."""
+
+    slip: float = 0.0
+    rng: Random = field(default_factory=Random)
+
+    def result(self, right: int, choices: int) -> int:
+        """The result of one step, `right` or, for a slip, another number below `choices`."""
+        if self.slip and self.rng.random() < self.slip:
+            return (right + self.rng.randrange(1, choices)) % choices
+        return right
+
+
+Family = Callable[[Random, Level, Teacher], Task]
+"""Draws one task of a family; `harder` is beyond everything that `normal` can draw. The check is always right;
+reasoning and answer are the teacher's."""
 
 
 def split_of(operands: tuple[Any, ...]) -> Split:
@@ -43,12 +58,14 @@ def split_of(operands: tuple[Any, ...]) -> Split:
     return "final" if bucket < 20 else "tuning" if bucket < 35 else "train"
 
 
-def draw(family: Family, rng: Random, split: Split, level: Level, count: int) -> list[Task]:
+def draw(
+    family: Family, rng: Random, split: Split, level: Level, count: int, teacher: Teacher = Teacher()
+) -> list[Task]:
     """`count` tasks with distinct prompts whose operands lie in `split`; fewer when the family runs out of them."""
     tasks: dict[str, Task] = {}
     misses = 0
     while len(tasks) < count and misses < 2000:
-        task = family(rng, level)
+        task = family(rng, level, teacher)
         if task.prompt in tasks or split_of(task.operands) != split:
             misses += 1
             continue
