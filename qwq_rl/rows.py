@@ -22,6 +22,7 @@ from qwq_rl.row_format import (
     checks_of,
     grading_checks_of,
     kind_of,
+    nearest,
     prompt_messages,
     row_mistakes,
 )
@@ -112,7 +113,12 @@ def _read(source: str, limit: int | None, seed: int) -> tuple[str, Iterator[Numb
     if source.startswith("tiny/"):
         from qwq_rl.tiny import sets
 
-        return source, enumerate(islice(sets.rows(source.removeprefix("tiny/"), seed), limit), start=1)
+        name = source.removeprefix("tiny/")
+        if name not in sets.NAMES:
+            raise RowError(
+                f"{source}: there is no such set{nearest(name, sets.NAMES)} (tiny/ has {', '.join(sets.NAMES)})"
+            )
+        return source, enumerate(islice(sets.rows(name, seed), limit), start=1)
     path = Path(source)
     if path.suffix in (".jsonl", ".parquet"):
         if not path.is_file():

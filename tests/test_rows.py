@@ -188,6 +188,18 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     assert line.endswith(f"the folder {tmp_path}/dta does not exist either")
 
 
+def test_a_generated_set_is_read_by_its_name_and_seed() -> None:
+    first, again, other = (load_rows("tiny/math", seed=seed, limit=20, kind="rl") for seed in (0, 0, 1))
+
+    assert first == again != other
+
+
+def test_an_unknown_generated_set_names_the_nearest() -> None:
+    (line,) = mistakes("tiny/tunning")
+
+    assert line.startswith("tiny/tunning: there is no such set; did you mean `tuning`? (tiny/ has math, ")
+
+
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     assert mistakes(write(tmp_path)) == [f"{tmp_path}/rows.jsonl: it has no rows"]
 
