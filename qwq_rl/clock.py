@@ -23,21 +23,23 @@ class Clock:
     base_wall: float = 0.0
     _cpu: float = field(default_factory=process_cpu_seconds)
     _wall: float = field(default_factory=time.monotonic)
+    _stopped: tuple[float, float] | None = None
 
     def cpu_seconds(self) -> float:
         """CPU seconds of training so far."""
-        return self.base_cpu + process_cpu_seconds() - self._cpu
+        return self.base_cpu + (self._stopped[0] if self._stopped else process_cpu_seconds()) - self._cpu
 
     def wall_seconds(self) -> float:
         """Wall seconds of training so far."""
-        return self.base_wall + time.monotonic() - self._wall
+        return self.base_wall + (self._stopped[1] if self._stopped else time.monotonic()) - self._wall
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the block out of both counts: evaluation is not training."""
-        cpu, wall = process_cpu_seconds(), time.monotonic()
+        """Stop both counts for the block: setting up and evaluating are not training."""
+        cpu, wall = self._stopped = process_cpu_seconds(), time.monotonic()
         try:
             yield
         finally:
+            self._stopped = None
             self._cpu += process_cpu_seconds() - cpu
             self._wall += time.monotonic() - wall

@@ -19,11 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qwq_rl.check import check
 from qwq_rl.checkpoints import cut_back, newest_complete, progress_of
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.locks import hold
 from qwq_rl.provenance import collect
-from qwq_rl.recipe import Stage, difference, load_stage, recipe_hash, resolved_yaml
+from qwq_rl.recipe import Stage, difference, recipe_hash, resolved_yaml
 from qwq_rl.runfolder import RunFolder, StageFolder, read_json, write_json
 
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe_path, run_path, overrides = _parse(argv)
     _quieten()
     # 1. The recipe, with every mistake of it at once, before anything heavy is imported.
-    recipe = load_stage(recipe_path, overrides)
+    recipe = check(recipe_path, overrides)[recipe_path.stem]
     run = RunFolder(run_path or Path("runs") / recipe_path.resolve().parent.name)
     folder = run.stage(recipe_path.stem)
     main_process = int(os.environ.get("RANK", "0")) == 0
@@ -48,14 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(recipe: Stage, recipe_path: Path, run: RunFolder, folder: StageFolder, argv: list[str]) -> int:
+    import datasets
     import torch
     from accelerate import PartialState
+    from transformers import PrinterCallback
+    from transformers.utils import logging
 
     from qwq_rl.clock import Clock
     from qwq_rl.stages.build import build_trainer
     from qwq_rl.stages.recorder import Stop
     from qwq_rl.stages.setting import Setting
 
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
     # 3. The world that was asked for is the world that runs.
     state = PartialState(cpu=not torch.cuda.is_available())
     _check_world(state.num_processes)
@@ -72,13 +78,15 @@ def _train(recipe: Stage, recipe_path: Path, run: RunFolder, folder: StageFolder
     stop.listen()
     setting = Setting(run, folder, recipe_path.parent, state.num_processes, resume, clock, stop)
     # 5. Model, rows, verifiers, trainer.
-    trainer = build_trainer(recipe, setting)
+    with clock.paused():
+        trainer = build_trainer(recipe, setting)
     if state.is_main_process:
         contract = stage_contract(recipe, trainer.processing_class)
         write_json(
             folder.provenance,
             collect(folder.name, recipe_path, recipe, state.num_processes, ["qwq_rl.train", *argv], contract),
         )
+    trainer.remove_callback(PrinterCallback)  # its lines are in metrics.jsonl
     # 6. Train.
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if stop.asked is not None and trainer.state.global_step < recipe.steps:

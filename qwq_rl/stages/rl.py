@@ -5,7 +5,8 @@ What differs from TRL's trainer, and why:
   and the noise is keyed by (seed, update, group, sample), so that a resumed run samples what the first one would have.
 - The one reward function gets token ids and decodes them keeping special tokens: a `</think>` that is a special token
   would otherwise vanish and every reward silently be 0. A row that cannot be judged gets None, and TRL leaves it out.
-- `_compute_loss` sees only rows that have an advantage (`objective.live_rows`), where no KL or entropy term needs others.
+- `_compute_loss` sees only rows that have an advantage (`objective.live_rows`), where no KL or entropy term
+  needs the others.
 - Advantages are weighted by the domain, and every rollout is written down.
 """
 
@@ -73,7 +74,7 @@ def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> Verifi
         )
     )
     if not torch.cuda.is_available():
-        use_compact_head(trainer.model, recipe.rollout.temperature)
+        use_compact_head(trainer.accelerator.unwrap_model(trainer.model), recipe.rollout.temperature)
         if trainer.ref_model is not None:
             use_compact_head(trainer.ref_model, recipe.rollout.temperature)
     return trainer
@@ -88,23 +89,24 @@ def grpo_config(recipe: RlRecipe, setting: Setting) -> GRPOConfig:
             "every group is sampled by one process"
         )
     responses = rollout.prompts * rollout.generations // update.updates_per_rollout
-    return GRPOConfig(
+    arguments: dict[str, Any] = {
         **shared_arguments(recipe, setting),
         **ALGORITHMS[recipe.algorithm],
-        per_device_train_batch_size=per_device(responses, setting, "responses of an update"),
-        steps_per_generation=update.updates_per_rollout,
-        num_iterations=update.epochs,
-        num_generations=rollout.generations,
-        max_completion_length=rollout.max_tokens,
-        temperature=rollout.temperature,
-        epsilon=update.clip[0],
-        epsilon_high=update.clip[1],
-        beta=update.kl,
-        shuffle_dataset=False,
-        remove_unused_columns=False,
-        weight_decay=0.0,
-        log_completions=False,
-    )
+        "per_device_train_batch_size": per_device(responses, setting, "responses of an update"),
+        "steps_per_generation": update.updates_per_rollout,
+        "num_iterations": update.epochs,
+        "num_generations": rollout.generations,
+        "max_completion_length": rollout.max_tokens,
+        "temperature": rollout.temperature,
+        "epsilon": update.clip[0],
+        "epsilon_high": update.clip[1],
+        "beta": update.kl,
+        "shuffle_dataset": False,
+        "remove_unused_columns": False,
+        "weight_decay": 0.0,
+        "log_completions": False,
+    }
+    return GRPOConfig(**arguments | dict(recipe.trl))
 
 
 class VerifiedGRPOTrainer(GRPOTrainer):
@@ -126,10 +128,12 @@ class VerifiedGRPOTrainer(GRPOTrainer):
         self.round_summary: Line = {}
         self.seconds: dict[str, float] = {}
         self._step_started = time.monotonic()
+        arguments = grpo_config(recipe, setting)
+        self.gather_for_generation = arguments.ds3_gather_for_generation
         super().__init__(
             model=model,
             reward_funcs=self._verified_reward,
-            args=grpo_config(recipe, setting),
+            args=arguments,
             train_dataset=Dataset.from_list(
                 [{"prompt": render_prompt(tokenizer, row), "row": place} for place, row in enumerate(rows)]
             ),
@@ -145,7 +149,7 @@ class VerifiedGRPOTrainer(GRPOTrainer):
         ids = [list(self.text_tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in distinct]
         first = self.accelerator.process_index * len(distinct)
         with unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.gather_for_generation
         ) as model:
             groups = generate(
                 model,

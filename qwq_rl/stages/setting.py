@@ -76,7 +76,7 @@ def per_device(total: int, setting: Setting, what: str) -> int:
 
 
 def shared_arguments(recipe: Stage, setting: Setting) -> dict[str, Any]:
-    """Keyword arguments common to SFTConfig, RewardConfig and GRPOConfig."""
+    """Keyword arguments common to SFTConfig, RewardConfig and GRPOConfig, before the recipe's own `trl` block."""
     update: RlUpdate | SupervisedUpdate = recipe.update
     on_gpu = torch.cuda.is_available()
     return {
@@ -101,5 +101,4 @@ def shared_arguments(recipe: Stage, setting: Setting) -> dict[str, Any]:
         "dataloader_pin_memory": on_gpu,
         "ddp_find_unused_parameters": False,
         "log_level": "error",
-        **recipe.trl,
     }

@@ -31,8 +31,9 @@ class _OwnOptimizer:
         if update.matrix_lr is None:
             return super().create_optimizer(*args, **kwargs)  # type: ignore[misc, no-any-return]
         model = self.model  # type: ignore[attr-defined]
-        self.optimizer = Muon(parameter_groups(model, update.lr, update.matrix_lr, update.weight_decay))
-        return self.optimizer
+        optimizer = Muon(parameter_groups(model, update.lr, update.matrix_lr, update.weight_decay))
+        vars(self)["optimizer"] = optimizer  # the attribute is the trainer's
+        return optimizer
 
 
 class _SftTrainer(_OwnOptimizer, SFTTrainer):
@@ -50,13 +51,13 @@ def build_sft(recipe: SftRecipe, setting: Setting, evaluator: Evaluator) -> SFTT
     _SftTrainer.recipe = recipe
     trainer = _SftTrainer(
         model,
-        args=SFTConfig(**_arguments(recipe, setting), max_length=None, completion_only_loss=True, packing=False),
+        args=SFTConfig(**_arguments(recipe, setting) | {"completion_only_loss": True, "packing": False}),
         train_dataset=_tokenized(rows, lambda row: _sft_tokens(tokenizer, row, recipe.max_length)),
         processing_class=tokenizer,
         callbacks=[_recorder(recipe, setting, evaluator, _sft_details)],
     )
     if not torch.cuda.is_available():
-        use_compact_head(trainer.model)
+        use_compact_head(trainer.accelerator.unwrap_model(trainer.model))
     return trainer
 
 
@@ -71,7 +72,7 @@ def build_reward_model(recipe: RewardModelRecipe, setting: Setting) -> RewardTra
     _RewardTrainer.recipe = recipe
     return _RewardTrainer(
         model,
-        args=RewardConfig(**_arguments(recipe, setting), max_length=None),
+        args=RewardConfig(**_arguments(recipe, setting)),
         train_dataset=_tokenized(rows, lambda row: _pair_tokens(tokenizer, row, recipe.max_length)),
         processing_class=tokenizer,
         callbacks=[_recorder(recipe, setting, None, _reward_details)],
@@ -85,7 +86,8 @@ def _arguments(recipe: SftRecipe | RewardModelRecipe, setting: Setting) -> dict[
         "weight_decay": recipe.update.weight_decay,
         "train_sampling_strategy": "sequential",
         "adam_beta2": 0.95,
-    }
+        "max_length": None,
+    } | dict(recipe.trl)
 
 
 def _recorder(

@@ -30,8 +30,7 @@ CHAT_TEMPLATE = """\
 
 
 def _lexicon() -> list[str]:
-    spaced = [f" {word}" for word in general_tasks.WORDS]
-    words = [*spaced, *math_tasks.NAMES, *math_tasks.ITEMS, *general_tasks.WORDS]
+    words = [*math_tasks.NAMES, *math_tasks.ITEMS, *general_tasks.WORDS]
     words += [*general_tasks.CITIES, *general_tasks.LIKES, *general_tasks.FIELDS, *general_tasks.TOOLS]
     return [*words, *code_tasks.REDUCERS, *code_tasks.WORDS.values(), "over", "under"]
 
@@ -47,7 +46,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """Train it (under a second) and wrap it with the chat template; the same bytes every time."""
     bpe = Tokenizer(models.BPE(unk_token="<|unknown|>"))
     alone = "|".join(sorted({word.strip() for word in _lexicon()}, key=lambda word: (-len(word), word)))
-    split = pre_tokenizers.Split(Regex(rf"[0-9]|[-+*%<>]| ?\b(?:{alone})\b"), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(rf"[0-9]|[-+*%<>]|\b(?:{alone})\b"), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])  # type: ignore[assignment]
     bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
