@@ -17,6 +17,7 @@ from qwq_rl.recipe import DataSource
 from qwq_rl.row_format import Kind, checks_of
 from qwq_rl.rows import load_rows
 from qwq_rl.tiny import sets
+from qwq_rl.tiny.task import Teacher
 
 READ_AHEAD = 500
 """Rows of a JSONL file that are read here; training reads and checks the rest."""
@@ -26,7 +27,7 @@ _HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+){0,2}")
 _ROWS: Mapping[str, Kind] = {"rl": "rl", "sft": "sft", "reward_model": "preference"}
 _TINY: Mapping[str, tuple[str, ...]] = {
     "rl": tuple(sets.DOMAINS),
-    "sft": ("demonstrations", "demonstrations_worked"),
+    "sft": tuple(name for name in sets.NAMES if name.endswith(("_demonstrations", "_worked"))),
     "reward_model": ("preferences",),
 }
 
@@ -68,7 +69,7 @@ def _tiny(part: DataSource, kind: Any, mistakes: list[str]) -> Known:
     elif source not in fitting:
         mistakes.append(f"{source} has no rows for a stage of kind {kind}: use {', '.join(fitting)}")
     elif name in sets.DOMAINS:
-        checks = [family(Random(0), "normal").check for family in sets.DOMAINS[name]]
+        checks = [family(Random(0), "normal", Teacher()).check for family in sets.DOMAINS[name]]
         verifiers = frozenset((name, check["verifier"]) for check in checks if check is not None)
         return Known(frozenset({name}), frozenset({name} if None in checks else ()), verifiers, whole=True)
     return Known()

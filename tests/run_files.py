@@ -16,12 +16,12 @@ release: 1_math_code
 """
 
 RECIPES = {
-    "0_cold_start": "kind: sft\nmodel: {new: tiny}\nseed: 0\ndata: [{source: tiny/demonstrations}]\n",
+    "0_cold_start": "kind: sft\nmodel: {new: tiny}\nseed: 0\ndata: [{source: tiny/math_demonstrations}]\n",
     "1_math_code": (
         "kind: rl\nmodel: {from: 0_cold_start}\nalgorithm: grpo\nseed: 0\ndata: [{source: org/problems}]\n"
         "rollout: {prompts: 16, generations: 8, max_tokens: 40, temperature: 0.9}\n"
     ),
-    "1_control": "kind: sft\nmodel: {from: 0_cold_start}\nseed: 0\ndata: [{source: tiny/demonstrations}]\n",
+    "1_control": "kind: sft\nmodel: {from: 0_cold_start}\nseed: 0\ndata: [{source: tiny/math_demonstrations}]\n",
 }
 
 

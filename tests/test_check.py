@@ -36,7 +36,7 @@ checkpoint: {every: 20, keep: 2}
 CONTROL = """\
 kind: sft
 model: {from: 0_cold_start}
-data: [{source: tiny/demonstrations_worked}]
+data: [{source: tiny/math_worked}]
 batch: 16
 max_length: 128
 update: {lr: 1e-3}
@@ -117,7 +117,8 @@ WRONG = {
     "no such tiny set": ("--1_math_code.data.0.source=tiny/mth", "there is no tiny/mth; did you mean tiny/math?"),
     "tiny set of another kind": (
         "--0_cold_start.data.0.source=tiny/math",
-        "tiny/math has no rows for a stage of kind sft: use tiny/demonstrations, tiny/demonstrations_worked",
+        "tiny/math has no rows for a stage of kind sft: use tiny/math_demonstrations, tiny/code_demonstrations, "
+        "tiny/general_demonstrations, tiny/math_worked, tiny/code_worked",
     ),
     "training on a held-out set": ("--1_math_code.data.0.source=tiny/final", "tiny/final is held out for evaluation"),
     "evaluation on a training set": ("--1_math_code.evaluate.sets=[tiny/math]", "tiny/math is for training"),
@@ -376,7 +377,8 @@ def test_command_shows_the_stages(folder: Path, capsys: pytest.CaptureFixture[st
     assert re.split(" {2,}", lines[2]) == [
         "1_math_code", "rl grpo", "0_cold_start", "tiny/math 50%, tiny/code 50%", "100", "128",
     ]  # fmt: skip
-    assert re.split(" {2,}", lines[1]) == ["0_cold_start", "sft", "new tiny", "tiny/demonstrations", "500", "16"]
+    data = "tiny/math_demonstrations 50%, tiny/code_demonstrations 50%"
+    assert re.split(" {2,}", lines[1]) == ["0_cold_start", "sft", "new tiny", data, "500", "16"]
 
 
 def test_command_lists_the_mistakes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,7 @@ release: general
 SFT = """
 kind: sft
 model: {MODEL}
-data: [{source: tiny/demonstrations}]
+data: [{source: tiny/math_demonstrations}]
 batch: 16
 max_length: 128
 update: {lr: 4.0e-3}

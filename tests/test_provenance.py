@@ -17,7 +17,7 @@ RECIPE = """
 kind: sft
 model: {new: tiny}
 seed: 7
-data: [{source: tiny/demonstrations}]
+data: [{source: tiny/math_demonstrations}]
 batch: 16
 max_length: 128
 update: {lr: 4.0e-3}
