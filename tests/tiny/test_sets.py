@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qwq_rl.row_format import row_mistakes
+from qwq_rl.row_format import Kind, row_mistakes
 from qwq_rl.rows import load_rows
 from qwq_rl.scoring import audit, grader
 from qwq_rl.tiny import sets
@@ -142,7 +142,7 @@ def test_training_sets_depend_on_the_seed_and_on_nothing_else(name: str) -> None
 
 @pytest.mark.parametrize("name", sets.NAMES)
 def test_every_row_is_well_formed(name: str) -> None:
-    kind = "preference" if name == "preferences" else "sft" if "_" in name else "rl"
+    kind: Kind = "preference" if name == "preferences" else "sft" if "_" in name else "rl"
     found = rows(name)
 
     assert [mistake for row in found for mistake in row_mistakes(row, kind)] == []
