@@ -31,7 +31,7 @@ DEMONSTRATIONS = {"math": 300, "code": 250, "general": 350}
 TERSE_SHARE = 0.35
 SLIPS = 0.08
 """Share of the steps that the demonstrations get wrong: supervised data is never all right, and nobody checked it."""
-PREFERENCES = 2000
+PREFERENCES = 4000
 
 
 def rows(name: str, seed: int = 0) -> list[dict[str, Any]]:
