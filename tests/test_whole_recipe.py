@@ -25,7 +25,7 @@ SHORT = [
 
 
 def train(runs: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "qwq_rl.cli", "run", "recipes/tiny", "--runs", runs, *SHORT]
+    command = [sys.executable, "-m", "qwq_rl.cli", "run", "recipes/tiny", "--runs", str(runs), *SHORT]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
