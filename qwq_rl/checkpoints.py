@@ -40,23 +40,39 @@ def progress_of(checkpoint: Path) -> dict[str, Any]:
     return read_json(checkpoint / COMPLETE) or {}
 
 
+def whole(folder: StageFolder) -> list[Path]:
+    """The whole checkpoints of a stage, oldest first."""
+    return [path for path in saved(folder) if (path / COMPLETE).exists()]
+
+
 def newest_complete(folder: StageFolder) -> Path | None:
-    """The newest whole checkpoint, or None; halves are removed, or the trainer would save over them."""
-    whole = [path for path in saved(folder) if (path / COMPLETE).exists()]
+    """The newest whole checkpoint, or None."""
+    return next(reversed(whole(folder)), None)
+
+
+def drop_old(folder: StageFolder, keep: int) -> None:
+    """Remove all whole checkpoints but the newest `keep`. The mark goes first: a kill must not leave a half with it."""
+    for path in whole(folder)[:-keep]:
+        (path / COMPLETE).unlink()
+        shutil.rmtree(path)
+
+
+def cut_back(folder: StageFolder) -> None:
+    """Remove half checkpoints, and drop everything recorded after the newest whole one: it will be made again."""
+    resume = newest_complete(folder)
+    update = update_of(resume) if resume else 0
     for path in saved(folder):
-        if path not in whole:
+        if not (path / COMPLETE).exists():
             shutil.rmtree(path)
-    return whole[-1] if whole else None
-
-
-def cut_back(folder: StageFolder, update: int) -> None:
-    """Drop everything recorded after `update`: it will be made again."""
 
     def kept(path: Path, keep: Callable[[int], bool]) -> None:
         lines = read_lines(path)
         if path.exists():
             write_lines(path, [line for line in lines if keep(line["update"])])
 
+    if update == 0:
+        # Measured on the first round, which may be another one now.
+        (folder.path / "preference.json").unlink(missing_ok=True)
     kept(folder.metrics, lambda at: at <= update)
     kept(folder.evaluations, lambda at: at <= update and (at > 0 or update > 0))
     for path in (folder.path / "rollouts").glob("update-*.jsonl"):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from qwq_rl.check import check
-from qwq_rl.checkpoints import cut_back, newest_complete, progress_of
+from qwq_rl.checkpoints import cut_back, newest_complete, progress_of, update_of
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.locks import hold
 from qwq_rl.provenance import collect
@@ -66,12 +66,13 @@ def _train(recipe: Stage, recipe_path: Path, run: RunFolder, folder: StageFolder
     state = PartialState(cpu=not torch.cuda.is_available())
     _check_world(state.num_processes)
     # 4. Where to go on from; what was recorded after that point will be made again.
-    resume = newest_complete(folder)
     if state.is_main_process:
-        cut_back(folder, int(resume.name.removeprefix("checkpoint-")) if resume else 0)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.resolved.write_text(resolved_yaml(recipe))
+        cut_back(folder)
+        draft = folder.resolved.with_suffix(".partial")
+        draft.write_text(resolved_yaml(recipe))
+        draft.replace(folder.resolved)
     state.wait_for_everyone()
+    resume = newest_complete(folder)
     progress = progress_of(resume) if resume else {}
     clock = Clock(progress.get("cpu_seconds", 0.0), progress.get("wall_seconds", 0.0))
     stop = Stop()
@@ -130,19 +131,21 @@ def _quieten() -> None:
 
 
 def _finished(folder: StageFolder, recipe: Stage) -> bool:
-    """Whether the stage is done with just this recipe; with fewer steps than asked for, it goes on."""
-    done = read_json(folder.done)
-    if done is None:
-        return False
-    if done["recipe_hash"] == recipe_hash(recipe):
+    """Whether the stage is done with just this recipe; with fewer steps than asked for, it goes on.
+
+    Raises RunStateError where it was trained, in whole or in part, by another recipe.
+    """
+    done, begun = read_json(folder.done), newest_complete(folder)
+    if done is not None and done["recipe_hash"] == recipe_hash(recipe):
         return True
-    before = folder.resolved.read_text()
-    changed = difference(before, resolved_yaml(recipe))
-    if [line.split(":")[0].strip() for line in changed.splitlines()] == ["steps"] and recipe.steps > done["update"]:
-        folder.done.unlink()
+    if done is None and begun is None:
+        return False
+    changed = difference(folder.resolved.read_text(), resolved_yaml(recipe))
+    if all(line.startswith("steps:") for line in changed.splitlines()) and begun and recipe.steps >= update_of(begun):
+        folder.done.unlink(missing_ok=True)
         return False
     raise RunStateError(
-        f"{folder.path} was finished with another recipe:\n{changed}\n"
+        f"{folder.path} was {'begun' if done is None else 'finished'} with another recipe:\n{changed}\n"
         f"Start it anew with `qwq-rl run {folder.path.parent} --from {folder.name}`, or use another run folder"
     )
 

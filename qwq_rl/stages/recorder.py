@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from qwq_rl.checkpoints import mark_complete
+from qwq_rl.checkpoints import drop_old, mark_complete
 from qwq_rl.clock import Clock
 from qwq_rl.recipes_blocks import Evaluate
 from qwq_rl.runfolder import StageFolder, append_line
@@ -51,9 +51,10 @@ class Recorder(TrainerCallback):
         details: Callable[[Mapping[str, float]], Line],
         evaluate: Evaluate | None,
         evaluator: Evaluator | None,
+        keep: int,
     ) -> None:
         self._folder, self._kind, self._clock, self._stop = folder, kind, clock, stop
-        self._samples, self._details = samples_per_update, details
+        self._samples, self._details, self._keep = samples_per_update, details, keep
         self._evaluate, self._evaluator = evaluate, evaluator
 
     def on_train_begin(
@@ -100,10 +101,11 @@ class Recorder(TrainerCallback):
         append_line(self._folder.metrics, line | self._details(numbers))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Declare the checkpoint whole."""
+        """Declare the checkpoint whole, and only then let go of older ones."""
         if state.is_world_process_zero:
             progress = {"cpu_seconds": self._clock.cpu_seconds(), "wall_seconds": self._clock.wall_seconds()}
             mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", progress)
+            drop_old(self._folder, self._keep)
 
     def _run_evaluation(self, update: int, state: TrainerState) -> None:
         if not state.is_world_process_zero or self._evaluate is None or self._evaluator is None:

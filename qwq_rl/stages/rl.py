@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,6 +73,7 @@ def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> Verifi
             trainer.details,
             recipe.evaluate,
             evaluator,
+            recipe.checkpoint.keep,
         )
     )
     if not torch.cuda.is_available():
@@ -127,7 +130,8 @@ class VerifiedGRPOTrainer(GRPOTrainer):
         self.round: list[Rollout] = []
         self.round_summary: Line = {}
         self.seconds: dict[str, float] = {}
-        self._step_started = time.monotonic()
+        # The stage's clock stands still while it evaluates, which is no part of an update.
+        self._step_started = setting.clock.wall_seconds()
         arguments = grpo_config(recipe, setting)
         self.gather_for_generation = arguments.ds3_gather_for_generation
         super().__init__(
@@ -140,6 +144,10 @@ class VerifiedGRPOTrainer(GRPOTrainer):
             processing_class=tokenizer,
             rollout_func=lambda prompts, trainer: self._sample(prompts),
         )
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        """As TRL's, ended with the last update: resumed there, within a round, the trainer would take another."""
+        return list(islice(super()._get_train_sampler(dataset), self.args.max_steps * self.args.generation_batch_size))
 
     def _sample(self, prompts: list[str]) -> dict[str, Any]:
         """TRL's rollout function: `prompts` are rendered, each standing `generations` times in a row."""
@@ -246,21 +254,40 @@ class VerifiedGRPOTrainer(GRPOTrainer):
         if self.accelerator.is_main_process:
             write_lines(self.setting.folder.rollouts(self.state.global_step + 1), lines)
 
+    def _round_file(self, checkpoint: Path) -> Path:
+        return checkpoint / f"round-{self.accelerator.process_index}.pt"
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As TRL's, and with it a round of rollouts that the next updates still train on: TRL would sample another."""
+        super()._save_checkpoint(model, trial)
+        if self._step % (self.args.steps_per_generation * self.num_iterations):
+            left = {"step": self._step, "buffer": self._buffered_inputs, "summary": self.round_summary}
+            torch.save(left, self._round_file(self.setting.folder.checkpoints / f"checkpoint-{self.state.global_step}"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self._round_file(Path(checkpoint)).exists():
+            left = torch.load(self._round_file(Path(checkpoint)), map_location=self.accelerator.device)
+            self._step, self._buffered_inputs, self.round_summary = left["step"], left["buffer"], left["summary"]
+
     def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
-        needs_all = self.beta != 0.0 or self._entropy_bonus_enabled or self.aux_loss_enabled
+        needs_all = (
+            self.beta != 0.0
+            or self._entropy_bonus_enabled
+            or self.aux_loss_enabled
+            or self.top_entropy_quantile < 1.0  # a quantile over the tokens of all rows
+        )
         batch = inputs if needs_all else live_rows(inputs, self.loss_type)
         return super()._compute_loss(model, batch)  # type: ignore[no-any-return]
 
     def details(self, logs: Mapping[str, float]) -> Line:
         """What a metrics line of this stage has besides what every stage's has."""
-        now = time.monotonic()
+        now = self.setting.clock.wall_seconds()
         seconds = {**self.seconds, "update": max(0.0, now - self._step_started - sum(self.seconds.values()))}
         self._step_started, self.seconds = now, {}
-        line = {
-            **self.round_summary,
+        return {
+            **self.round_summary,  # of the round that the update trained on: several updates may share one
             "kl": logs.get("kl", 0.0),
             "clipped": logs.get("clip_ratio/region_mean"),
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
         }
-        self.round_summary = {}
-        return line

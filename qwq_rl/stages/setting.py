@@ -89,7 +89,6 @@ def shared_arguments(recipe: Stage, setting: Setting) -> dict[str, Any]:
         "max_grad_norm": update.gradient_clip,
         "save_strategy": "steps",
         "save_steps": recipe.checkpoint.every,
-        "save_total_limit": recipe.checkpoint.keep,
         "logging_strategy": "steps",
         "logging_steps": 1,
         "report_to": list(recipe.track) or "none",

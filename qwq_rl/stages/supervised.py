@@ -95,7 +95,15 @@ def _recorder(
 ) -> Recorder:
     evaluate = recipe.evaluate if isinstance(recipe, SftRecipe) else None
     return Recorder(
-        setting.folder, recipe.kind, setting.clock, setting.stop, recipe.batch, details, evaluate, evaluator
+        setting.folder,
+        recipe.kind,
+        setting.clock,
+        setting.stop,
+        recipe.batch,
+        details,
+        evaluate,
+        evaluator,
+        recipe.checkpoint.keep,
     )
 
 
