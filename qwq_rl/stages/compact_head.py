@@ -14,11 +14,19 @@ from torch import nn
 from trl.trainer.utils import FusedCausalLMOutput
 
 
+_RESCALED = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+"""Settings of models whose logits are more than the head's product; TRL's own head knows what to make of each."""
+
+
 def use_compact_head(model: nn.Module, temperature: float = 1.0) -> None:
     """Replace the forward that TRL patched into `model`, keeping its interface (`fused_lm_head=True`).
 
-    `temperature` divides the logits. Call it after the trainer is built, on CPU only.
+    `temperature` divides the logits. Call it after the trainer is built, on CPU only. A model that rescales its logits
+    or routes between experts is left as it is.
     """
+    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    if getattr(config, "output_router_logits", False) or any(getattr(config, name, None) for name in _RESCALED):
+        return
     patched = model.forward
 
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
@@ -38,10 +46,8 @@ def _score(logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> F
     """The per-token fields, each (B, T) with zeros where `mask` is False, from logits (N, V) of the N labelled ones."""
     log_probs = torch.log_softmax(logits, dim=-1)
     chosen = log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    with torch.no_grad():
-        probs = log_probs.exp()
-        entropy = -(probs * log_probs).sum(-1)
-        top1 = (logits.argmax(-1) == targets).to(logits.dtype)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    top1 = logits.argmax(-1) == targets
 
     def spread(values: torch.Tensor) -> torch.Tensor:
         return values.new_zeros(mask.shape).masked_scatter(mask, values)

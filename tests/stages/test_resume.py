@@ -275,9 +275,7 @@ def test_a_process_killed_at_a_random_update_and_started_again_ends_the_same(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "number"), [("0_cold_start", signal.SIGTERM), ("1_math_code", signal.SIGINT)]
-)
+@pytest.mark.parametrize(("stage", "number"), [("0_cold_start", signal.SIGTERM), ("1_math_code", signal.SIGINT)])
 def test_a_process_that_is_asked_to_stop_exits_with_the_signal_and_goes_on(
     small: SmallRun, tmp_path: Path, stage: str, number: signal.Signals
 ) -> None:
