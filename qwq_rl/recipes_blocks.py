@@ -111,6 +111,14 @@ class RlUpdate:
         default=1, metadata=about("Updates that each pass over a round of rollouts is split into.", least=1)
     )
     epochs: int = field(default=1, metadata=about("Passes over each round of rollouts.", least=1))
+    micro_batch: int | None = field(
+        default=None,
+        metadata=about(
+            "Responses that a process holds in one forward and backward pass, where its share of an update does not "
+            "fit into memory; all of its share by default.",
+            least=1,
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,14 @@ class SupervisedUpdate:
         default=None, metadata=about("Learning rate of the matrices; muon needs it, adamw has none.", above=0)
     )
     weight_decay: float = field(default=0.0, metadata=about("Decoupled weight decay.", least=0))
+    micro_batch: int | None = field(
+        default=None,
+        metadata=about(
+            "Rows that a process holds in one forward and backward pass, where its share of an update does not fit "
+            "into memory; all of its share by default.",
+            least=1,
+        ),
+    )
 
     def contradictions(self) -> Contradictions:
         """The learning rate of the matrices belongs to muon."""

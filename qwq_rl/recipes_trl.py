@@ -51,8 +51,8 @@ _EVALUATION = dict.fromkeys(("eval_strategy", "eval_steps", "do_eval", "eval_del
 _OWNED_BY_KIND = {
     "rl": _EVALUATION
     | {
-        "per_device_train_batch_size": "rollout.prompts and rollout.generations",
-        "gradient_accumulation_steps": "rollout.prompts and rollout.generations",
+        "per_device_train_batch_size": "update.micro_batch",
+        "gradient_accumulation_steps": "update.micro_batch",
         "generation_batch_size": "rollout.prompts and rollout.generations",
         "num_generations": "rollout.generations",
         "num_generations_eval": "evaluate.samples",
@@ -75,8 +75,8 @@ _OWNED_BY_KIND = {
     | {f"vespo_{letter}_{sign}": "algorithm" for letter in ("k", "lambda") for sign in ("neg", "pos")},
 }
 _SUPERVISED = {
-    "per_device_train_batch_size": "batch",
-    "gradient_accumulation_steps": "batch",
+    "per_device_train_batch_size": "update.micro_batch",
+    "gradient_accumulation_steps": "update.micro_batch",
     "max_length": "max_length",
     "optim": "update.optimizer",
     "weight_decay": "update.weight_decay",

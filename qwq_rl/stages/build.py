@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from copy import copy
 from typing import Any
 
 from qwq_rl.evaluate import evaluate_model
@@ -56,17 +57,28 @@ class TrainingEvaluator:
                 greedy=False,
                 seed=0,
             )
-            lines.append(
-                evaluation_line(
-                    records,
-                    update=update,
-                    stage=self._setting.folder.name,
-                    data_set=name,
-                    time=time.time(),
-                    cpu_seconds=self._setting.clock.cpu_seconds(),
-                )
+            line = evaluation_line(
+                records,
+                update=update,
+                stage=self._setting.folder.name,
+                data_set=name,
+                time=time.time(),
+                cpu_seconds=self._setting.clock.cpu_seconds(),
             )
+            self._track(line)
+            lines.append(line)
         return lines
+
+    def _track(self, line: Line) -> None:
+        """Send pass@1 by domain to the trackers; the recorder, which writes updates, takes no notice."""
+        trainer = self.trainer
+        figures = {
+            f"{line['set']}/{domain}/pass@1": score["sampled"]["mean"]
+            for domain, score in line["domains"].items()
+            if score["sampled"] is not None
+        }
+        control = copy(trainer.control)  # on_log takes back that the update itself is to be logged
+        trainer.callback_handler.on_log(trainer.args, trainer.state, control, figures)
 
 
 def _limited(rows: list[Row], limit: int) -> list[Row]:

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from trl.trainer.utils import FusedCausalLMOutput
 
-
 _RESCALED = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 """Settings of models whose logits are more than the head's product; TRL's own head knows what to make of each."""
 

@@ -37,7 +37,7 @@ from qwq_rl.stages.compact_head import use_compact_head
 from qwq_rl.stages.preference import Preference
 from qwq_rl.stages.recorder import Evaluator, Line, Recorder
 from qwq_rl.stages.rollouts import Rollout, rollout_line, summarise_round
-from qwq_rl.stages.setting import Setting, load_model, ordered_rows, per_device, shared_arguments
+from qwq_rl.stages.setting import Setting, batch_arguments, load_model, ordered_rows, shared_arguments
 
 ALGORITHMS: Mapping[str, dict[str, Any]] = {
     "grpo": {"loss_type": "grpo", "scale_rewards": "group"},
@@ -92,11 +92,12 @@ def grpo_config(recipe: RlRecipe, setting: Setting) -> GRPOConfig:
             "every group is sampled by one process"
         )
     responses = rollout.prompts * rollout.generations // update.updates_per_rollout
+    batches = batch_arguments(responses, update.micro_batch, setting, "responses of an update")
     arguments: dict[str, Any] = {
         **shared_arguments(recipe, setting),
+        **batches,
         **ALGORITHMS[recipe.algorithm],
-        "per_device_train_batch_size": per_device(responses, setting, "responses of an update"),
-        "steps_per_generation": update.updates_per_rollout,
+        "steps_per_generation": update.updates_per_rollout * batches["gradient_accumulation_steps"],
         "num_iterations": update.epochs,
         "num_generations": rollout.generations,
         "max_completion_length": rollout.max_tokens,
@@ -132,12 +133,11 @@ class VerifiedGRPOTrainer(GRPOTrainer):
         self.seconds: dict[str, float] = {}
         # The stage's clock stands still while it evaluates, which is no part of an update.
         self._step_started = setting.clock.wall_seconds()
-        arguments = grpo_config(recipe, setting)
-        self.gather_for_generation = arguments.ds3_gather_for_generation
+        self.grpo = grpo_config(recipe, setting)
         super().__init__(
             model=model,
             reward_funcs=self._verified_reward,
-            args=arguments,
+            args=self.grpo,
             train_dataset=Dataset.from_list(
                 [{"prompt": render_prompt(tokenizer, row), "row": place} for place, row in enumerate(rows)]
             ),
@@ -147,7 +147,8 @@ class VerifiedGRPOTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         """As TRL's, ended with the last update: resumed there, within a round, the trainer would take another."""
-        return list(islice(super()._get_train_sampler(dataset), self.args.max_steps * self.args.generation_batch_size))
+        taken = self.grpo.max_steps * self.grpo.gradient_accumulation_steps * int(self.grpo.generation_batch_size or 0)
+        return list(islice(super()._get_train_sampler(dataset), taken))
 
     def _sample(self, prompts: list[str]) -> dict[str, Any]:
         """TRL's rollout function: `prompts` are rendered, each standing `generations` times in a row."""
@@ -157,7 +158,7 @@ class VerifiedGRPOTrainer(GRPOTrainer):
         ids = [list(self.text_tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in distinct]
         first = self.accelerator.process_index * len(distinct)
         with unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.gather_for_generation
+            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.grpo.ds3_gather_for_generation
         ) as model:
             groups = generate(
                 model,
@@ -251,6 +252,10 @@ class VerifiedGRPOTrainer(GRPOTrainer):
             torch.distributed.all_gather_object(gathered, lines)
             lines = [line for part in gathered for line in part]
         self.round_summary = summarise_round(lines)
+        for domain, figures in self.round_summary["domains"].items():
+            for name in ("reward", "score", "tokens", "truncated", "faults"):
+                if figures[name] is not None:
+                    self._metrics["train"][f"{domain}/{name}"].append(figures[name])  # for the trackers
         if self.accelerator.is_main_process:
             write_lines(self.setting.folder.rollouts(self.state.global_step + 1), lines)
 
@@ -260,7 +265,7 @@ class VerifiedGRPOTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As TRL's, and with it a round of rollouts that the next updates still train on: TRL would sample another."""
         super()._save_checkpoint(model, trial)
-        if self._step % (self.args.steps_per_generation * self.num_iterations):
+        if self._step % (int(self.grpo.steps_per_generation or 1) * self.num_iterations):
             left = {"step": self._step, "buffer": self._buffered_inputs, "summary": self.round_summary}
             torch.save(left, self._round_file(self.setting.folder.checkpoints / f"checkpoint-{self.state.global_step}"))
 

@@ -75,6 +75,15 @@ def per_device(total: int, setting: Setting, what: str) -> int:
     return total // setting.world_size
 
 
+def batch_arguments(total: int, micro_batch: int | None, setting: Setting, what: str) -> dict[str, int]:
+    """How `total` rows an update are split over processes and micro-batches; UserError where that is not even."""
+    share = per_device(total, setting, what)
+    size = micro_batch or share
+    if share % size:
+        raise UserError(f"update.micro_batch is {size}, which does not divide a process's share of an update, {share}")
+    return {"per_device_train_batch_size": size, "gradient_accumulation_steps": share // size}
+
+
 def shared_arguments(recipe: Stage, setting: Setting) -> dict[str, Any]:
     """Keyword arguments common to SFTConfig, RewardConfig and GRPOConfig, before the recipe's own `trl` block."""
     update: RlUpdate | SupervisedUpdate = recipe.update

@@ -17,7 +17,7 @@ from qwq_rl.rows import Row
 from qwq_rl.stages.compact_head import use_compact_head
 from qwq_rl.stages.muon import Muon, parameter_groups
 from qwq_rl.stages.recorder import Evaluator, Line, Recorder
-from qwq_rl.stages.setting import Setting, load_model, ordered_rows, per_device, shared_arguments
+from qwq_rl.stages.setting import Setting, batch_arguments, load_model, ordered_rows, shared_arguments
 
 
 class _OwnOptimizer:
@@ -82,7 +82,7 @@ def build_reward_model(recipe: RewardModelRecipe, setting: Setting) -> RewardTra
 def _arguments(recipe: SftRecipe | RewardModelRecipe, setting: Setting) -> dict[str, Any]:
     return {
         **shared_arguments(recipe, setting),
-        "per_device_train_batch_size": per_device(recipe.batch, setting, "batch"),
+        **batch_arguments(recipe.batch, recipe.update.micro_batch, setting, "batch"),
         "weight_decay": recipe.update.weight_decay,
         "train_sampling_strategy": "sequential",
         "adam_beta2": 0.95,
