@@ -32,6 +32,18 @@ checkpoint: {every: 45, keep: 1}
 """
 """A model that gives every kind of answer without thinking, right about one time in five."""
 
+CONTROL = """\
+kind: sft
+model: {from: 0_cold_start}
+data: [{source: DEMONSTRATIONS}]
+batch: 8
+max_length: 128
+update: {lr: 1.0e-3, schedule: linear, warmup: 2}
+steps: 6
+evaluate: {every: 3, sets: [HELDOUT], samples: 2}
+checkpoint: {every: 2, keep: 1}
+"""
+
 MATH_CODE = """\
 kind: rl
 model: {from: 0_cold_start}
@@ -45,7 +57,7 @@ domains:
 rollout: {prompts: 6, generations: 4, max_tokens: 32}
 update: {lr: 1.0e-3, clip: [0.2, 0.28]}
 steps: 4
-evaluate: {every: 2, sets: [tiny/tuning], samples: 2, limit: 2, at_start: true}
+evaluate: {every: 2, sets: [HELDOUT], samples: 2, at_start: true}
 checkpoint: {every: 2, keep: 2}
 """
 
@@ -75,12 +87,13 @@ reward_model: {from: 2_reward_model}
 rollout: {prompts: 4, generations: 4, max_tokens: 32}
 update: {lr: 1.0e-3, clip: [0.2, 0.28], kl: 1.0e-3}
 steps: 3
-evaluate: {every: 3, sets: [tiny/tuning], samples: 2, limit: 1}
+evaluate: {every: 3, sets: [HELDOUT], samples: 2}
 checkpoint: {every: 1, keep: 2}
 """
 
 STAGES = {
     "0_cold_start": COLD_START,
+    "1_control": CONTROL,
     "1_math_code": MATH_CODE,
     "2_reward_model": REWARD_MODEL,
     "2_general": GENERAL,
@@ -89,7 +102,9 @@ STAGES = {
 
 def write_recipes(folder: Path) -> Path:
     """The stages' files and their rows in `folder`; returns it."""
+    held_out = sets.rows("tuning")
     sources = {
+        "HELDOUT": [next(row for row in held_out if row["family"] == family) for family in TAUGHT],
         "DEMONSTRATIONS": _terse_demonstrations(),
         "CHAINS": _prompts("math", "chain"),
         "SHIFTS": _prompts("code", "shift"),
@@ -100,7 +115,7 @@ def write_recipes(folder: Path) -> Path:
     for name, rows in sources.items():
         write_lines(folder / f"{name}.jsonl", rows)
     for name, text in STAGES.items():
-        filled = re.sub(r"(?<=source: )[A-Z]+", lambda found: str(folder / f"{found[0]}.jsonl"), text)
+        filled = re.sub(r"\b[A-Z]{2,}\b", lambda found: str(folder / f"{found[0]}.jsonl"), text)
         (folder / f"{name}.yaml").write_text(filled)
     return folder
 

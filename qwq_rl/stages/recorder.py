@@ -85,7 +85,8 @@ class Recorder(TrainerCallback):
         """Write one line an update; the closing summary that the trainer logs is not one."""
         if not state.is_world_process_zero or logs is None or "loss" not in logs:
             return
-        numbers = {name: float(value) for name, value in logs.items()}
+        # TRL says None of what it has no number for, as of the reward where nothing could be judged.
+        numbers = {name: float(value) for name, value in logs.items() if value is not None}
         line: Line = {
             "update": state.global_step,
             "stage": self._folder.name,

@@ -22,6 +22,7 @@ from qwq_rl.runfolder import RunFolder, StageFolder, read_json, read_lines
 
 NEEDED = {
     "0_cold_start": (),
+    "1_control": ("0_cold_start",),
     "1_math_code": ("0_cold_start",),
     "2_reward_model": ("0_cold_start",),
     "2_general": ("1_math_code", "2_reward_model"),
@@ -55,7 +56,8 @@ def as_killed_after(stage: StageFolder, update: int) -> None:
     ("stage", "after", "options"),
     [
         ("0_cold_start", 4, ("--steps=7", "--evaluate.every=3", "--checkpoint.every=2", "--checkpoint.keep=9")),
-        ("0_cold_start", 0, ("--steps=6", "--evaluate.every=6", "--checkpoint.every=3")),
+        ("1_control", 0, ()),
+        ("1_control", 4, ("--checkpoint.keep=9",)),
         ("1_math_code", 2, ()),
         ("1_math_code", 3, MID_ROUND),
         ("1_math_code", 4, MID_ROUND),
@@ -79,7 +81,7 @@ def test_a_stage_goes_on_from_its_newest_whole_checkpoint(
     assert list(differences(whole, folder)) == []
 
 
-@pytest.mark.parametrize(("stage", "options"), [("0_cold_start", ()), ("1_math_code", MID_ROUND), ("2_general", ())])
+@pytest.mark.parametrize(("stage", "options"), [("1_control", ()), ("1_math_code", MID_ROUND), ("2_general", ())])
 def test_a_stage_killed_before_its_result_was_written_takes_no_further_update(
     small: SmallRun, tmp_path: Path, stage: str, options: Sequence[str]
 ) -> None:
@@ -133,10 +135,9 @@ def signal_at(stage: StageFolder, update: int, number: signal.Signals) -> thread
 @pytest.mark.parametrize(
     ("stage", "number", "options"),
     [
-        ("0_cold_start", signal.SIGTERM, ("--steps=40", "--evaluate.every=40", "--checkpoint.every=20")),
-        ("1_math_code", signal.SIGINT, ("--steps=9", "--evaluate.every=9", "--checkpoint.every=9")),
-        ("1_math_code", signal.SIGTERM, ("--steps=9", "--update.updates_per_rollout=2", "--checkpoint.every=9")),
-        ("2_reward_model", signal.SIGTERM, ("--steps=40", "--checkpoint.every=20")),
+        ("1_control", signal.SIGTERM, ("--steps=12", "--checkpoint.every=12")),
+        ("1_math_code", signal.SIGINT, ("--steps=7", "--checkpoint.every=7", "--update.updates_per_rollout=2")),
+        ("2_reward_model", signal.SIGTERM, ("--steps=12", "--checkpoint.every=12")),
     ],
 )
 def test_a_stage_that_is_asked_to_stop_saves_and_goes_on_later(
