@@ -17,9 +17,11 @@ FIELDS = ("log_probs", "entropy", "is_top1", "label_mask")
 
 def small_model(**changes: Any) -> Qwen3ForCausalLM:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 37, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.5}
-    return Qwen3ForCausalLM(Qwen3Config(**sizes, **heads, **changes))
+    config = Qwen3Config(
+        vocab_size=37, hidden_size=16, intermediate_size=24, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=2, num_key_value_heads=1, initializer_range=0.5, **changes,
+    )  # fmt: skip
+    return Qwen3ForCausalLM(config)
 
 
 def heads(temperature: float, **changes: Any) -> tuple[Qwen3ForCausalLM, Qwen3ForCausalLM]:

@@ -355,7 +355,7 @@ def test_a_round_must_share_evenly_among_processes(small: SmallRun, tmp_path: Pa
     recipe = load_stage(small.recipes / "1_math_code.yaml")
     assert isinstance(recipe, RlRecipe)
 
-    with pytest.raises(UserError, match="rollout.prompts is 6, which 4 processes cannot share evenly"):
+    with pytest.raises(UserError, match=r"rollout\.prompts is 6, which 4 processes cannot share evenly"):
         grpo_config(recipe, setting_of(small, tmp_path, world_size=4))
 
 
