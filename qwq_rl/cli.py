@@ -22,6 +22,15 @@ VERBS = {
     "sandbox": ("qwq_rl.sandbox.cli", "judge programs as training does, in jailed processes"),
 }
 SHORT = {"eval": "evaluate"}
+_NO_WRITING = ("this may not be read or written", "see to its permissions, or choose another place with --runs,")
+_OF_THE_MACHINE = {
+    errno.ENOSPC: ("the disk is full", "make room"),
+    errno.EDQUOT: ("the disk quota is used up", "make room"),
+    errno.EROFS: _NO_WRITING,
+    errno.EACCES: _NO_WRITING,
+    errno.EPERM: _NO_WRITING,
+}
+"""Errors that the user can mend: what is wrong, and what to do."""
 HELP = """\
 usage: qwq-rl VERB ...          qwq-rl VERB --help says more
 
@@ -61,10 +70,11 @@ def spoken(action: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        said = _OF_THE_MACHINE.get(error.errno or 0)
+        if said is None:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        print(f"qwq-rl: the disk is full{where}; make room and run the same command again", file=sys.stderr)
+        print(f"qwq-rl: {said[0]}{where}; {said[1]} and run the same command again", file=sys.stderr)
         return 1
 
 

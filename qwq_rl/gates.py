@@ -61,6 +61,8 @@ def _worked_minus_terse(requirement: Requirement, domain: str, modes: Mapping[st
         return _result(requirement, domain, None, False, "no response reasons before it answers")
     if not modes["terse"]["share"]:
         return _result(requirement, domain, None, True, "no terse responses")
+    if modes["worked"]["mean"] is None or modes["terse"]["mean"] is None:
+        return _result(requirement, domain, None, False, "no response of a kind could be judged")
     value = modes["worked"]["mean"] - modes["terse"]["mean"]
     return _result(requirement, domain, value, value > requirement.above)
 

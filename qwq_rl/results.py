@@ -21,17 +21,20 @@ class Results:
     record: Record
 
     def done(self, name: str) -> dict[str, Any] | None:
-        """The stage's `done.json`, if it is of the recipe as it stands, so often lengthened as was decided."""
+        """The stage's `done.json`, if its result is there, of the recipe as it stands, lengthened as was decided."""
         done = read_json(self.folder.stage(name).done)
-        if done is None:
+        if done is None or not self.folder.stage(name).final.is_dir():
             return None
         times = self.plan.extension_of_hash(name, done["recipe_hash"])
         return done if times == self.record.stage(name)["extended"] else None
 
     def evaluation(self, name: str, data_set: str) -> dict[str, Any] | None:
-        """`evaluations/STAGE/SET.json`, if it is of the stage's checkpoint as it stands."""
+        """`evaluations/STAGE/SET.json`, if it is of the stage's checkpoint, evaluated as the pipeline now says."""
         done, found = self.done(name), read_json(self.folder.evaluation(name, data_set))
         if done is None or found is None or found["update"] != done["update"]:
+            return None
+        asked = self.plan.pipeline.evaluate
+        if any(found["settings"][name] != getattr(asked, name) for name in ("samples", "max_tokens")):
             return None
         return found if found["time"] >= self.folder.stage(name).done.stat().st_mtime else None
 

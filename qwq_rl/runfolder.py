@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwq_rl.errors import RunStateError
+
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write `value` to `path` atomically: a temporary file beside it, flushed to disk, then renamed."""
@@ -42,17 +44,34 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines; a torn last line, left by a kill, is dropped; a missing file is empty."""
+    """Read JSON lines; a torn last line, left by a kill, is dropped; a missing file is empty.
+
+    Raises RunStateError naming a line that is no JSON object: what we write never has one.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
-    complete = lines[:-1]
-    return [json.loads(line) for line in complete if line]
+    complete = path.read_bytes().split(b"\n")[:-1]
+    return [_object(line, f"{path}:{number}", "line") for number, line in enumerate(complete, start=1) if line]
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object, or None where the file is absent."""
-    return json.loads(path.read_text()) if path.exists() else None
+    """Read a JSON object, or None where the file is absent. Raises RunStateError where it is damaged."""
+    return _object(path.read_bytes(), str(path), "file") if path.exists() else None
+
+
+def _object(text: bytes, place: str, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        problem = str(error)
+    else:
+        if isinstance(value, dict):
+            return value
+        problem = f"it is a {type(value).__name__}, no object"
+    raise RunStateError(
+        f"{place}: this {what} is damaged ({problem}): remove it and run the same command again, "
+        "which goes on from what else lies in the folder"
+    )
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _train(recipe, recipe_path, run, folder, argv)
     # 2. The folder belongs to this process while it lives.
     with hold(folder.lock, f"the trainer of {folder.name}"):
-        if _finished(folder, recipe):
+        if _finished(folder, recipe, recipe_path):
             print(f"{folder.name} is finished already: {folder.final}")
             return 0
         return _train(recipe, recipe_path, run, folder, argv)
@@ -135,12 +135,15 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", category=UserWarning)
 
 
-def _finished(folder: StageFolder, recipe: Stage) -> bool:
+def _finished(folder: StageFolder, recipe: Stage, recipe_path: Path) -> bool:
     """Whether the stage is done with just this recipe; with fewer steps than asked for, it goes on.
 
     Raises RunStateError where it was trained, in whole or in part, by another recipe.
     """
     done, begun = read_json(folder.done), newest_complete(folder)
+    if done is not None and not folder.final.is_dir():  # somebody removed the result: make it again
+        folder.done.unlink()
+        done = None
     if done is not None and done["recipe_hash"] == recipe_hash(recipe):
         return True
     if done is None and begun is None:
@@ -151,7 +154,8 @@ def _finished(folder: StageFolder, recipe: Stage) -> bool:
         return False
     raise RunStateError(
         f"{folder.path} was {'begun' if done is None else 'finished'} with another recipe:\n{changed}\n"
-        f"Start it anew with `qwq-rl run {folder.path.parent} --from {folder.name}`, or use another run folder"
+        f"Undo the change; or train it anew: `qwq-rl run {recipe_path.parent} --from {folder.name}`, or remove "
+        f"{folder.path}; or use another run folder"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qwq_rl.cli import VERBS
+from qwq_rl.cli import VERBS, spoken
 
 
 def qwq_rl(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -90,3 +90,12 @@ def test_a_full_disk_is_one_message() -> None:
     assert done.returncode == 1
     assert "the disk is full" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "denied", "runs/x"), OSError(30, "read-only", "runs/x")])
+def test_a_place_that_may_not_be_written_is_one_message(error: OSError, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise error
+
+    assert spoken(fail) == 1
+    assert "runs/x" in capsys.readouterr().err

@@ -76,3 +76,11 @@ def test_what_could_not_be_judged_fails() -> None:
     evaluation = EVALUATION | {"domains": {"math": area(None, None)}}
     (result,) = judge([Requirement("pass_at_1", 0.1, ("math",))], evaluation)
     assert (result.passed, result.value) == (False, None)
+
+
+def test_a_mode_of_which_nothing_could_be_judged_does_not_pass() -> None:
+    found = judge(
+        [Requirement("worked_minus_terse", 0.3, ("math",))], {**EVALUATION, "modes": {"math": modes(None, 0.3, 0.5)}}
+    )
+    assert [(one.value, one.passed) for one in found] == [(None, False)]
+    assert "could be judged" in found[0].describe()

@@ -268,6 +268,41 @@ def test_a_restart_that_was_interrupted_goes_on(short_recipe: Path, run: RunFold
     assert not (run.path / "reasoning.old-2").exists()
 
 
+def test_other_evaluation_settings_evaluate_again_and_train_nothing(short_recipe: Path, run: RunFolder) -> None:
+    assert go(short_recipe, run)[0] == 0
+    trained = processes(run, "reasoning")
+    text = (short_recipe / "pipeline.yaml").read_text()
+    (short_recipe / "pipeline.yaml").write_text(text.replace("samples: 8", "samples: 3"))
+    assert go(short_recipe, run)[0] == 0
+    found = read_json(run.evaluation("reasoning", "tiny/final"))
+    assert found is not None
+    assert found["settings"]["samples"] == 3
+    assert processes(run, "reasoning") == trained
+
+
+def test_a_result_that_somebody_removed_is_made_again(short_recipe: Path, run: RunFolder) -> None:
+    assert go(short_recipe, run)[0] == 0
+    run.stage("reasoning").final.rmdir()
+    status, output = go(short_recipe, run)
+    assert status == 0, output
+    assert run.stage("reasoning").final.is_dir()
+    assert_whole(run, SHORT)
+
+
+@pytest.mark.parametrize("name", ["pipeline.json", "start/done.json", "evaluations/start/tiny-final.json"])
+def test_a_torn_record_is_named_and_the_run_goes_on_without_it(short_recipe: Path, run: RunFolder, name: str) -> None:
+    assert go(short_recipe, run)[0] == 0
+    torn = run.path / name
+    torn.write_text(torn.read_text()[:40])
+    status, output = go(short_recipe, run)
+    assert status == 3
+    assert f"{torn}: this file is damaged" in output
+    assert "Traceback" not in output
+    torn.unlink()
+    assert go(short_recipe, run)[0] == 0
+    assert_whole(run, SHORT)
+
+
 def test_an_unknown_stage_to_start_from(short_recipe: Path, run: RunFolder) -> None:
     status, output = go(short_recipe, run, "--from", "resoning")
     assert status == 2

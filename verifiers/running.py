@@ -78,7 +78,7 @@ def _batch(verifier: Verifier, items: Sequence[tuple[Problem, Response]]) -> lis
         return list(values) if len(values) == len(items) else None
     except UserError:
         raise
-    except Exception:
+    except (Exception, SystemExit):
         return None
 
 
@@ -91,7 +91,7 @@ def _one_by_one(verifier: Verifier, items: Sequence[tuple[Problem, Response]], r
             values.append(verifier(problem, response))
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a checker written as a script ends with sys.exit
             values.append(fault(f"the verifier raised {describe(error)}"))
         seconds.append(time.perf_counter() - started)
     waiting = [index for index, value in enumerate(values) if inspect.isawaitable(value)]

@@ -21,6 +21,7 @@ def main() -> None:
     assert done is not None
     for data_set in options.sets.split(","):
         found = evaluation(options.stage, data_set, done["update"]) | {"checkpoint": "final", "cpu_seconds": 1.0}
+        found["settings"] = {"samples": int(options.samples), "max_tokens": int(options.max_tokens)}
         path = folder.evaluation(options.stage, data_set)
         write_lines(path.with_suffix(".jsonl"), (prompt(number) for number in range(4)))
         write_json(path, found)

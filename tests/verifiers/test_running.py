@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import pytest
@@ -29,6 +30,16 @@ def test_an_exception_costs_one_verdict_and_says_where() -> None:
     assert (bad.score, bad.status) == (None, "fault")
     assert "ZeroDivisionError" in bad.reason
     assert "test_running.py" in bad.reason
+
+
+def test_a_checker_that_ends_the_process_costs_its_own_verdict() -> None:
+    def verify(problem: Problem, response: Response) -> bool:
+        return response.answer == "yes" or sys.exit(0)
+
+    good, bad = judge(verify, ITEMS)
+    assert good.score == 1.0
+    assert (bad.score, bad.status) == (None, "fault")
+    assert "SystemExit" in bad.reason
 
 
 @pytest.mark.parametrize("batched", [False, True])
