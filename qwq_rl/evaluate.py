@@ -11,9 +11,9 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,6 @@ from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.evaluation import PromptRecord, agreement, evaluation_line
 from qwq_rl.rows import Row, checks_of, grading_checks_of, load_rows, prompt_messages
 from qwq_rl.runfolder import RunFolder, read_json, write_json, write_lines
-from qwq_rl.verifiers import load as load_verifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -65,6 +64,8 @@ class Checkpoint:
     """When it was finished, in seconds since the epoch: an older evaluation is of another checkpoint."""
     reward_model: Path | None = None
     """The reward model it was trained with."""
+    verifiers: Mapping[str, Any] = field(default_factory=dict)
+    """The verifiers that its run's recipes name (`named_verifiers`)."""
 
 
 def evaluate_model(
@@ -76,11 +77,13 @@ def evaluate_model(
     max_tokens: int,
     greedy: bool,
     seed: int,
+    verifiers: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> list[PromptRecord]:
     """Sample `samples` responses to every row at temperature 1 (and one greedily), and judge them by the row's `grade`.
 
-    Returns one record a row, in order. The model keeps the mode (training or not) it is in.
+    `verifiers` are those that recipes name (`named_verifiers`). Returns one record a row, in order. The model keeps the
+    mode (training or not) it is in.
     Raises RowError for a row that nothing can grade.
     """
     from qwq_rl.generation import generate
@@ -109,7 +112,7 @@ def evaluate_model(
     if greedy:
         for several, likeliest in zip(completions, sampled(1, 0.0, "greedy"), strict=True):
             several += likeliest
-    judged = _judge(tokenizer, rows, texts, completions, report)
+    judged = _judge(tokenizer, rows, texts, completions, verifiers, report)
     return [_record(row, of, samples) for row, of in zip(rows, judged, strict=True)]
 
 
@@ -128,11 +131,12 @@ def evaluate_checkpoint(
     missing = [(name, path) for name, path in sets if again or not _is_there(path, checkpoint, settings)]
     if missing:
         rows = {name: load_rows(name, kind="rl") for name, _ in missing}
-        for verifier in {check.verifier for some in rows.values() for row in some for check in grading_checks_of(row)}:
-            load_verifier(verifier)  # a name that does not exist is said before anything is sampled
+        require_verifiers((row for some in rows.values() for row in some), checkpoint.verifiers)
         model, tokenizer = load_model(checkpoint.folder)
         for name, path in missing:
-            records = evaluate_model(model, tokenizer, rows[name], **asdict(settings), progress=progress)
+            records = evaluate_model(
+                model, tokenizer, rows[name], **asdict(settings), verifiers=checkpoint.verifiers, progress=progress
+            )
             line = evaluation_line(
                 records,
                 update=checkpoint.update,
@@ -148,6 +152,29 @@ def evaluate_checkpoint(
             write_lines(path.with_suffix(".jsonl"), (record.line() for record in records))
             write_json(path, line)
     return [read_json(path) or {} for _, path in sets]
+
+
+def named_verifiers(files: Iterable[Path]) -> dict[str, Any]:
+    """What recipes say under `domains.X.verifiers`, by the name that rows use; the first to say a name counts."""
+    named: dict[str, Any] = {}
+    for file in files:
+        try:
+            recipe = yaml.safe_load(file.read_text())
+        except (OSError, ValueError, yaml.YAMLError):  # no recipe of this stage: its own check speaks of it
+            continue
+        domains = recipe.get("domains") if isinstance(recipe, dict) else None
+        for domain in domains.values() if isinstance(domains, dict) else ():
+            named = dict((domain or {}).get("verifiers") or {}) | named
+    return named
+
+
+def require_verifiers(rows: Iterable[Row], named: Mapping[str, Any]) -> None:
+    """Say that a verifier by which rows are graded does not exist, by UserError, before anything is sampled."""
+    from qwq_rl.scoring import grader
+
+    of_names = grader(named)
+    for name in sorted({check.verifier for row in rows for check in grading_checks_of(row)}):
+        of_names.verifier(name)
 
 
 def load_model(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -179,6 +206,9 @@ def stage_checkpoint(run: Path, stage: str) -> Checkpoint:
     recipe = yaml.safe_load(folder.resolved.read_text()) if folder.resolved.exists() else {}
     source = (recipe.get("reward_model") or {}).get("from")
     reward_model = RunFolder(run).stage(source).final if source and RunFolder(run).stage(source).done.exists() else None
+    state = read_json(RunFolder(run).state) or {}
+    resolved = (path for path in sorted(run.glob("*/resolved.yaml")) if ".old-" not in path.parent.name)
+    recipes = sorted(Path(state["recipe"]).glob("*.yaml")) if state.get("recipe") else []
     return Checkpoint(
         folder=folder.final,
         name=str(folder.final.relative_to(run)),
@@ -187,6 +217,7 @@ def stage_checkpoint(run: Path, stage: str) -> Checkpoint:
         cpu_seconds=done["cpu_seconds"],
         since=folder.done.stat().st_mtime,
         reward_model=reward_model,
+        verifiers=named_verifiers([folder.resolved, *resolved, *recipes]),
     )
 
 
@@ -195,6 +226,7 @@ def _judge(
     rows: Sequence[Row],
     texts: Sequence[str],
     completions: Sequence[Sequence[Completion]],
+    verifiers: Mapping[str, Any] | None,
     report: Progress,
 ) -> list[list[tuple[Response, Scored]]]:
     """Read and grade every completion of every row. Equal completions of a row share a verdict: most are, late on."""
@@ -204,7 +236,8 @@ def _judge(
     distinct = dict.fromkeys((at, c.token_ids, c.finish) for at, several in enumerate(completions) for c in several)
     items = [(rows[at], read_response(tokenizer, texts[at], ids, finish)) for at, ids, finish in distinct]
     report("judging", 0, len(items))
-    scored = dict(zip(distinct, zip((item[1] for item in items), grader().score(items), strict=True), strict=True))
+    said = zip((item[1] for item in items), grader(verifiers).score(items), strict=True)
+    scored = dict(zip(distinct, said, strict=True))
     report("judging", len(items), len(items))
     return [[scored[at, c.token_ids, c.finish] for c in several] for at, several in enumerate(completions)]
 

@@ -13,6 +13,7 @@ from qwq_rl.errors import RowError, UserError
 from qwq_rl.prompts import CLOSE, split_thinking
 from qwq_rl.row_format import Check, Row, checks_of, grading_checks_of
 from qwq_rl.verifiers import Response, Verdict, Verifier, load
+from qwq_rl.verifiers.loading import resolvable
 from qwq_rl.verifiers.running import judge
 
 GATES: Mapping[str, Callable[[Response], bool]] = {
@@ -109,7 +110,9 @@ class Scorer:
 class Grader:
     """Scores responses for evaluation: a row's `grade` instead of its checks, every gate, default parameters."""
 
-    def __init__(self) -> None:
+    def __init__(self, named: Mapping[str, Any]) -> None:
+        """`named`: entries of recipes under `verifiers`, for names that mean nothing by themselves."""
+        self._named = named
         self._loaded: dict[str, Verifier] = {}
 
     def score(self, items: Sequence[tuple[Row, Response]]) -> list[Scored]:
@@ -118,7 +121,7 @@ class Grader:
         Raises RowError for an open row without `grade`.
         """
         checks = [self._checks(row) for row, _ in items]
-        verdicts = _judge_all(items, checks, lambda row, check: self._verifier(check.verifier))
+        verdicts = _judge_all(items, checks, lambda row, check: self.verifier(check.verifier))
         return [
             _graded(_composed(row, response, of, said, tuple(GATES), None, 0.0))
             for (row, response), of, said in zip(items, checks, verdicts, strict=True)
@@ -130,15 +133,17 @@ class Grader:
             raise RowError(f"row {row['id']} has no check of role `score` and no `grade`, so it cannot be evaluated")
         return checks
 
-    def _verifier(self, name: str) -> Verifier:
+    def verifier(self, name: str) -> Verifier:
+        """The verifier that a row's check names; raises UserError where there is none."""
         if name not in self._loaded:
-            self._loaded[name] = load(name)
+            own = name in self._named and resolvable(name) is not None
+            self._loaded[name] = load(*chosen(name, self._named[name])) if own else load(name)
         return self._loaded[name]
 
 
-def grader() -> Grader:
-    """Return what evaluation scores with."""
-    return Grader()
+def grader(named: Mapping[str, Any] | None = None) -> Grader:
+    """Return what evaluation scores with; `named` as of `Grader`."""
+    return Grader(named or {})
 
 
 def chosen(name: str, entry: Any) -> tuple[str, dict[str, Any]]:

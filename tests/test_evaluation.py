@@ -219,6 +219,20 @@ def test_a_stage_is_evaluated_at_its_last_update(checkpoint: Path, tmp_path: Pat
     assert (found["update"], found["cpu_seconds"], found["domains"]["math"]["greedy"]) == (7, 3.5, None)
 
 
+def test_every_stage_of_a_run_knows_the_verifiers_that_its_recipes_name(checkpoint: Path, tmp_path: Path) -> None:
+    stage = RunFolder(tmp_path / "run").stage("0_start")
+    stage.checkpoints.mkdir(parents=True)
+    stage.final.symlink_to(checkpoint, target_is_directory=True)
+    write_json(stage.done, {"update": 7, "cpu_seconds": 3.5, "wall_seconds": 4.0})
+    own = [{**row, "verifier": "own"} for row in rows(tmp_path)]
+    source, recipe = write_rows(tmp_path / "set.jsonl", own), tmp_path / "recipe"
+    recipe.mkdir()
+    (recipe / "1_later.yaml").write_text(f"domains: {{math: {{verifiers: {{own: '{tmp_path}/lab.py:even'}}}}}}\n")
+    write_json(RunFolder(tmp_path / "run").state, {"recipe": str(recipe), "stages": {}})
+    command = ["--run", str(tmp_path / "run"), "--stage", "0_start", "--sets", str(source), "--samples", "1"]
+    assert main([*command, "--max-tokens", "4", "--no-greedy"]) == 0
+
+
 def test_open_rows_show_how_far_the_reward_model_agrees_with_the_rule(checkpoint: Path, tmp_path: Path) -> None:
     """The run's own reward model scores the answers to rows that no check trains on."""
     run = RunFolder(tmp_path / "run")

@@ -208,6 +208,13 @@ def test_grading_counts_partial_credit_as_a_failure(tmp_path: Path) -> None:
     assert grader().score([(item, respond("x"))])[0].score == 0.0
 
 
+def test_grading_finds_a_verifier_by_the_name_that_a_recipe_gave_it(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def verify(problem, response): return response.answer == 'x'\n")
+    named = {"own": f"{tmp_path}/own.py:verify", "math": f"{tmp_path}/own.py:verify"}
+    assert grader(named).score([(row(verifier="own"), respond("x"))])[0].score == 1.0
+    assert grader(named).score([(MATH, respond(r"\boxed{4}"))])[0].score == 1.0  # what has a meaning keeps it
+
+
 def test_grading_leaves_a_fault_out(flaky: str) -> None:
     assert grader().score([(row(verifier=f"{flaky}:verify"), respond("boom"))])[0].score is None
 

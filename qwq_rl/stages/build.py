@@ -7,7 +7,7 @@ from collections import Counter
 from copy import copy
 from typing import Any
 
-from qwq_rl.evaluate import evaluate_model
+from qwq_rl.evaluate import evaluate_model, named_verifiers, require_verifiers
 from qwq_rl.evaluation import evaluation_line
 from qwq_rl.recipes_blocks import Evaluate
 from qwq_rl.recipes_stages import RewardModelRecipe, RlRecipe, SftRecipe, Stage
@@ -43,6 +43,9 @@ class TrainingEvaluator:
         self._setting = setting
         self._max_tokens = recipe.rollout.max_tokens if isinstance(recipe, RlRecipe) else recipe.max_length
         self._sets = {name: _limited(load_rows(name), recipe.evaluate.limit) for name in recipe.evaluate.sets}
+        recipes = [setting.folder.resolved, *sorted(setting.recipe_folder.glob("*.yaml"))]
+        self._verifiers = named_verifiers(recipes)
+        require_verifiers((row for rows in self._sets.values() for row in rows), self._verifiers)
 
     def __call__(self, evaluate: Evaluate, update: int) -> list[Line]:
         """One line a set."""
@@ -56,6 +59,7 @@ class TrainingEvaluator:
                 max_tokens=self._max_tokens,
                 greedy=False,
                 seed=0,
+                verifiers=self._verifiers,
             )
             line = evaluation_line(
                 records,
