@@ -201,7 +201,6 @@ def test_a_finished_stage_refuses_another_recipe(small: SmallRun, tmp_path: Path
         small.train(run, "1_math_code", override, "--evaluate.every=2", "--checkpoint.every=2")
 
     assert said in str(refused.value)
-    assert "--from 1_math_code" in str(refused.value)
     assert run.stage("1_math_code").done.exists()
 
 
