@@ -26,9 +26,9 @@ data: [{source: DEMONSTRATIONS}]
 batch: 16
 max_length: 128
 update: {lr: 5.0e-3, matrix_lr: 0.03, optimizer: muon, warmup: 5}
-steps: 90
-evaluate: {every: 90, sets: [tiny/tuning], samples: 2, limit: 2}
-checkpoint: {every: 45, keep: 1}
+steps: 70
+evaluate: {every: 70, sets: [tiny/tuning], samples: 2, limit: 2}
+checkpoint: {every: 35, keep: 1}
 """
 """A model that gives every kind of answer without thinking, right about one time in five."""
 
@@ -41,7 +41,7 @@ max_length: 128
 update: {lr: 1.0e-3, schedule: linear, warmup: 2}
 steps: 6
 evaluate: {every: 3, sets: [HELDOUT], samples: 2}
-checkpoint: {every: 2, keep: 1}
+checkpoint: {every: 2, keep: 9}
 """
 
 MATH_CODE = """\
@@ -69,7 +69,7 @@ batch: 8
 max_length: 128
 update: {lr: 1.0e-3, schedule: linear, warmup: 2}
 steps: 6
-checkpoint: {every: 2, keep: 1}
+checkpoint: {every: 2, keep: 9}
 """
 
 GENERAL = """\

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,32 @@ MID_ROUND = ("--steps=5", "--update.updates_per_rollout=2", "--checkpoint.every=
 TWO_PASSES = ("--steps=7", "--update.updates_per_rollout=2", "--update.epochs=2", "--checkpoint.every=3")
 
 
+Finished = Callable[[str, Sequence[str]], StageFolder]
+
+
 def begin(small: SmallRun, path: Path, stage: str) -> tuple[RunFolder, StageFolder]:
     run = small.beside(path, *NEEDED[stage])
     return run, run.stage(stage)
+
+
+@pytest.fixture(scope="module")
+def finished(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A stage that was trained with these options in one go; it is to be copied, not touched."""
+
+    @cache
+    def train(stage: str, options: tuple[str, ...]) -> StageFolder:
+        if not options:
+            return small.stage(stage)
+        run, folder = begin(small, tmp_path_factory.mktemp("whole"), stage)
+        assert small.train(run, stage, *options) == 0
+        return folder
+
+    return lambda stage, options: train(stage, tuple(options))
+
+
+def copied(whole: StageFolder, run: RunFolder) -> StageFolder:
+    shutil.copytree(whole.path, run.stage(whole.name).path)
+    return run.stage(whole.name)
 
 
 def as_killed_after(stage: StageFolder, update: int) -> None:
@@ -55,25 +79,23 @@ def as_killed_after(stage: StageFolder, update: int) -> None:
 @pytest.mark.parametrize(
     ("stage", "after", "options"),
     [
-        ("0_cold_start", 4, ("--steps=7", "--evaluate.every=3", "--checkpoint.every=2", "--checkpoint.keep=9")),
         ("1_control", 0, ()),
-        ("1_control", 4, ("--checkpoint.keep=9",)),
+        ("1_control", 4, ()),
         ("1_math_code", 2, ()),
         ("1_math_code", 3, MID_ROUND),
         ("1_math_code", 4, MID_ROUND),
         ("1_math_code", 3, TWO_PASSES),
         ("1_math_code", 6, TWO_PASSES),
-        ("2_reward_model", 4, ("--checkpoint.keep=9",)),
-        ("2_general", 1, ("--checkpoint.keep=9",)),
+        ("2_reward_model", 4, ()),
         ("2_general", 2, ()),
     ],
 )
 def test_a_stage_goes_on_from_its_newest_whole_checkpoint(
-    small: SmallRun, tmp_path: Path, stage: str, after: int, options: Sequence[str]
+    small: SmallRun, finished: Finished, tmp_path: Path, stage: str, after: int, options: Sequence[str]
 ) -> None:
-    run, folder = begin(small, tmp_path / "run", stage)
-    small.train(run, stage, *options)
-    whole = StageFolder(shutil.copytree(folder.path, tmp_path / "whole" / stage))
+    run, _ = begin(small, tmp_path, stage)
+    whole = finished(stage, options)
+    folder = copied(whole, run)
     as_killed_after(folder, after)
 
     assert small.train(run, stage, *options) == 0
@@ -83,15 +105,11 @@ def test_a_stage_goes_on_from_its_newest_whole_checkpoint(
 
 @pytest.mark.parametrize(("stage", "options"), [("1_control", ()), ("1_math_code", MID_ROUND), ("2_general", ())])
 def test_a_stage_killed_before_its_result_was_written_takes_no_further_update(
-    small: SmallRun, tmp_path: Path, stage: str, options: Sequence[str]
+    small: SmallRun, finished: Finished, tmp_path: Path, stage: str, options: Sequence[str]
 ) -> None:
-    if options:
-        run, folder = begin(small, tmp_path / "run", stage)
-        small.train(run, stage, *options)
-    else:
-        run = small.beside(tmp_path / "run", stage, *NEEDED[stage])
-        folder = run.stage(stage)
-    whole = StageFolder(shutil.copytree(folder.path, tmp_path / "whole" / stage))
+    run, _ = begin(small, tmp_path, stage)
+    whole = finished(stage, options)
+    folder = copied(whole, run)
     folder.done.unlink()
     shutil.rmtree(folder.final)
 
@@ -135,23 +153,22 @@ def signal_at(stage: StageFolder, update: int, number: signal.Signals) -> thread
 @pytest.mark.parametrize(
     ("stage", "number", "options"),
     [
-        ("1_control", signal.SIGTERM, ("--steps=12", "--checkpoint.every=12")),
-        ("1_math_code", signal.SIGINT, ("--steps=7", "--checkpoint.every=7", "--update.updates_per_rollout=2")),
-        ("2_reward_model", signal.SIGTERM, ("--steps=12", "--checkpoint.every=12")),
+        ("1_math_code", signal.SIGINT, TWO_PASSES),
+        ("2_reward_model", signal.SIGTERM, ("--steps=14", "--checkpoint.every=14")),
     ],
 )
 def test_a_stage_that_is_asked_to_stop_saves_and_goes_on_later(
     small: SmallRun,
+    finished: Finished,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     stage: str,
     number: signal.Signals,
     options: Sequence[str],
 ) -> None:
-    whole_run, whole = begin(small, tmp_path / "whole", stage)
-    small.train(whole_run, stage, *options)
-    run, folder = begin(small, tmp_path / "run", stage)
-    thread = signal_at(folder, 3, number)
+    whole = finished(stage, options)
+    run, folder = begin(small, tmp_path, stage)
+    thread = signal_at(folder, 2, number)
 
     status = small.train(run, stage, *options)
 
@@ -179,14 +196,14 @@ def test_a_finished_stage_takes_no_further_step_and_says_so(
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_stage_with_more_steps_goes_on_as_if_it_had_been_that_long(small: SmallRun, tmp_path: Path) -> None:
-    whole_run, whole = begin(small, tmp_path / "whole", "1_math_code")
-    small.train(whole_run, "1_math_code", "--steps=6")
-    run = small.beside(tmp_path / "run", "1_math_code", "0_cold_start")
+def test_a_stage_with_more_steps_goes_on_as_if_it_had_been_that_long(
+    small: SmallRun, finished: Finished, tmp_path: Path
+) -> None:
+    run = small.beside(tmp_path, "1_math_code", "0_cold_start")
 
     assert small.train(run, "1_math_code", "--steps=6") == 0
 
-    assert list(differences(whole, run.stage("1_math_code"))) == []
+    assert list(differences(finished("1_math_code", ("--steps=6",)), run.stage("1_math_code"))) == []
     assert (read_json(run.stage("1_math_code").done) or {})["update"] == 6
 
 
@@ -256,12 +273,11 @@ STEPS = {stage: int(options[0].removeprefix("--steps=")) for stage, options in K
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", list(KILLS))
 def test_a_process_killed_at_a_random_update_and_started_again_ends_the_same(
-    small: SmallRun, tmp_path: Path, stage: str
+    small: SmallRun, finished: Finished, tmp_path: Path, stage: str
 ) -> None:
     options, steps = KILLS[stage], STEPS[stage]
-    whole_run, whole = begin(small, tmp_path / "whole", stage)
-    small.train(whole_run, stage, *options)
-    run, folder = begin(small, tmp_path / "run", stage)
+    whole = finished(stage, options)
+    run, folder = begin(small, tmp_path, stage)
     update = random.randrange(1, steps - 1)
 
     process = start(small, run, stage, options)
@@ -277,12 +293,11 @@ def test_a_process_killed_at_a_random_update_and_started_again_ends_the_same(
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "number"), [("0_cold_start", signal.SIGTERM), ("1_math_code", signal.SIGINT)])
 def test_a_process_that_is_asked_to_stop_exits_with_the_signal_and_goes_on(
-    small: SmallRun, tmp_path: Path, stage: str, number: signal.Signals
+    small: SmallRun, finished: Finished, tmp_path: Path, stage: str, number: signal.Signals
 ) -> None:
     options, steps = KILLS[stage], STEPS[stage]
-    whole_run, whole = begin(small, tmp_path / "whole", stage)
-    small.train(whole_run, stage, *options)
-    run, folder = begin(small, tmp_path / "run", stage)
+    whole = finished(stage, options)
+    run, folder = begin(small, tmp_path, stage)
 
     process = start(small, run, stage, options)
     said = strike(process, folder, steps // 3, number)

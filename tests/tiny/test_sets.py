@@ -89,11 +89,12 @@ def test_the_operands_that_decide_the_split_are_those_of_the_prompt(domain: str,
         assert task.operands == operands(name, task.prompt), task.prompt
 
 
-@pytest.mark.parametrize("held_out", HELD_OUT)
-def test_no_held_out_operands_occur_in_anything_trained_on(held_out: str) -> None:
-    seen = {key for name in TRAINED for seed in SEEDS for key in keys(name, seed)}
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.slow)])
+def test_no_held_out_operands_occur_in_anything_trained_on(seed: int) -> None:
+    held_out = {key for name in HELD_OUT for key in keys(name)}
 
-    assert seen.isdisjoint(keys(held_out))
+    for name in TRAINED:
+        assert held_out.isdisjoint(keys(name, seed)), name
 
 
 def test_the_sets_for_tuning_and_for_the_final_figures_share_no_operands() -> None:
@@ -131,7 +132,7 @@ def test_held_out_sets_are_the_same_whatever_the_seed(held_out: str) -> None:
     assert sets.rows(held_out, 1) == rows(held_out)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", ["code", *(name for name in TRAINED if name not in sets.DOMAINS)])
 def test_training_sets_depend_on_the_seed_and_on_nothing_else(name: str) -> None:
     assert rows(name, 1) != rows(name)
     assert sets.rows(name, 1) == rows(name, 1)
