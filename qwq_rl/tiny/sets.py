@@ -27,7 +27,7 @@ TRAIN_PROMPTS = 1500
 FINAL_PROMPTS = 100
 TUNING_PROMPTS = 40
 HARDER_PROMPTS = 30
-DEMONSTRATIONS = {"math": 300, "code": 250, "general": 350}
+DEMONSTRATIONS = {"math": 600, "code": 400, "general": 350}
 TERSE_SHARE = 0.35
 SLIPS = 0.08
 """Share of the steps that the demonstrations get wrong: supervised data is never all right, and nobody checked it."""
