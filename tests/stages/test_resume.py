@@ -83,9 +83,9 @@ def as_killed_after(stage: StageFolder, update: int) -> None:
         ("1_control", 4, ()),
         ("1_math_code", 2, ()),
         ("1_math_code", 3, MID_ROUND),
-        ("1_math_code", 4, MID_ROUND),
+        pytest.param("1_math_code", 4, MID_ROUND, marks=pytest.mark.slow),
         ("1_math_code", 3, TWO_PASSES),
-        ("1_math_code", 6, TWO_PASSES),
+        pytest.param("1_math_code", 6, TWO_PASSES, marks=pytest.mark.slow),
         ("2_reward_model", 4, ()),
         ("2_general", 2, ()),
     ],
@@ -154,7 +154,7 @@ def signal_at(stage: StageFolder, update: int, number: signal.Signals) -> thread
     ("stage", "number", "options"),
     [
         ("1_math_code", signal.SIGINT, TWO_PASSES),
-        ("2_reward_model", signal.SIGTERM, ("--steps=14", "--checkpoint.every=14")),
+        ("2_reward_model", signal.SIGTERM, ("--steps=9", "--checkpoint.every=9")),
     ],
 )
 def test_a_stage_that_is_asked_to_stop_saves_and_goes_on_later(
