@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from stage_runs import STAGES, SmallRun, write_recipes
 
@@ -15,4 +17,5 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     made = SmallRun(write_recipes(folder / "recipes"), RunFolder(folder / "run"))
     for name in STAGES:
         assert made.train(made.run, name) == 0
+        gc.freeze()  # every trainer collects garbage several times, and need not look through what torch and trl are
     return made
