@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qwq_rl.row_format import prompt_messages
 from qwq_rl.verifiers import Response
 from qwq_rl.verifiers.contract import Finish
 
@@ -12,12 +13,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OPEN, CLOSE = "<think>", "</think>"
-
-
-def prompt_messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The messages of a row's prompt; a bare string is one user message."""
-    prompt = row["prompt"]
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> str:
