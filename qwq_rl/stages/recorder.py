@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwq_rl.checkpoints import drop_old, mark_complete
@@ -31,6 +32,12 @@ class Stop:
         """Take over both signals."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
+
+    def agreed(self) -> bool:
+        """Whether any process was asked: all of them must leave after the same update, or the rest would wait."""
+        asked = next((number for number in gather_object([self.asked]) if number is not None), None)
+        self.asked = self.asked or asked
+        return asked is not None
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked is not None and number == signal.SIGINT:
@@ -69,10 +76,9 @@ class Recorder(TrainerCallback):
         last = state.global_step >= state.max_steps
         if self._evaluate and (state.global_step % self._evaluate.every == 0 or last):
             self._run_evaluation(state.global_step, state)
-        if last or self._stop.asked is not None:
-            control.should_save = True
-        if self._stop.asked is not None:
-            control.should_training_stop = True
+        stop = self._stop.agreed()
+        control.should_save |= last or stop
+        control.should_training_stop |= stop
 
     def on_log(
         self,

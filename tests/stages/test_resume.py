@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+import psutil
 import pytest
 from stage_runs import SmallRun, differences
 
@@ -251,6 +252,32 @@ def start(small: SmallRun, run: RunFolder, stage: str, options: Sequence[str]) -
     recipe = small.recipes / f"{stage}.yaml"
     command = [sys.executable, "-m", "qwq_rl.train", str(recipe), "--run", str(run.path), *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_stops_both(small: SmallRun, tmp_path: Path, root: Path) -> None:
+    run, folder = begin(small, tmp_path, "1_control")
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += [f"--config_file={root / 'recipes/accelerate/cpu_ddp.yaml'}", "-m", "qwq_rl.train"]
+    options = ["--run", str(run.path), "--steps=400", "--checkpoint.every=400", "--evaluate.every=400"]
+    process = subprocess.Popen(
+        [*launch, str(small.recipes / "1_control.yaml"), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while len(read_lines(folder.metrics)) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    ranks = [child for child in psutil.Process(process.pid).children() if "qwq_rl.train" in child.cmdline()]
+    last = max(ranks, key=lambda rank: int(rank.environ()["RANK"]))
+
+    last.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+
+    assert len(ranks) == 2
+    assert said.count("1_control stopped at update") == 2, said
+    assert update_of(saved(folder)[-1]) == len(read_lines(folder.metrics)) < 400
+    assert (saved(folder)[-1] / COMPLETE).exists()
 
 
 def strike(process: subprocess.Popen[str], stage: StageFolder, update: int, number: signal.Signals) -> str:
