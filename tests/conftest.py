@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+# A runner in the background has SIGINT ignored, and so would every process that a test of Ctrl-C starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before any test imports torch or the Hub's client: one thread is fastest for tiny models, and no test reaches out.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
