@@ -100,6 +100,8 @@ class RlRecipe:
         yield from _timing(
             self.steps, self.update.warmup, evaluate=self.evaluate.every, checkpoint=self.checkpoint.every
         )
+        if self.update.kl and self.model.new:
+            yield "update.kl", "needs the model that the stage started from, which a new model is nowhere kept as"
         if len(set(self.gates)) < len(self.gates):
             yield "gates", "names a gate twice"
         yield from inert_in_rl(self.trl, self.update.kl)

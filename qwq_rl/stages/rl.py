@@ -58,8 +58,6 @@ def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> Verifi
     if recipe.reward_model is not None:
         place = setting.locate(recipe.reward_model.from_)
         preference = Preference(place, setting.folder.path / "preference.json")
-    # TRL loads the reference model from where the policy says it came from.
-    model.config._name_or_path = model.config._name_or_path or setting.locate(str(recipe.model.from_))
     trainer = VerifiedGRPOTrainer(
         recipe, rows, Scorer(recipe.domains, recipe.gates), preference, setting, model, tokenizer
     )

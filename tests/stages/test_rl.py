@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qwq_rl.clock import Clock
 from qwq_rl.composition import win_rates
-from qwq_rl.errors import UserError
+from qwq_rl.errors import RecipeError, UserError
 from qwq_rl.recipe import load_stage
 from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.reward_model import load_reward_model, score_answers
@@ -349,6 +349,17 @@ def test_every_algorithm_takes_an_update(small: SmallRun, tmp_path: Path, algori
 
     (line,) = read_lines(run.stage("1_math_code").metrics)
     assert line["gradient_norm"] > 0
+
+
+def test_a_new_model_can_be_trained_and_has_nothing_to_diverge_from(small: SmallRun, tmp_path: Path) -> None:
+    text = (small.recipes / "1_math_code.yaml").read_text().replace("from: 0_cold_start", "new: tiny")
+    recipes = SmallRun(tmp_path, RunFolder(tmp_path / "run"))
+    (tmp_path / "1_new.yaml").write_text(text)
+    options = ("--steps=1", "--evaluate.every=1", "--evaluate.at_start=false", "--checkpoint.every=1")
+
+    assert recipes.train(recipes.run, "1_new", *options) == 0
+    with pytest.raises(RecipeError, match=r"update\.kl: needs the model that the stage started from"):
+        recipes.train(recipes.run, "1_new", "--update.kl=0.01", *options)
 
 
 def test_a_round_must_share_evenly_among_processes(small: SmallRun, tmp_path: Path) -> None:
