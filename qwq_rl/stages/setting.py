@@ -53,9 +53,14 @@ def load_model(source: ModelSource, setting: Setting, seed: int) -> tuple[Any, P
 
         tokenizer = build_tokenizer()
         return build_model(tokenizer, seed), tokenizer
-    place = setting.locate(str(source.from_))
+    model = load_pretrained(AutoModelForCausalLM, source, setting, dtype="auto")
+    return model, load_pretrained(AutoTokenizer, source, setting)
+
+
+def load_pretrained(auto_class: Any, source: ModelSource, setting: Setting, **arguments: Any) -> Any:
+    """What `auto_class` of transformers makes of the place that a stage starts from; UserError where it cannot."""
     try:
-        return AutoModelForCausalLM.from_pretrained(place, dtype="auto"), AutoTokenizer.from_pretrained(place)
+        return auto_class.from_pretrained(setting.locate(str(source.from_)), **arguments)
     except OSError as error:
         raise UserError(
             f"cannot load the model `{source.from_}` that {setting.folder.name} starts from: {error}"

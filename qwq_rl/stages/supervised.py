@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from qwq_rl.errors import RowError
@@ -17,7 +17,14 @@ from qwq_rl.rows import Row
 from qwq_rl.stages.compact_head import use_compact_head
 from qwq_rl.stages.muon import Muon, parameter_groups
 from qwq_rl.stages.recorder import Evaluator, Line, Recorder
-from qwq_rl.stages.setting import Setting, batch_arguments, load_model, ordered_rows, shared_arguments
+from qwq_rl.stages.setting import (
+    Setting,
+    batch_arguments,
+    load_model,
+    load_pretrained,
+    ordered_rows,
+    shared_arguments,
+)
 
 
 class _OwnOptimizer:
@@ -63,10 +70,15 @@ def build_sft(recipe: SftRecipe, setting: Setting, evaluator: Evaluator) -> SFTT
 
 def build_reward_model(recipe: RewardModelRecipe, setting: Setting) -> RewardTrainer:
     """A trainer of a scalar head on the stage's model, by the Bradley-Terry loss on final answers."""
-    _, tokenizer = load_model(recipe.model, setting, recipe.seed)
+    tokenizer = load_pretrained(AutoTokenizer, recipe.model, setting)
     torch.manual_seed(recipe.seed)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        setting.locate(str(recipe.model.from_)), num_labels=1, pad_token_id=tokenizer.pad_token_id, dtype="auto"
+    model = load_pretrained(
+        AutoModelForSequenceClassification,
+        recipe.model,
+        setting,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="auto",
     )
     rows = ordered_rows(recipe.data, recipe.seed, recipe.batch, recipe.steps)
     _RewardTrainer.recipe = recipe
