@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from qwq_rl.objective import live_rows
+from qwq_rl.objective import by_length, live_rows
 from qwq_rl.stages.rl import ALGORITHMS, VerifiedGRPOTrainer
 from qwq_rl.tiny.model import build_model
 from qwq_rl.tiny.tokenizer import build_tokenizer
@@ -111,6 +111,28 @@ def test_loss_and_gradient_of_an_algorithm_stay_what_they_were(
     assert live["completion_ids"].shape == (4, 6)
     assert live_loss == pytest.approx(loss, abs=1e-6)
     torch.testing.assert_close(live_gradient, gradient, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+def test_parts_of_like_length_have_the_loss_and_gradient_of_the_whole(
+    algorithm: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    trainer = trainer_of(algorithm, tokenizer, tmp_path)
+    trainer.beta = 0.1
+    batch = batch_of(trainer)
+    batch["ref_per_token_logps"] = batch["old_per_token_logps"] + 0.2
+
+    loss, gradient = loss_and_gradient(trainer, batch)
+    parts = by_length(batch, trainer.loss_type, 3)
+    losses = [(share * trainer._compute_loss(trainer.model, part)) for share, part in parts]
+    trainer.model.zero_grad()
+    torch.stack(losses).sum().backward()
+    found = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+
+    assert [part["prompt_ids"].shape[0] for _, part in parts] == [3, 3, 2]
+    assert parts[0][1]["prompt_ids"].shape[1] < 7
+    assert float(sum(losses)) == pytest.approx(loss, abs=1e-6)
+    torch.testing.assert_close(found, gradient, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("algorithm", list(ALGORITHMS))

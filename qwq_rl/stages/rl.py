@@ -6,7 +6,7 @@ What differs from TRL's trainer, and why:
 - The one reward function gets token ids and decodes them keeping special tokens: a `</think>` that is a special token
   would otherwise vanish and every reward silently be 0. A row that cannot be judged gets None, and TRL leaves it out.
 - `_compute_loss` sees only rows that have an advantage (`objective.live_rows`), where no KL or entropy term
-  needs the others.
+  needs the others; with a KL term it sees all, in parts of like length (`objective.by_length`).
 - Advantages are weighted by the domain, and every rollout is written down.
 """
 
@@ -26,7 +26,7 @@ from trl.models.utils import unwrap_model_for_generation
 
 from qwq_rl.errors import UserError
 from qwq_rl.generation import generate
-from qwq_rl.objective import live_rows
+from qwq_rl.objective import PARTS, by_length, live_rows
 from qwq_rl.prompts import read_response, render_prompt
 from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.row_format import checks_of
@@ -274,14 +274,18 @@ class VerifiedGRPOTrainer(GRPOTrainer):
             self._step, self._buffered_inputs, self.round_summary = left["step"], left["buffer"], left["summary"]
 
     def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
-        needs_all = (
-            self.beta != 0.0
-            or self._entropy_bonus_enabled
+        over_all_tokens = (
+            self._entropy_bonus_enabled
             or self.aux_loss_enabled
             or self.top_entropy_quantile < 1.0  # a quantile over the tokens of all rows
         )
-        batch = inputs if needs_all else live_rows(inputs, self.loss_type)
-        return super()._compute_loss(model, batch)  # type: ignore[no-any-return]
+        if over_all_tokens:
+            return super()._compute_loss(model, inputs)  # type: ignore[no-any-return]
+        if self.beta == 0.0:
+            return super()._compute_loss(model, live_rows(inputs, self.loss_type))  # type: ignore[no-any-return]
+        parts = by_length(inputs, self.loss_type, PARTS)
+        losses = [share * super(VerifiedGRPOTrainer, self)._compute_loss(model, part) for share, part in parts]
+        return torch.stack(losses).sum()
 
     def details(self, logs: Mapping[str, float]) -> Line:
         """What a metrics line of this stage has besides what every stage's has."""
