@@ -34,10 +34,10 @@ SHOWN = 20
 
 _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
 Numbered = tuple[int, Any]
-"""A line or row number, from 1, and what stands there: the parsed value, or a `_Unreadable`."""
+"""A line or row number, from 1, and what stands there: the parsed value, or an `Unreadable`."""
 
 
-class _Unreadable(str):
+class Unreadable(str):
     """Why a line holds no row."""
 
 
@@ -54,7 +54,7 @@ def load_rows(
     Raises RowError: the source is missing, unreadable or has mistakes; all are listed, up to 20, with their lines.
     """
     mapping = resolve_mapper(mapper) if mapper else None
-    name, numbered = _read(source, limit, seed)
+    name, numbered = read_numbered(source, limit, seed)
     rows, mistakes = _checked(numbered, _map_with(mapping, mapper), kind)
     if mistakes:
         raise RowError("\n".join(_listed(name, mistakes)))
@@ -78,9 +78,9 @@ def _map_with(mapping: Mapper | None, spec: str | None) -> Callable[[Row], Any]:
             mapped = mapping(row)
         except Exception as error:  # the mapper may be the user's: whatever it raises is about this row
             said = f"column {error} is missing" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
-            return _Unreadable(f"the mapper `{spec}` failed: {said} (the row has {', '.join(row)})")
+            return Unreadable(f"the mapper `{spec}` failed: {said} (the row has {', '.join(row)})")
         return (
-            mapped if isinstance(mapped, dict) else _Unreadable(f"the mapper `{spec}` returned {mapped!r}, not a row")
+            mapped if isinstance(mapped, dict) else Unreadable(f"the mapper `{spec}` returned {mapped!r}, not a row")
         )
 
     return apply
@@ -94,7 +94,7 @@ def _checked(
     first_of: dict[str, int] = {}
     for number, value in numbered:
         row = mapped(value) if isinstance(value, dict) else value
-        if isinstance(row, _Unreadable):
+        if isinstance(row, Unreadable):
             mistakes.append((number, str(row)))
             continue
         kind = kind or kind_of(row)
@@ -108,7 +108,7 @@ def _checked(
     return rows, mistakes
 
 
-def _read(source: str, limit: int | None, seed: int) -> tuple[str, Iterator[Numbered]]:
+def read_numbered(source: str, limit: int | None, seed: int) -> tuple[str, Iterator[Numbered]]:
     """Return the source's name in messages, and its numbered values."""
     if source.startswith("tiny/"):
         from qwq_rl.tiny import sets
@@ -144,9 +144,14 @@ def _similar(path: Path) -> str:
 
 def _read_jsonl(path: Path) -> Iterator[Numbered]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, _parse(line, first=number == 1)
+        yield from parse_lines(file)
+
+
+def parse_lines(lines: Iterable[bytes]) -> Iterator[Numbered]:
+    """The JSON object on each line that is not empty, or an `Unreadable`."""
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, _parse(line, first=number == 1)
 
 
 def _parse(line: bytes, first: bool) -> Any:
@@ -154,14 +159,14 @@ def _parse(line: bytes, first: bool) -> Any:
         text = line.decode("utf-8-sig" if first else "utf-8")
         value = json.loads(text)
     except UnicodeDecodeError as error:
-        return _Unreadable(f"not UTF-8: byte {error.start + 1} of the line is 0x{line[error.start]:02x}")
+        return Unreadable(f"not UTF-8: byte {error.start + 1} of the line is 0x{line[error.start]:02x}")
     except json.JSONDecodeError as error:
         hint = "; one whole JSON object a line is needed" if first and text.strip() in ("[", "{") else ""
-        return _Unreadable(f"not JSON: {error.msg} at column {error.colno}{hint}")
+        return Unreadable(f"not JSON: {error.msg} at column {error.colno}{hint}")
     except RecursionError:
-        return _Unreadable("not a row: it is nested too deep")
+        return Unreadable("not a row: it is nested too deep")
     if not isinstance(value, dict):
-        return _Unreadable(f"a JSON {type(value).__name__}, where one JSON object a line is needed")
+        return Unreadable(f"a JSON {type(value).__name__}, where one JSON object a line is needed")
     return value
 
 

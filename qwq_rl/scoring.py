@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qwq_rl.composition import compose
 from qwq_rl.errors import RowError, UserError
-from qwq_rl.prompts import CLOSE, split_thinking
+from qwq_rl.prompts import CLOSE
 from qwq_rl.row_format import Check, Row, checks_of, grading_checks_of
 from qwq_rl.verifiers import Response, Verdict, Verifier, load
 from qwq_rl.verifiers.loading import resolvable
-from qwq_rl.verifiers.running import judge
+from qwq_rl.verifiers.running import Call, judge_all
 
 GATES: Mapping[str, Callable[[Response], bool]] = {
     "think_closed": lambda response: CLOSE in response.text or bool(response.answer),
@@ -63,6 +64,8 @@ class Scorer:
         """Load every verifier that `domains` name; raises UserError for a name or gate that does not exist."""
         self._domains, self._gates = domains, _known_gates(gates)
         self._loaded: dict[str, Verifier] = {}
+        self.counts: dict[str, dict[str, int]] = {}
+        """By verifier name, what running it came to in the last call of `score` (`verifiers.desk.COUNTS`)."""
         for name, domain in domains.items():
             for verifier in domain.verifiers:
                 self._verifier(name, verifier)
@@ -72,16 +75,21 @@ class Scorer:
     ) -> list[Scored]:
         """Score `items`, one result an item, in order; `preferences` are win rates q in [0, 1], one an item.
 
-        Verifiers that batch get one call each. A verifier's failure costs its own verdicts only (status `fault`).
+        All verifiers judge at the same time; those that batch get one call each. A verifier's failure costs its own
+        verdicts only.
         Raises RowError for a row whose domain or verifier does not exist.
         """
         checks = [self._checks(row) for row, _ in items]
-        verdicts = _judge_all(items, checks, lambda row, check: self._verifier(row["domain"], check.verifier))
+        verdicts, self.counts = _judge_all(items, checks, lambda r, check: self._verifier(r["domain"], check.verifier))
         known = preferences if preferences is not None else [None] * len(items)
         return [
             _composed(row, response, of, said, self._gates, preference, self._domains[row["domain"]].reward_model)
             for (row, response), of, said, preference in zip(items, checks, verdicts, known, strict=True)
         ]
+
+    def checks(self, row: Row) -> list[tuple[Check, Verifier]]:
+        """What `score` asks of the row's responses, and whom."""
+        return [(check, self._verifier(row["domain"], check.verifier)) for check in self._checks(row)]
 
     def _checks(self, row: Row) -> list[Check]:
         """The row's checks; a `reference` without a verifier is for the domain's single one."""
@@ -121,11 +129,15 @@ class Grader:
         Raises RowError for an open row without `grade`.
         """
         checks = [self._checks(row) for row, _ in items]
-        verdicts = _judge_all(items, checks, lambda row, check: self.verifier(check.verifier))
+        verdicts, _ = _judge_all(items, checks, lambda row, check: self.verifier(check.verifier))
         return [
             _graded(_composed(row, response, of, said, tuple(GATES), None, 0.0))
             for (row, response), of, said in zip(items, checks, verdicts, strict=True)
         ]
+
+    def checks(self, row: Row) -> list[tuple[Check, Verifier]]:
+        """What `score` asks of the row's responses, and whom."""
+        return [(check, self.verifier(check.verifier)) for check in self._checks(row)]
 
     def _checks(self, row: Row) -> list[Check]:
         checks = grading_checks_of(row)
@@ -156,23 +168,6 @@ def chosen(name: str, entry: Any) -> tuple[str, dict[str, Any]]:
     return str(params.pop("use", name)), params
 
 
-def audit(rows: Iterable[Row], scorer: Scorer | Grader) -> list[str]:
-    """Say which rows' own `solution` does not pass, one line each; a solution stands for thinking and answer."""
-    items = []
-    for row in rows:
-        if row.get("solution") is not None:
-            _, answer = split_thinking(row["solution"], opened=True)
-            items.append((row, Response(text=row["solution"], answer=answer.strip())))
-    found = []
-    for (row, _), scored in zip(items, scorer.score(items), strict=True):
-        faulty = any(verdict.score is None for verdict in scored.verdicts.values())
-        if faulty or scored.score not in (None, 1.0) or not all(scored.gates.values()):
-            said = [f"{name}: {verdict.status}, {verdict.reason}" for name, verdict in scored.verdicts.items()]
-            said += [f"gate {name} does not hold" for name, holds in scored.gates.items() if not holds]
-            found.append(f"row {row['id']}: its solution does not pass: {'; '.join(said)}")
-    return found
-
-
 def _known_gates(gates: Sequence[str]) -> tuple[str, ...]:
     for gate in gates:
         if gate not in GATES:
@@ -186,21 +181,30 @@ def _judge_all(
     items: Sequence[tuple[Row, Response]],
     checks: Sequence[Sequence[Check]],
     verifier_of: Callable[[Row, Check], Verifier],
-) -> list[list[Verdict]]:
-    """One verdict a check, in the shape of `checks`; each verifier is called once a role, with all its items."""
-    calls: dict[tuple[int, str], tuple[Verifier, list[tuple[int, int]]]] = {}
+) -> tuple[list[list[Verdict]], dict[str, dict[str, int]]]:
+    """One verdict a check, in the shape of `checks`, and counts by name; a verifier is asked once a role and name."""
+    places: dict[tuple[int, str, str], list[tuple[int, int]]] = {}
+    verifiers: dict[int, Verifier] = {}
     for index, (row, _) in enumerate(items):
         for place, check in enumerate(checks[index]):
             verifier = verifier_of(row, check)
-            calls.setdefault((id(verifier), check.role), (verifier, []))[1].append((index, place))
+            verifiers[id(verifier)] = verifier
+            places.setdefault((id(verifier), check.role, check.verifier), []).append((index, place))
+    calls = [
+        Call(verifiers[which], [_asked(items[at], checks[at][place]) for at, place in of], role)  # type: ignore[arg-type]
+        for (which, role, _), of in places.items()
+    ]
     found: dict[tuple[int, int], Verdict] = {}
-    for (_, role), (verifier, places) in calls.items():
-        asked = [
-            ({**items[index][0], "reference": checks[index][place].reference}, items[index][1])
-            for index, place in places
-        ]
-        found |= zip(places, judge(verifier, asked, role), strict=True)  # type: ignore[arg-type]
-    return [[found[index, place] for place in range(len(of))] for index, of in enumerate(checks)]
+    counts: dict[str, Counter[str]] = {}
+    for ((_, _, name), of), judged in zip(places.items(), judge_all(calls), strict=True):
+        found |= zip(of, judged.verdicts, strict=True)
+        counts.setdefault(name, Counter()).update(judged.counts)
+    verdicts = [[found[index, place] for place in range(len(of))] for index, of in enumerate(checks)]
+    return verdicts, {name: dict(count) for name, count in counts.items()}
+
+
+def _asked(item: tuple[Row, Response], check: Check) -> tuple[Row, Response]:
+    return {**item[0], "reference": check.reference}, item[1]
 
 
 def _composed(

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from qwq_rl.audit import audit
 from qwq_rl.errors import RowError
 from qwq_rl.mappers import gsm8k, humaneval, resolve_mapper
 from qwq_rl.rows import checks_of, load_rows
-from qwq_rl.scoring import audit, grader
+from qwq_rl.scoring import grader
 
 HUMANEVAL = {
     "task_id": "HumanEval/900",
@@ -74,14 +75,14 @@ def test_every_row_of_gsm8k_maps(published: Path) -> None:
 def test_gsm8k_solutions_pass_their_checks(published: Path) -> None:
     rows = load_rows(str(published / "math/gsm8k_test.jsonl"), mapper="gsm8k", kind="rl", limit=200)
 
-    assert audit(rows, grader()) == []
+    assert audit(enumerate(rows), grader(), opened=True).findings == ()
 
 
 def test_every_humaneval_solution_passes_its_checks(published: Path) -> None:
     rows = load_rows(str(published / "code/humaneval.jsonl"), mapper="humaneval", kind="rl")
 
     assert len(rows) == 164
-    assert audit(rows, grader()) == []
+    assert audit(enumerate(rows), grader(), opened=True).findings == ()
 
 
 def test_humaneval_answers_without_the_prompts_helpers_pass_too(published: Path) -> None:
@@ -91,7 +92,7 @@ def test_humaneval_answers_without_the_prompts_helpers_pass_too(published: Path)
 
     answered = {**encoded, "solution": f"Twice more.\n</think>\n```python\n{program}\n```"}
 
-    assert audit([answered], grader()) == []
+    assert audit([(1, answered)], grader(), opened=True).findings == ()
 
 
 def test_a_function_of_a_file_or_a_module_is_a_mapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

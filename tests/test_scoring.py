@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qwq_rl.errors import RowError, UserError
-from qwq_rl.scoring import Scored, Scorer, audit, grader
+from qwq_rl.scoring import Scored, Scorer, grader
 from qwq_rl.verifiers import Response
 
 GATES = ("think_closed", "finished", "answered")
@@ -128,15 +128,13 @@ def test_a_verifier_named_twice_keeps_both_verdicts() -> None:
 def flaky(tmp_path: Path) -> str:
     path = tmp_path / "flaky.py"
     path.write_text(
-        "calls = []\n"
         "def verify(problem, response):\n"
         "    if response.answer == 'boom': raise OSError('the server is gone')\n"
         "    return 2.0 if response.answer == 'two' else 1.0\n"
         "class Batched:\n"
         "    def __call__(self, problem, response): return True\n"
         "    def batch(self, items):\n"
-        "        calls.append([problem['reference'] for problem, _ in items])\n"
-        "        return [1.0] * len(items)\n"
+        "        return [len(items) / 3] * len(items)\n"
         "def near(tolerance):\n"
         "    return lambda problem, response: abs(float(response.answer) - problem['reference']) <= tolerance\n"
     )
@@ -161,9 +159,7 @@ def test_a_batch_verifier_gets_one_call_for_all_rows(flaky: str) -> None:
     scorer = Scorer({"a": Domain({"x": f"{flaky}:Batched"}), "b": Domain({"x": {"use": f"{flaky}:Batched"}})}, GATES)
     items = [(row(name, verifier="x", reference=at), respond("yes")) for at, name in enumerate("aba")]
     assert [scored.reward for scored in scorer.score(items)] == [1.0, 1.0, 1.0]
-    from qwq_rl.verifiers import load
-
-    assert load(f"{flaky}:Batched").__call__.__globals__["calls"] == [[0, 1, 2]]  # type: ignore[attr-defined]
+    assert scorer.counts == {"x": {"judged": 3}}
 
 
 def test_a_swapped_verifier_gets_its_parameters(flaky: str) -> None:
@@ -222,13 +218,3 @@ def test_grading_leaves_a_fault_out(flaky: str) -> None:
 def test_an_open_row_without_grade_cannot_be_evaluated() -> None:
     with pytest.raises(RowError, match="row r1 has no check of role `score` and no `grade`"):
         grader().score([(OPEN, respond("hello"))])
-
-
-def test_the_audit_names_rows_whose_solution_does_not_pass() -> None:
-    good = {**MATH, "solution": r"2 + 2 = 4 </think> \boxed{4}"}
-    wrong = {**MATH, "id": "r2", "solution": r"2 + 2 = 5 </think> \boxed{5}"}
-    unfinished = {**MATH, "id": "r3", "solution": r"\boxed{4}"}
-    found = audit([good, MATH, wrong, unfinished], grader())
-    assert [line.split(":")[0] for line in found] == ["row r2", "row r3"]
-    assert "5 is not the reference 4" in found[0]
-    assert "gate think_closed does not hold" in found[1]

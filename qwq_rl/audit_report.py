@@ -1,0 +1,121 @@
+"""What an audit found, and how it is told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Kind = Literal["reference", "solution", "fault", "unstable", "slow", "empty", "garbage", "hedge", "unproven"]
+
+SAYS: dict[Kind, str] = {
+    "reference": "references that do not accept themselves",
+    "solution": "solutions that do not pass",
+    "fault": "could not be judged",
+    "unstable": "get another verdict when judged again",
+    "slow": "take too long over a hostile text",
+    "empty": "pass without an answer",
+    "garbage": "pass with an answer that answers nothing, or a wrong one",
+    "hedge": "pass with two answers of which one is right",
+    "unproven": "have nothing that must pass: no solution, and their reference is no answer",
+}
+"""What is said of the rows with a finding of a kind, in the order of telling."""
+
+BROKEN = frozenset[Kind]({"reference", "solution", "fault", "unstable"})
+"""The row cannot be learnt from: a right response is not, or not always, rewarded."""
+SHOWN = 5
+"""How many rows of a kind the terminal shows; the report has all."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with a row, or with what its verifier makes of it."""
+
+    id: str
+    place: int
+    """Line or number of the row in its source, from 1."""
+    domain: str | None
+    kind: Kind
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of an audit."""
+
+    rows: int
+    """Rows audited."""
+    open: int
+    """Those without a check of role `score`: there is nothing to audit."""
+    proven: int
+    """Those for which something that must pass does."""
+    complete: bool
+    """Whether every row was audited; False where the time ran out."""
+    seconds: float
+    slowest: float
+    """Seconds of the longest verdict on a hostile text."""
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is nothing wrong; rows that nothing proves are told and no failure."""
+        return all(finding.kind == "unproven" for finding in self.findings)
+
+    def broken(self, domain: str | None = None) -> int:
+        """How many rows (of a domain) cannot be learnt from."""
+        return self._count(BROKEN, domain)
+
+    def count(self, kind: Kind, domain: str | None = None) -> int:
+        """How many rows (of a domain) have a finding of this kind."""
+        return self._count(frozenset({kind}), domain)
+
+    def _count(self, kinds: frozenset[Kind], domain: str | None) -> int:
+        of = (one for one in self.findings if one.kind in kinds and domain in (None, one.domain))
+        return len({(one.domain, one.id, one.place) for one in of})
+
+    def record(self, name: str) -> dict[str, Any]:
+        """The report as a JSON object (docs/contracts.md, "An audit"); `name` says what was audited."""
+        counts = Counter(finding.kind for finding in self.findings)
+        return {
+            "name": name,
+            "passed": self.passed,
+            "rows": self.rows,
+            "open": self.open,
+            "proven": self.proven,
+            "broken": self.broken(),
+            "complete": self.complete,
+            "seconds": round(self.seconds, 3),
+            "slowest": round(self.slowest, 3),
+            "counts": {kind: counts[kind] for kind in SAYS if counts[kind]},
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+def told(report: Report, name: str) -> str:
+    """The report as text for a terminal."""
+    return "\n".join(_lines(report, name))
+
+
+def _lines(report: Report, name: str) -> Iterator[str]:
+    judged = report.rows - report.open
+    word = "passed" if report.passed else "FAILED"
+    yield f"audit of {name}: {word}"
+    part = "" if report.complete else " (the time ran out: the rest was not looked at)"
+    yield f"  {report.rows} rows in {report.seconds:.1f} s{part}: {report.proven} of {judged} proven" + (
+        f", {report.open} open" if report.open else ""
+    )
+    for kind, says in SAYS.items():
+        of_kind = [finding for finding in report.findings if finding.kind == kind]
+        if of_kind:
+            yield f"  {len({one.place for one in of_kind})} {says}"
+            yield from listed(of_kind)
+    yield f"  longest verdict on a hostile text: {report.slowest:.2f} s"
+
+
+def listed(findings: Sequence[Finding], shown: int = SHOWN, indent: str = "    ") -> Iterator[str]:
+    """The first findings, one a line, and how many more there are."""
+    for finding in findings[:shown]:
+        yield f"{indent}{finding.id} (row {finding.place}): {finding.reason}"
+    if len(findings) > shown:
+        yield f"{indent}... and {len(findings) - shown} more"
