@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import importlib
-import importlib.util
+import contextlib
 import inspect
-import sys
-from collections.abc import Iterable, Mapping
+import json
+import os
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import entry_points
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from qwq_rl.errors import UserError
-from qwq_rl.verifiers.contract import Verifier
+from qwq_rl.verifiers.contract import Problem, Response, Running, Verdict, Verifier
+from qwq_rl.verifiers.importing import find_callable, nearest
 from qwq_rl.verifiers.outcomes import describe
 from qwq_rl.verifiers.trl_rewards import adapt
 
@@ -25,17 +23,47 @@ BUILT_IN: Mapping[str, str] = {
     "json_schema": "qwq_rl.verifiers.json_schema:json_schema",
     "tool_call": "qwq_rl.verifiers.tool_calls:tool_call",
     "constraints": "qwq_rl.verifiers.constraints:constraints",
-    "exact": "qwq_rl.verifiers.text_rules:exact",
-    "think_format": "qwq_rl.verifiers.text_rules:think_format",
+    "exact": "qwq_rl.verifiers.matches:exact",
+    "set_match": "qwq_rl.verifiers.matches:set_match",
+    "list_match": "qwq_rl.verifiers.matches:list_match",
+    "choice": "qwq_rl.verifiers.choices:choice",
+    "think_format": "qwq_rl.verifiers.think_format:think_format",
+    "language_consistency": "qwq_rl.verifiers.language_rules:language_consistency",
+    "repetition": "qwq_rl.verifiers.repetition:repetition",
+    "overlong": "qwq_rl.verifiers.overlong:overlong",
 }
 """Name -> `module:factory`; a factory takes the recipe's parameters as keywords and returns the verifier."""
 
 GROUP = "qwq_rl.verifiers"
 EXPECTED = "a verifier takes (problem, response); a TRL reward function takes (completions, **columns)"
+_INLINE = Running("inline")
 
 
-def load(spec: str, params: Mapping[str, Any] | None = None) -> Verifier:
-    """Resolve `spec` to a verifier.
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A verifier and what it takes to load it again elsewhere. Called itself, it judges here and now, unshielded."""
+
+    verifier: Verifier
+    spec: str
+    params: Mapping[str, Any]
+    folder: str
+    """The working directory, which paths in `spec` and `params` count from."""
+    running: Running
+
+    def __call__(
+        self, problem: Problem, response: Response
+    ) -> Verdict | float | bool | Awaitable[Verdict | float | bool | None] | None:
+        """As the verifier says."""
+        return self.verifier(problem, response)
+
+    @property
+    def key(self) -> str:
+        """Equal for what loads the same verifier."""
+        return json.dumps([self.spec, dict(self.params), self.folder], sort_keys=True, default=repr)
+
+
+def load(spec: str, params: Mapping[str, Any] | None = None) -> Loaded:
+    """Resolve `spec` to a verifier; `qwq_rl.verifiers.running.judge` runs it as it declares.
 
     `spec` is a built-in name, an entry point of the group `qwq_rl.verifiers`, `package.module:name` or
     `path/to/file.py:name`. A function of (problem, response) is used as it is; anything else is called with
@@ -43,17 +71,16 @@ def load(spec: str, params: Mapping[str, Any] | None = None) -> Verifier:
     """
     params = params or {}
     found = _find(spec)
-    if not _makes_verifier(spec, found, params):
-        return _verifier(spec, found)
-    try:
-        made = found(**params)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"verifier `{spec}` refuses its parameters {dict(params)}: {describe(error)}") from error
-    if _shape(made) == "other":
-        raise UserError(f"verifier `{spec}` returned {made!r}, which is no verifier: {EXPECTED}")
-    return _verifier(spec, made)
+    made = _made(spec, found, params) if _makes_verifier(spec, found, params) else found
+    running = declared(made) or declared(found) or (_INLINE if spec in BUILT_IN else Running())
+    verifier: Verifier = adapt(made) if _shape(made) == "trl" else made
+    return Loaded(verifier, spec, params, os.getcwd(), running)
+
+
+def declared(verifier: Any) -> Running | None:
+    """What `run_as` declared of a verifier or of what builds it; None where nothing was."""
+    running = getattr(verifier, "running", None)
+    return running if isinstance(running, Running) else None
 
 
 def resolvable(spec: str, params: Mapping[str, Any] | None = None) -> str | None:
@@ -65,62 +92,35 @@ def resolvable(spec: str, params: Mapping[str, Any] | None = None) -> str | None
     return None
 
 
+def _made(spec: str, found: Any, params: Mapping[str, Any]) -> Any:
+    try:
+        made = found(**params)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"verifier `{spec}` refuses its parameters {dict(params)}: {describe(error)}") from error
+    if _shape(made) == "other":
+        raise UserError(f"verifier `{spec}` returned {made!r}, which is no verifier: {EXPECTED}")
+    return made
+
+
 def _find(spec: str) -> Any:
     target = BUILT_IN.get(spec, spec)
-    if ":" in target:
-        module_name, _, name = target.rpartition(":")
-        return _attribute(spec, _module(spec, module_name), name)
+    if ":" in target or target.endswith(".py"):
+        try:
+            return find_callable(target)
+        except LookupError as error:
+            raise UserError(f"verifier `{spec}`: {error}") from error
     for point in entry_points(group=GROUP, name=spec):
         try:
             return point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"verifier `{spec}` ({point.value}) cannot be imported: {describe(error)}") from error
     known = [*BUILT_IN, *(point.name for point in entry_points(group=GROUP))]
     raise UserError(
-        f"unknown verifier `{spec}`{_nearest(spec, known)} (known: {', '.join(known)}; "
+        f"unknown verifier `{spec}`{nearest(spec, known)} (known: {', '.join(known)}; "
         "your own is `package.module:name` or `path/to/file.py:name`)"
     )
-
-
-def _module(spec: str, name: str) -> ModuleType:
-    if name.endswith(".py"):
-        return _file_module(spec, Path(name))
-    if str(Path.cwd()) not in sys.path:  # a console script lacks the folder that `python -m` adds
-        sys.path.append(str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise UserError(f"verifier `{spec}`: module `{name}` cannot be imported: {describe(error)}") from error
-
-
-def _file_module(spec: str, path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UserError(f"verifier `{spec}`: there is no file {path} (looked in {Path.cwd()})")
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    name = f"qwq_rl_user_{path.stem}_{digest}"
-    if name in sys.modules:
-        return sys.modules[name]
-    source = importlib.util.spec_from_file_location(name, path)
-    assert source is not None, "a .py file always has a loader"
-    module = importlib.util.module_from_spec(source)
-    sys.modules[name] = module
-    try:
-        source.loader.exec_module(module)  # type: ignore[union-attr]
-    except Exception as error:
-        del sys.modules[name]
-        raise UserError(f"verifier `{spec}`: {path} cannot be imported: {describe(error)}") from error
-    return module
-
-
-def _attribute(spec: str, module: ModuleType, name: str) -> Any:
-    found: Any = getattr(module, name, None)
-    if callable(found):
-        return found
-    if found is not None:
-        raise UserError(f"verifier `{spec}`: `{name}` is {found!r}, not a function")
-    functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    where = getattr(module, "__file__", None) or module.__name__
-    raise UserError(f"verifier `{spec}`: {where} has no `{name}`{_nearest(name, functions)}")
 
 
 def _shape(found: Any) -> str:
@@ -143,13 +143,24 @@ def _shape(found: Any) -> str:
 def _makes_verifier(spec: str, found: Any, params: Mapping[str, Any]) -> bool:
     """Whether `found` must be called with `params` to get the verifier; raises where it fits neither way."""
     if not params and _shape(found) != "other":
+        _refuse_swapped(spec, found)
         return False
-    signature = inspect.signature(found)
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"verifier `{spec}` is {found!r}, whose parameters are unknown: {EXPECTED}") from error
     try:
         signature.bind(**params)
     except TypeError as error:
         raise UserError(_misfit(spec, found, signature, params, str(error))) from None
     return True
+
+
+def _refuse_swapped(spec: str, found: Any) -> None:
+    with contextlib.suppress(TypeError, ValueError):  # some C functions tell no signature
+        names = list(inspect.signature(found).parameters)
+        if names[:1] in (["response"], ["completion"]):
+            raise UserError(f"verifier `{spec}` takes ({', '.join(names)}): {EXPECTED}")
 
 
 def _misfit(spec: str, found: Any, signature: inspect.Signature, params: Mapping[str, Any], error: str) -> str:
@@ -158,15 +169,6 @@ def _misfit(spec: str, found: Any, signature: inspect.Signature, params: Mapping
     if spec not in BUILT_IN and not params:
         return f"verifier `{spec}` takes {signature}: {EXPECTED}, or give its parameters ({error})"
     known = list(signature.parameters)
-    unknown = [f"`{name}`{_nearest(name, known)}" for name in params if name not in known]
+    unknown = [f"`{name}`{nearest(name, known)}" for name in params if name not in known]
     wrong = f"has no parameter {', '.join(unknown)}" if unknown else error
     return f"verifier `{spec}` {wrong} (parameters: {', '.join(known) or 'none'})"
-
-
-def _verifier(spec: str, found: Any) -> Verifier:
-    return adapt(found) if _shape(found) == "trl" else found  # type: ignore[no-any-return]
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean `{close[0]}`?" if close else ""

@@ -1,127 +1,135 @@
-"""Calling a verifier so that whatever it does costs its own verdicts only."""
+"""Judging with verifiers so that whatever one of them does costs its own verdicts only."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-import math
-import time
-from collections.abc import Awaitable, Mapping, Sequence
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from numbers import Real
-from typing import Any, Literal
+from dataclasses import dataclass, replace
 
-from qwq_rl.errors import UserError
-from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier
-from qwq_rl.verifiers.outcomes import describe, fault
+from qwq_rl.verifiers.answering import Item, Role
+from qwq_rl.verifiers.contract import Running, Verdict, Verifier
+from qwq_rl.verifiers.desk import Desk, Judged, run_here
+from qwq_rl.verifiers.loading import Loaded, declared
+from qwq_rl.verifiers.process_worker import ProcessWorker
+from qwq_rl.verifiers.workers import Pool, ThreadWorker
 
-Role = Literal["score", "gate", "penalty"]
-RANGES: Mapping[str, tuple[float, float]] = {"score": (0.0, 1.0), "gate": (0.0, 1.0), "penalty": (-1.0, 0.0)}
+MOST_PROCESSES = 4
+MOST_THREADS = 8
+HANDED_OVER = Running("thread")
+"""How a callable is run that declares nothing and has no name that a process could load it by."""
+
+_LOCK = threading.Lock()
+_DESKS: weakref.WeakKeyDictionary[Verifier, Desk] = weakref.WeakKeyDictionary()
+_SHARED: weakref.WeakValueDictionary[str, Desk] = weakref.WeakValueDictionary()
+"""Desks by `Loaded.key`: they and their processes last as long as somebody holds such a verifier."""
 
 
-def judge(verifier: Verifier, items: Sequence[tuple[Problem, Response]], role: Role = "score") -> list[Verdict]:
+@dataclass(frozen=True)
+class Call:
+    """A verifier and what it is asked in one role."""
+
+    verifier: Verifier
+    items: Sequence[Item]
+    role: Role = "score"
+
+
+def judge(verifier: Verifier, items: Sequence[Item], role: Role = "score") -> list[Verdict]:
     """Return one verdict an item, in order; a verifier that raises or returns nonsense gives the status `fault`.
 
-    A verifier with `batch` gets one call for all items; where that call fails as a whole, each item is judged alone,
-    so that only the guilty one pays. Coroutines are awaited together. A UserError passes through: it names a condition
-    of the machine or the recipe that no response can mend, such as a sandbox that cannot isolate.
+    A verifier of `load` runs as it declares (`contract.Running`), undeclared ones in worker processes. A callable that
+    is handed over has no name that a process could load it by, and runs in one thread, or as it declares for `inline`
+    and `thread`. One with `batch` gets one call for all items; where that fails as a whole, each is judged alone, so
+    that only the guilty one pays. Coroutines are awaited together.
+
+    An item over which its worker hangs or dies is judged again alone in a new one. If that ends alike while another
+    response is judged, it was the response's doing: the lowest score of the role, status `timeout` or `crash`.
+    Otherwise the score is None.
+
+    Callable from any thread, inside a running event loop (which waits) and in a forked child. A UserError passes
+    through: it names a condition of the machine or the recipe that no response can mend, such as a sandbox that cannot
+    isolate.
     """
-    if not items:
-        return []
-    started = time.perf_counter()
-    together = _batch(verifier, items)
-    if together is not None:
-        each = (time.perf_counter() - started) / len(items)
-        return [_timed(as_verdict(value, role), each) for value in together]
-    return _one_by_one(verifier, items, role)
+    return judge_all([Call(verifier, items, role)])[0].verdicts
 
 
-def as_verdict(value: Any, role: Role = "score") -> Verdict:
-    """Turn what a verifier returned into a verdict whose score is a finite number in the role's range, or None."""
-    if isinstance(value, Verdict):
-        verdict = value
-    elif isinstance(value, bool):
-        verdict = Verdict(float(value), "correct" if value else "wrong")
-    elif isinstance(value, Real):
-        verdict = Verdict(float(value), {0.0: "wrong", 1.0: "correct"}.get(float(value), "scored"))
-    elif value is None:
-        return fault("the verifier returned None: it could not judge")
+def judge_all(calls: Sequence[Call]) -> list[Judged]:
+    """Judge several calls at the same time, each as `judge` does; inline verifiers have their turn in this thread."""
+    found: dict[int, Judged] = {}
+    desks = [_desk(call.verifier) for call in calls]
+    apart = [place for place, (_, running) in enumerate(desks) if running.isolation != "inline"]
+    if len(calls) == 1:
+        return [_judged(calls[0], desks[0][0])]
+    with ThreadPoolExecutor(max(1, len(apart)), thread_name_prefix="verifier") as threads:
+        waiting = {place: threads.submit(_judged, calls[place], desks[place][0]) for place in apart}
+        for place, call in enumerate(calls):
+            if place not in waiting:
+                found[place] = _judged(call, desks[place][0])
+        found |= {place: judged.result() for place, judged in waiting.items()}
+    return [found[place] for place in range(len(calls))]
+
+
+async def ajudge(verifier: Verifier, items: Sequence[Item], role: Role = "score") -> list[Verdict]:
+    """As `judge`, for an event loop that has other things to do meanwhile."""
+    return await asyncio.to_thread(judge, verifier, items, role)
+
+
+def _judged(call: Call, desk: Desk) -> Judged:
+    return desk.judge(call.verifier, call.items, call.role, run_here) if call.items else Judged([], {})
+
+
+def _desk(verifier: Verifier) -> tuple[Desk, Running]:
+    """The verifier's desk and how it is run; one desk for all that load the same verifier."""
+    if isinstance(verifier, Loaded):
+        running = verifier.running
     else:
-        return fault(f"the verifier returned {type(value).__name__}, not a Verdict, a number, a bool or None")
-    return _checked(verdict, role)
+        running = declared(verifier) or HANDED_OVER
+        running = HANDED_OVER if running.isolation == "process" else running
+    with _LOCK, contextlib.suppress(TypeError):  # some objects have no hash or no weak references
+        desk = _DESKS.get(verifier)
+        if desk is None:
+            desk = _DESKS[verifier] = _shared(verifier) or _new_desk(_name(verifier), running, None)
+        return desk, running
+    return _new_desk(_name(verifier), running, None), running
 
 
-def _checked(verdict: Verdict, role: Role) -> Verdict:
-    score = verdict.score
-    if score is None:
-        return verdict
-    low, high = RANGES[role]
-    fits = isinstance(score, Real) and math.isfinite(score) and low <= score <= high
-    if not fits or (role == "gate" and score not in (0, 1)):
-        allowed = "0 or 1" if role == "gate" else f"a number from {low:g} to {high:g}"
-        return fault(f"the verifier returned the score {score!r}; as a {role} it must be {allowed}")
-    return replace(verdict, score=float(score))
-
-
-def _timed(verdict: Verdict, seconds: float) -> Verdict:
-    return verdict if verdict.seconds else replace(verdict, seconds=seconds)
-
-
-def _batch(verifier: Verifier, items: Sequence[tuple[Problem, Response]]) -> list[Any] | None:
-    """What `batch` returned, or None where there is no such method or it failed as a whole."""
-    batch = getattr(verifier, "batch", None)
-    if batch is None:
+def _shared(verifier: Verifier) -> Desk | None:
+    if not isinstance(verifier, Loaded):
         return None
-    try:
-        values = _finished(batch(list(items)))
-        return list(values) if len(values) == len(items) else None
-    except UserError:
-        raise
-    except (Exception, SystemExit):
-        return None
+    desk = _SHARED.get(verifier.key)
+    if desk is None:
+        # A copy, since a desk that held the verifier would keep itself alive.
+        desk = _SHARED[verifier.key] = _new_desk(verifier.spec, verifier.running, replace(verifier))
+    return desk
 
 
-def _one_by_one(verifier: Verifier, items: Sequence[tuple[Problem, Response]], role: Role) -> list[Verdict]:
-    values: list[Any] = []
-    seconds: list[float] = []
-    for problem, response in items:
-        started = time.perf_counter()
-        try:
-            values.append(verifier(problem, response))
-        except UserError:
-            raise
-        except (Exception, SystemExit) as error:  # a checker written as a script ends with sys.exit
-            values.append(fault(f"the verifier raised {describe(error)}"))
-        seconds.append(time.perf_counter() - started)
-    waiting = [index for index, value in enumerate(values) if inspect.isawaitable(value)]
-    started = time.perf_counter()
-    for index, value in zip(waiting, _gathered([values[index] for index in waiting]), strict=True):
-        values[index] = fault(f"the verifier raised {describe(value)}") if isinstance(value, Exception) else value
-        seconds[index] = time.perf_counter() - started
-    return [_timed(as_verdict(value, role), took) for value, took in zip(values, seconds, strict=True)]
+def _new_desk(name: str, running: Running, loaded: Loaded | None) -> Desk:
+    left: set[threading.Thread] = set()
+    if running.isolation == "inline":
+        return Desk(name, running, None, left)
+    if running.isolation == "process":
+        assert loaded is not None
+        return Desk(name, running, Pool(lambda: ProcessWorker(loaded), min(MOST_PROCESSES, _cores())), left)
+    size = 1 if running is HANDED_OVER else MOST_THREADS  # who declared nothing did not promise to be thread-safe
+    return Desk(name, running, Pool(lambda: ThreadWorker(running.deadline_s, left), size), left)
 
 
-def _gathered(awaitables: Sequence[Awaitable[Any]]) -> list[Any]:
-    """Await all together; an exception stands in the place of its result."""
-
-    async def everything() -> list[Any]:
-        return list(await asyncio.gather(*awaitables, return_exceptions=True))
-
-    return list(_run(everything())) if awaitables else []
+def _name(verifier: Verifier) -> str:
+    return getattr(verifier, "__qualname__", None) or type(verifier).__qualname__
 
 
-def _finished(value: Any) -> Any:
-    async def waited() -> Any:
-        return await value
-
-    return _run(waited()) if inspect.isawaitable(value) else value
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run(coroutine: Any) -> Any:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    with ThreadPoolExecutor(1) as thread:  # a loop already runs in this thread
-        return thread.submit(asyncio.run, coroutine).result()
+def _forget() -> None:
+    """In a forked child: its parent's workers are not its own, and another thread may have held a lock."""
+    global _LOCK, _DESKS, _SHARED
+    _LOCK, _DESKS, _SHARED = threading.Lock(), weakref.WeakKeyDictionary(), weakref.WeakValueDictionary()
+
+
+os.register_at_fork(after_in_child=_forget)

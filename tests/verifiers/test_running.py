@@ -10,7 +10,8 @@ import pytest
 
 from qwq_rl.errors import UserError
 from qwq_rl.verifiers import Problem, Response, Verdict
-from qwq_rl.verifiers.running import as_verdict, judge
+from qwq_rl.verifiers.answering import as_verdict
+from qwq_rl.verifiers.running import judge
 
 NO, YES = Response(text="no", answer="no"), Response(text="yes", answer="yes")
 ITEMS: list[tuple[Problem, Response]] = [({"id": "a"}, YES), ({"id": "b"}, NO)]

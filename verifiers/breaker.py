@@ -1,0 +1,88 @@
+"""Leaves a verifier alone while most of what it is asked ends in a fault, as when its server is down."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+LOG = logging.getLogger("qwq_rl.verifiers")
+
+
+class Breaker:
+    """Opens when more than `limit` of the last `window` verdicts were faults, and at least `least` of them.
+
+    While it is open nothing is asked; after `rest_s` seconds one question is let through, whose verdict decides.
+    Safe to use from any thread.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        window: int = 50,
+        least: int = 20,
+        limit: float = 0.5,
+        rest_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name, self._least, self._limit, self._rest_s, self._clock = name, least, limit, rest_s, clock
+        self._lock = threading.Lock()
+        self._failures: deque[bool] = deque(maxlen=window)
+        self._open_since: float | None = None
+        self._trying = False
+        self.reason = ""
+        """Why it is open."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is open, be it that a trial is due."""
+        return self._open_since is not None
+
+    def allows(self) -> bool:
+        """Whether the verifier may be asked; where this is the one trial, its outcome must be recorded."""
+        if self._open_since is None:
+            return True
+        with self._lock:
+            if self._open_since is None:
+                return True
+            if self._trying or self._clock() - self._open_since < self._rest_s:
+                return False
+            self._trying = True
+            return True
+
+    def record(self, failed: bool, why: str = "") -> bool:
+        """Note the outcome of a question; returns whether this opened it."""
+        with self._lock:
+            if self._open_since is not None:
+                self._tried(failed, why)
+                return False
+            self._failures.append(failed)
+            faults = sum(self._failures) if failed else 0
+            if faults < self._least or faults <= self._limit * len(self._failures):
+                return False
+            self._open(f"{faults} of its last {len(self._failures)} verdicts were faults, the last: {why}")
+            return True
+
+    def trip(self, why: str) -> bool:
+        """Open at once; returns whether it was closed."""
+        with self._lock:
+            was_closed = self._open_since is None
+            self._open(why)
+            return was_closed
+
+    def _tried(self, failed: bool, why: str) -> None:
+        """An outcome while open; one of a question asked before it opened counts as well."""
+        self._trying = False
+        if failed:
+            self._open_since = self._clock()
+        else:
+            self._open_since = None
+            self._failures.clear()
+            LOG.warning("verifier %s: judges again", self._name)
+
+    def _open(self, why: str) -> None:
+        self._open_since, self._trying, self.reason = self._clock(), False, why
+        LOG.warning("verifier %s: not asked for %g s: %s", self._name, self._rest_s, why)
