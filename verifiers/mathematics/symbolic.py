@@ -247,7 +247,7 @@ def _started(memory_mb: int) -> _Zygote:
     with its:
         process = subprocess.Popen(
             [sys.executable, "-P", str(ZYGOTE), str(memory_mb)],
-            stdin=its,
+            stdin=its.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
