@@ -1,0 +1,448 @@
+"""Reading the smallest parts of an expression: numbers, names, functions, fractions, roots, bars and figures."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from qwq_rl.verifiers.mathematics.cursor import Cursor
+from qwq_rl.verifiers.mathematics.names import (
+    BINOMIALS,
+    CONSTANTS,
+    DECORATIONS,
+    FIGURES,
+    FRACTIONS,
+    FUNCTIONS,
+    GREEK,
+    INVERTIBLE,
+    SAME_FUNCTION,
+    UNWORKED,
+)
+from qwq_rl.verifiers.mathematics.node import EMPTY, TWO, Node, number, symbol
+from qwq_rl.verifiers.mathematics.tokens import Token, Unreadable
+
+MOST_DIGITS = 2000
+LARGEST_SCALE = 400
+SETS = {"R": "ℝ", "Z": "ℤ", "N": "ℕ", "Q": "ℚ", "C": "ℂ"}
+NAMED_SETS = {r"\R": "ℝ", r"\Z": "ℤ", r"\N": "ℕ", r"\Q": "ℚ", r"\C": "ℂ", r"\Reals": "ℝ"}
+OPENING = frozenset(
+    {r"\{", r"\lbrace", r"\lvert", r"\lfloor", r"\lceil", r"\langle", r"\begin", r"\|", r"\sqrt", r"\$"}
+)
+DEGREE = frozenset({r"\circ", r"\degree", r"\deg"})
+OTHER_COMMANDS = frozenset(
+    {
+        r"\emptyset",
+        r"\varnothing",
+        r"\ldots",
+        r"\dots",
+        r"\cdots",
+        r"\dotsc",
+        r"\mathbb",
+        r"\infty",
+        r"\imath",
+        r"\partial",
+    }
+)
+
+
+class Atoms(Cursor):
+    """Atoms and what is put after them; lists in brackets are read by `item`, sums by `sum`, of the classes on top."""
+
+    def sum(self) -> Node:
+        """A sum; read by `Expressions`."""
+        raise NotImplementedError
+
+    def power(self) -> Node:
+        """A power; read by `Expressions`."""
+        raise NotImplementedError
+
+    def starts_factor(self) -> bool:
+        """Whether a factor follows; known to `Expressions`."""
+        raise NotImplementedError
+
+    def bracketed(self) -> Node:
+        """Whatever stands in the brackets that open here; read by `Answers`."""
+        raise NotImplementedError
+
+    def is_atom_command(self, text: str) -> bool:
+        """Whether a LaTeX command begins an atom."""
+        name = text[1:]
+        return (
+            name in FUNCTIONS or name in GREEK or name in CONSTANTS or text in FRACTIONS or text in BINOMIALS or text in DECORATIONS
+            or text in FIGURES or text in OPENING or text in OTHER_COMMANDS or text in NAMED_SETS or text in UNWORKED
+        )  # fmt: skip
+
+    def atom(self) -> Node:
+        """One atom; raises Unreadable."""
+        with self.deeper():
+            token = self.peek()
+            if token.kind == "num":
+                return self.number()
+            if token.kind == "word":
+                return self.word()
+            if token.kind == "cmd":
+                return self.command()
+            if token.text in ("(", "["):
+                return self.bracketed()
+            if token.text == "{":
+                return self.braced()
+            if token.text == "|":
+                return self.absolute("|", "|")
+            raise Unreadable(f"{token.text or 'the end'} was not expected")
+
+    def number(self) -> Node:
+        """A number, mixed where a proper fraction follows."""
+        token = self.next()
+        if len(token.text) > MOST_DIGITS:
+            raise Unreadable(f"a number of {len(token.text)} digits")
+        value = _decimal(token.text)
+        if not isinstance(value, int):
+            return Node("dec", (), value)
+        place = self.at
+        fraction = self._proper_fraction()
+        if fraction is not None:
+            return Node("num", (), value + fraction)
+        self.at = place
+        return number(value)
+
+    def _proper_fraction(self) -> Fraction | None:
+        """The fraction of a mixed number, `\\frac{1}{2}` or ` 1/2`, or None; the place is then to be restored."""
+        if self.peek().text in FRACTIONS:
+            read = self.command()
+            if (
+                read.kind == "div"
+                and all(part.kind == "num" for part in read.args)
+                and read.args[0].value < read.args[1].value
+            ):
+                return Fraction(read.args[0].value / read.args[1].value)
+            return None
+        over, sign, under = self.peek(), self.peek(1), self.peek(2)
+        if over.kind == "num" and over.spaced and sign.text == "/" and not sign.spaced and under.kind == "num":
+            if over.text.isdigit() and under.text.isdigit() and 0 < int(over.text) < int(under.text):
+                self.at += 3
+                return Fraction(int(over.text), int(under.text))
+        return None
+
+    def word(self) -> Node:
+        """A function, a constant, or variables written together."""
+        token = self.next()
+        name = token.text
+        if name in FUNCTIONS:
+            return self.function(name)
+        if name in CONSTANTS:
+            return Node("const", (), CONSTANTS[name])
+        if name in GREEK:
+            return self.subscripted(name)
+        if name in ("C", "P") and self.peek().text == "(" and self.peek(2).text == ",":
+            return self.function("binom") if name == "C" else self.function("perm")
+        if len(name) == 1:
+            return self.subscripted(name)
+        self._split(token)
+        return self.word()
+
+    def _split(self, token: Token) -> None:
+        """Put the parts of a word back as tokens: `sinx` as a function and its argument, `xy` as two variables."""
+        name = token.text
+        known = next(
+            (name[:end] for end in range(len(name) - 1, 1, -1) if name[:end] in FUNCTIONS or name[:end] == "pi"), ""
+        )
+        if known and len(name) - len(known) <= 2:
+            parts = [known, name[len(known) :]]
+        elif len(name) <= 3 or (len(name) <= 6 and set(name) <= set("abcdxyzwnmkpqrst")):
+            parts = list(name)
+        else:
+            raise Unreadable(f"the word {name}")
+        self.at -= 1
+        self.tokens[self.at : self.at + 1] = [
+            Token("word", part, token.spaced if place == 0 else False) for place, part in enumerate(parts)
+        ]
+
+    def subscripted(self, name: str) -> Node:
+        """A variable with its subscript and primes."""
+        if self.peek().text == "_":
+            self.next()
+            name += "_" + self._raw_argument()
+        while self.take("'"):
+            name += "'"
+        return symbol(name)
+
+    def _raw_argument(self) -> str:
+        """The text of one token or of what is in braces."""
+        if not self.take("{"):
+            return self.next().text
+        depth, text = 1, ""
+        while depth:
+            token = self.next()
+            if token.kind == "end":
+                raise Unreadable("a brace never closes")
+            depth += (token.text == "{") - (token.text == "}")
+            text += token.text if depth else ""
+        return text
+
+    def function(self, name: str) -> Node:
+        """A function with its powers, its base and its argument."""
+        name = SAME_FUNCTION.get(name, name)
+        exponent, base = None, None
+        for _ in range(2):
+            if self.peek().text == "^":
+                self.next()
+                exponent = self.braced() if self.peek().text == "{" else self._signed_atom()
+            elif self.peek().text == "_":
+                self.next()
+                base = self.braced() if self.peek().text == "{" else self._one_digit_or_atom()
+        if exponent == Node("neg", (number(1),)) and name in INVERTIBLE:
+            name, exponent = f"arc{name}", None
+        value = _applied(name, base, self._arguments())
+        return value if exponent is None else Node("pow", (value, exponent))
+
+    def _signed_atom(self) -> Node:
+        return Node("neg", (self._one_digit_or_atom(),)) if self.take("-") else self._one_digit_or_atom()
+
+    def _one_digit_or_atom(self) -> Node:
+        """As LaTeX takes an unbraced script: one digit; `\\log_28` is the logarithm of 8 to base 2."""
+        token = self.peek()
+        if token.kind == "num" and token.text.isdigit() and len(token.text) > 1 and not self.peek(1).kind == "word":
+            self.at += 1
+            if self._ends_argument():
+                self.at -= 1
+                self.tokens[self.at : self.at + 1] = [
+                    Token("num", token.text[0], False),
+                    Token("num", token.text[1:], False),
+                ]
+            else:
+                self.at -= 1
+        return self.atom()
+
+    def _ends_argument(self) -> bool:
+        return not self.starts_factor() and self.peek().text not in ("(", "{")
+
+    def _arguments(self) -> tuple[Node, ...]:
+        if self.peek().text in ("(", "["):
+            inside = self.bracketed()
+            parts = inside.args if inside.kind == "tuple" else (inside,)
+            return parts
+        if self.peek().text == "{":
+            return (self.braced(),)
+        if self.peek().text == "-":
+            self.next()
+            return (Node("neg", (self._arguments()[0],)),)
+        factors = [self.power()]
+        while self.starts_factor() and not self._function_follows():
+            factors.append(self.power())
+        value = factors[0] if len(factors) == 1 else Node("mul", tuple(factors))
+        angle = value == Node("const", (), "pi") or (value.kind == "mul" and value.args[-1] == Node("const", (), "pi"))
+        if angle and self.peek().text == "/" and self.peek(1).kind == "num":
+            self.next()
+            return (Node("div", (value, self.power())),)
+        return (value,)
+
+    def _function_follows(self) -> bool:
+        token = self.peek()
+        return (token.text.removeprefix("\\") in FUNCTIONS and token.kind in ("word", "cmd")) or token.text in (
+            "(",
+            "[",
+        )
+
+    def command(self) -> Node:
+        """What a LaTeX command begins."""
+        token = self.next()
+        text, name = token.text, token.text[1:]
+        if text in FRACTIONS:
+            return Node("div", (self.argument(), self.argument()))
+        if text == r"\sqrt":
+            return self._root()
+        if text in BINOMIALS:
+            return Node("call", (self.argument(), self.argument()), "binom")
+        if name in FUNCTIONS:
+            return self.function(name)
+        if name in CONSTANTS and len(name) > 1:
+            return Node("const", (), CONSTANTS[name])
+        if name in GREEK:
+            return self.subscripted(name)
+        if text in (r"\{", r"\lbrace", r"\langle"):
+            self.at -= 1
+            return self.bracketed()
+        if text in NAMED_SETS:
+            return self._named_set(NAMED_SETS[text])
+        if text == r"\mathbb":
+            return self._named_set(SETS.get(self._raw_argument(), ""))
+        if text in (r"\emptyset", r"\varnothing"):
+            return EMPTY
+        return self._rarer(text)
+
+    def _rarer(self, text: str) -> Node:
+        if text in (r"\lvert", r"\|"):
+            return self.absolute(text, {r"\lvert": r"\rvert", r"\|": r"\|"}[text], taken=True)
+        if text in (r"\lfloor", r"\lceil"):
+            name = text[2:]
+            inside = self.sum()
+            self.expect({"floor": r"\rfloor", "ceil": r"\rceil"}[name])
+            return Node("call", (inside,), name)
+        if text == r"\begin":
+            return self.environment()
+        if text == r"\$":
+            self.money = "$"
+            return self.postfix(self.atom())
+        if text in UNWORKED:
+            return self._unworked(text)
+        if text in FIGURES:
+            return symbol(text[1:] + " " + (self.next().text if self.peek().kind == "word" else ""))
+        if text in DECORATIONS:
+            return symbol(f"{text[1:]} {self._raw_argument()}")
+        if text in (r"\ldots", r"\dots", r"\cdots", r"\dotsc", r"\partial"):
+            return symbol("…")
+        if text == r"\imath":
+            return Node("const", (), "i")
+        raise Unreadable(f"the command {text}")
+
+    def environment(self) -> Node:
+        """A matrix or another environment; read by `Answers`."""
+        raise NotImplementedError
+
+    def _named_set(self, name: str) -> Node:
+        if not name:
+            raise Unreadable("an unknown set")
+        if self.peek().text in ("^", "_"):
+            self.next()
+            name += self._raw_argument()
+        return symbol(name)
+
+    def _root(self) -> Node:
+        index = TWO
+        if self.peek().text == "[":
+            self.next()
+            index = self.sum()
+            self.expect("]")
+        if self.peek().text == "{":
+            return Node("root", (self.braced(), index))
+        return Node("root", (self.atom(), index))
+
+    def _unworked(self, text: str) -> Node:
+        """A sum, product, integral or limit: kept as it is written."""
+        parts: list[Node] = []
+        while self.peek().text in ("_", "^"):
+            script = self.next().text
+            parts.append(symbol(script + self._raw_argument()))
+        factors = [self.power()]
+        while self.starts_factor():
+            factors.append(self.power())
+        return Node("opaque", (*parts, *factors), text)
+
+    def argument(self) -> Node:
+        """One argument of a command: in braces, or a single digit or atom."""
+        if self.peek().text == "{":
+            return self.braced()
+        token = self.peek()
+        if token.kind == "num" and len(token.text) > 1 and token.text.isdigit():
+            self.tokens[self.at] = Token("num", token.text[1:], False)
+            return number(int(token.text[0]))
+        return self.atom()
+
+    def braced(self) -> Node:
+        """A sum in braces, or `n \\choose k` or `a \\over b`."""
+        with self.deeper():
+            self.expect("{")
+            bars, self.bars = self.bars, 0
+            value = self.sum()
+            if self.take(r"\choose"):
+                value = Node("call", (value, self.sum()), "binom")
+            elif self.take(r"\over"):
+                value = Node("div", (value, self.sum()))
+            self.bars = bars
+            self.expect("}")
+            return value
+
+    def absolute(self, opening: str, closing: str, taken: bool = False) -> Node:
+        """An absolute value, or a length, between bars."""
+        if not taken:
+            self.expect(opening)
+        self.bars += 1
+        value = self.sum()
+        self.bars -= 1
+        self.expect(closing)
+        return Node("abs", (value,))
+
+    def postfix(self, value: Node) -> Node:
+        """`value` with the factorials, percent and degree signs, bases that stand after it."""
+        while True:
+            token = self.peek()
+            if token.text == "!" and self.peek(1).text != "=":
+                self.next()
+                if self.take("!"):
+                    value = Node("call", (value,), "double factorial")
+                else:
+                    value = Node("fact", (value,))
+            elif token.text in ("%", r"\%"):
+                self.next()
+                value = Node("percent", (value,))
+            elif self._degree_length():
+                self.at += self._degree_length()
+                value = Node("degree", (value,))
+            elif token.text == "_" and value.kind == "num":
+                self.next()
+                value = Node("base", (), (str(value.value), self._base()))
+            else:
+                return value
+
+    def _degree_length(self) -> int:
+        """How many tokens a degree sign takes here, or 0."""
+        token, after = self.peek(), self.peek(1)
+        if token.text in DEGREE:
+            return 1
+        if token.text != "^":
+            return 0
+        if after.text in DEGREE:
+            return 2
+        return 4 if after.text == "{" and self.peek(2).text in DEGREE and self.peek(3).text == "}" else 0
+
+    def _base(self) -> int:
+        text = self._raw_argument().lower()
+        named = {
+            "two": 2,
+            "three": 3,
+            "four": 4,
+            "five": 5,
+            "six": 6,
+            "seven": 7,
+            "eight": 8,
+            "nine": 9,
+            "ten": 10,
+            "twelve": 12,
+            "sixteen": 16,
+        }
+        base = named.get(text) or (int(text) if text.isdigit() and len(text) < 3 else 0)
+        if base < 2:
+            raise Unreadable(f"the base {text}")
+        return base
+
+
+def _decimal(text: str) -> int | Fraction:
+    """The value of a number token; raises Unreadable where it is too large to write out."""
+    if text.isdigit():
+        return int(text)
+    mantissa, _, scale = text.lower().partition("e")
+    if scale and abs(int(scale)) > LARGEST_SCALE:
+        raise Unreadable(f"ten to the power {scale}")
+    value = Fraction(mantissa.rstrip(".")) * Fraction(10) ** int(scale or 0)
+    if "." not in mantissa.rstrip(".") and value.denominator == 1:
+        return int(value)
+    return value
+
+
+def _applied(name: str, base: Node | None, arguments: tuple[Node, ...]) -> Node:
+    if name in ("sqrt", "cbrt"):
+        return Node("root", (arguments[0], number(2 if name == "sqrt" else 3)))
+    if name == "exp":
+        return Node("pow", (Node("const", (), "e"), arguments[0]))
+    if name == "abs":
+        return Node("abs", arguments)
+    if name == "factorial":
+        return Node("fact", arguments)
+    if name in ("lg", "log10", "log2"):
+        return Node("call", (arguments[0], number(2 if name == "log2" else 10)), "log")
+    if name == "log" and base is not None:
+        return Node("call", (arguments[0], base), "log")
+    if name == "log" and len(arguments) == 2:
+        return Node("call", arguments, "log")
+    if base is not None:
+        raise Unreadable(f"a subscript of {name}")
+    return Node("call", arguments, name)

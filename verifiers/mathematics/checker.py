@@ -1,0 +1,108 @@
+"""Comparing an answer with a gold answer, both as text."""
+
+from __future__ import annotations
+
+import re
+
+from qwq_rl.verifiers.mathematics.comparison import Rules, same
+from qwq_rl.verifiers.mathematics.node import EMPTY, INFINITY, REALS, Node, number
+from qwq_rl.verifiers.mathematics.reading import Reading, read, squeezed
+
+MEANINGS: dict[str, tuple[Node, ...]] = {
+    "nothing": (EMPTY,),
+    "everything": (REALS, Node("sym", (), "ℝ")),
+    "infinite": (INFINITY,),
+}
+SPLIT = re.compile(r"\s*(?:,|;|\band\b|\bor\b|和|或|、)\s*")
+
+
+def equal(answer: str, gold: str, rules: Rules) -> bool | None:
+    """Whether `answer` is the answer that `gold` is; None where algebra is needed that is not done here.
+
+    Pure, and bounded in time by the lengths of both, which are read up to a limit.
+    """
+    one, other = read(answer), read(gold)
+    if one.text == other.text or squeezed(one.text) == squeezed(other.text):
+        return True
+    found = _same_choice(one, other, rules)
+    if found is not None:
+        return found
+    found = _same_words(one, other, rules)
+    return _same_mathematics(one, other, rules) if found is None else found
+
+
+def _same_choice(one: Reading, other: Reading, rules: Rules) -> bool | None:
+    """Where the gold answer, or the answer, names a choice."""
+    if other.letter:
+        if one.letter:
+            return one.letter == other.letter if other.text.isupper() or not one.nodes else None
+        if one.label:
+            return one.label[0] == other.letter
+        return False if one.letters else None
+    if other.label and (one.letter or one.label):
+        return one.letter == other.label[0] if one.letter else one.label is not None and one.label[0] == other.label[0]
+    if other.label:
+        return equal(one.text, other.label[1], rules)
+    if one.label:
+        return equal(one.label[1], other.text, rules)
+    if other.letters and one.letters:
+        return one.letters == other.letters
+    return None
+
+
+def _same_words(one: Reading, other: Reading, rules: Rules) -> bool | None:
+    """Where one of them is words, which are compared as words and never as products of letters."""
+    if one.words and other.words:
+        if one.words == other.words:
+            return True
+        if _may_be_product(one) and _may_be_product(other):
+            return None
+        return _same_parts(one, other)
+    if one.words and not other.words:
+        return _words_for(one, other, rules)
+    if other.words and not one.words:
+        return _words_for(other, one, rules)
+    return None
+
+
+def _same_parts(one: Reading, other: Reading) -> bool:
+    """Lists of words in any order."""
+    left, right = (sorted(read(part).words for part in SPLIT.split(side.text.casefold())) for side in (one, other))
+    return len(left) > 1 and left == right
+
+
+def _may_be_product(side: Reading) -> bool:
+    """Whether letters may be variables: one or two, or three of those that variables are called by."""
+    compact = side.text.replace(" ", "")
+    return bool(side.nodes) and (len(compact) <= 2 or (len(compact) == 3 and set(compact) <= set("abcxyz")))
+
+
+def _words_for(words: Reading, rest: Reading, rules: Rules) -> bool | None:
+    """Words against mathematics: "no solution" for the empty set, "twelve" for 12."""
+    meant = MEANINGS.get(words.words, ())
+    if words.words.isdigit():
+        meant = (number(int(words.words)),)
+    if meant and rest.nodes:
+        return any(same(node, other, rules) is True for node in meant for other in rest.nodes)
+    return None if words.nodes else False
+
+
+def _same_mathematics(one: Reading, other: Reading, rules: Rules) -> bool | None:
+    if not one.nodes or not other.nodes:
+        return _unread(one, other)
+    verdicts = [same(node, gold, rules) for node in one.nodes for gold in other.nodes]
+    return True if True in verdicts else None if None in verdicts else False
+
+
+def _unread(one: Reading, other: Reading) -> bool | None:
+    """Where one of them is no mathematics that is read here: algebra may read it, unless it is prose."""
+    if not one.nodes and not other.nodes:
+        return one.text.casefold() == other.text.casefold() or (None if _is_latex(one) and _is_latex(other) else False)
+    unread = one if not one.nodes else other
+    return None if _is_latex(unread) else False
+
+
+def _is_latex(side: Reading) -> bool:
+    """Whether the text has commands of LaTeX, and no words beside them."""
+    commands = re.sub(r"\\[a-zA-Z]+", "", side.text)
+    return "\\" in side.text and not re.search(r"[A-Za-z]{4,}", commands) and not re.search(r"[㐀-鿿]", commands)

@@ -1,0 +1,158 @@
+"""Taking off what only changes the looks of an answer: unicode forms, LaTeX spacing, math delimiters, emphasis."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n", strict=True))
+SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ", "0123456789+-()n", strict=True))
+FRACTIONS = {
+    "½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5),
+    "⅘": (4, 5), "⅙": (1, 6), "⅚": (5, 6), "⅐": (1, 7), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8),
+    "⅑": (1, 9), "⅒": (1, 10),
+}  # fmt: skip
+GREEK = dict(
+    zip(
+        "αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΣΦΨΩ",
+        [
+            "alpha",
+            "beta",
+            "gamma",
+            "delta",
+            "epsilon",
+            "zeta",
+            "eta",
+            "theta",
+            "iota",
+            "kappa",
+            "lambda",
+            "mu",
+            "nu",
+            "xi",
+            "rho",
+            "sigma",
+            "tau",
+            "upsilon",
+            "phi",
+            "chi",
+            "psi",
+            "omega",
+            "Gamma",
+            "Delta",
+            "Theta",
+            "Lambda",
+            "Xi",
+            "Sigma",
+            "Phi",
+            "Psi",
+            "Omega",
+        ],
+        strict=True,
+    )
+)
+SIGNS = {
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "✕": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ",
+    "∙": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "∓": r"\mp ", "∞": r"\infty ", "π": r"\pi ", "𝜋": r"\pi ", "°": r"^\circ ",
+    "º": r"^\circ ", "≤": r"\le ", "⩽": r"\le ", "≦": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≧": r"\ge ", "≠": r"\ne ",
+    "≈": r"\approx ", "≃": r"\approx ", "≡": r"\equiv ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ", "∖": r"\setminus ",
+    "∅": r"\emptyset ", "Ø": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}",
+    "ℂ": r"\mathbb{C}", "√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
+    "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle ", "∠": r"\angle ", "∧": r"\land ", "∨": r"\lor ", "→": r"\to ",
+    "⇒": r"\Rightarrow ", "⁄": "/", "∕": "/", "∣": "|", "｜": "|", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"',
+    "、": ",", "。": ".", "【": "[", "】": "]", "…": r"\ldots ", "⋯": r"\ldots ", "∆": r"\Delta ", "Δ": r"\Delta ",
+    "Ω": r"\Omega ", "µ": r"\mu ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u3000": " ", "\ufe0f": "",
+    "\u200b": "", "\u200c": "", "\u200d": "", "\ufeff": "", "\u2061": "", "\u2062": "", "〈": r"\langle ", "〉": r"\rangle ",
+}  # fmt: skip
+TABLE = str.maketrans(
+    {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
+    | {sign: rf"\{name} " for sign, name in GREEK.items()}
+    | {sign: rf"\frac{{{over}}}{{{under}}}" for sign, (over, under) in FRACTIONS.items()}
+    | SIGNS
+)
+SCRIPTED = re.compile(f"([{''.join(SUPERSCRIPTS)}]+)|([{''.join(SUBSCRIPTS)}]+)")
+INVISIBLE = re.compile(
+    r"\\(?:left|right|middle|displaystyle|textstyle|scriptstyle|bigl?|bigr?|Bigl?|Bigr?|biggl?|biggr?|Biggl?|Biggr?|limits|nolimits|nonumber|"
+    r"hfill|noindent|centering|rm|bf|it|sf)(?![a-zA-Z])\.?"
+    r"|\\(?:[,;:! /]|q?quad(?![a-zA-Z])|thinspace|medspace|thickspace|enspace|\n)|(?<!\\)~|\\[hv]space\*?\{[^{}]*\}"
+)
+THOUSANDS = re.compile(r"(?<=\d)(?:\\[,!:; ]|\{,\}|,\\!|\\,|\{\\,\}|~)(?=\d{3}(?!\d))")
+SPACED_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d ])")
+REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s?\{(\d{1,40})\}|\((\d{1,40})\)(?!\d))")
+DOTTED = re.compile(r"(\d*)\.(\d*)\\dot\s?\{?(\d)\}?(?:(\d*)\\dot\s?\{?(\d)\}?)?")
+ELLIPSIS = re.compile(r"(\d*)\.(\d*?)(\d{1,12}?)\3{2,}(?:\.{2,3}|\\(?:ld|cd|d)ots)")
+DELIMITERS = re.compile(r"\\[()\[\]]|(?<!\\)\$\$?")
+EMPHASIS = re.compile(r"^(\*{1,3}|__)(?=\S)(.*?\S)\1$", re.DOTALL)
+CODE = re.compile(r"^`+([^`]*)`+$")
+
+
+def clean(text: str) -> str:
+    """`text` without its looks; money keeps its sign as `\\$`. Linear in the length; `text` should be short."""
+    if text.isascii() and text.isalnum():
+        return text
+    text = text.strip()
+    if not text.isascii():
+        text = SCRIPTED.sub(_script, text).translate(TABLE)
+    text = text.replace("\\\\$", "\\$") if "\\\\$" in text else text
+    text = _without_emphasis(text)
+    text = _without_delimiters(THOUSANDS.sub("", text))
+    text = INVISIBLE.sub(" ", text)
+    if "." in text:
+        text = ELLIPSIS.sub(_repeating_tail, DOTTED.sub(_dotted, REPEATING.sub(_repeating, text)))
+    text = " ".join(text.split())
+    text = SPACED_THOUSANDS.sub(lambda found: found.group().replace(" ", ""), text)
+    return _without_end(_without_emphasis(text))
+
+
+def _without_emphasis(text: str) -> str:
+    found = EMPHASIS.match(text) or CODE.match(text)
+    while found:
+        text = found.group(found.lastindex or 1).strip()
+        found = EMPHASIS.match(text) or CODE.match(text)
+    return text
+
+
+def _without_end(text: str) -> str:
+    """Without the punctuation that ends a sentence."""
+    previous = None
+    while text != previous:
+        previous = text
+        text = text.rstrip(" ,;:").removesuffix(r"\\").rstrip()
+        if text.endswith(".") and not text.endswith(".."):
+            text = text[:-1]
+    return text.lstrip(" :,;")
+
+
+def _without_delimiters(text: str) -> str:
+    """Dollar signs that delimit math go; one before an amount becomes `\\$`."""
+    bare = len(re.findall(r"(?<!\\)\$", text))
+    if bare % 2 and re.search(r"(?<!\\)\$\s?[\d.]", text):
+        text = re.sub(r"(?<!\\)\$(?=\s?[\d.])", r"\\$", text, count=1)
+    return DELIMITERS.sub(" ", text)
+
+
+def _script(found: re.Match[str]) -> str:
+    if found.group(1):
+        return "^{" + "".join(SUPERSCRIPTS[char] for char in found.group(1)) + "}"
+    return "_{" + "".join(SUBSCRIPTS[char] for char in found.group(2)) + "}"
+
+
+def _repeating(found: re.Match[str]) -> str:
+    whole, start, period = found.group(1), found.group(2), found.group(3) or found.group(4)
+    return _fraction(whole, start, period)
+
+
+def _repeating_tail(found: re.Match[str]) -> str:
+    return _fraction(found.group(1), found.group(2), found.group(3))
+
+
+def _dotted(found: re.Match[str]) -> str:
+    whole, start, first, between, last = found.groups()
+    return _fraction(whole, start, first + (between or "") + (last or ""))
+
+
+def _fraction(whole: str, start: str, period: str) -> str:
+    """The repeating decimal `whole.start(period)` as LaTeX of a fraction."""
+    scale = 10 ** len(start)
+    value = Fraction(int((whole + start) or 0), scale) + Fraction(int(period), scale * (10 ** len(period) - 1))
+    return rf"(\frac{{{value.numerator}}}{{{value.denominator}}})"

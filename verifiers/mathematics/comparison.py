@@ -1,0 +1,229 @@
+"""Whether two readings are the same answer: lists, tuples, sets, matrices, relations, and the amounts in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qwq_rl.verifiers.mathematics.node import INFINITY, Node, contains, every, symbol, symbols
+from qwq_rl.verifiers.mathematics.quantities import Percent, same_amount, same_ratio, same_residue_class
+from qwq_rl.verifiers.mathematics.real_sets import is_certain, same_reals
+from qwq_rl.verifiers.mathematics.relations import same_relation
+from qwq_rl.verifiers.mathematics.shapes import BOUND, Named, is_name, items_of, named, replaced, unconditioned
+
+CONSTANTS = frozenset({"C", "c", "K", "k", "A", "B", "C_1", "c_1", "C_2", "c_2"})
+"""Names that people give to constants of integration."""
+MOST_PAIRS = 10_000
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is let pass."""
+
+    tolerance: float = 1e-6
+    """Relative, between a decimal and a number that no decimal writes in full."""
+    percent: Percent = "lenient"
+    """Whether `50%` may be written 50, or only 0.5."""
+
+
+def same(answer: Node, gold: Node, rules: Rules) -> bool | None:
+    """Whether `answer` says what `gold` says; None where this cannot be told here."""
+    if answer == gold:
+        return True
+    one, other = unconditioned(answer), unconditioned(gold)
+    one = _renamed(one, other)
+    left, right = named(one), named(other)
+    if not left.consistent:
+        return False
+    found = _same_relations(one, other, left, right, rules)
+    if found is not None:
+        return found
+    if _names_clash(left, right):
+        return False
+    return _same_value(left.value, right.value, rules)
+
+
+def _same_relations(one: Node, other: Node, left: Named, right: Named, rules: Rules) -> bool | None:
+    """Two equations of which at least one is no mere assignment."""
+    if one.kind != "rel" or other.kind != "rel" or (left.name and right.name and left.name == right.name):
+        return None
+    if left.name is not None and right.name is not None:
+        if not symbols(left.value) or not symbols(right.value):
+            return None
+        return True if same_relation(one, other) else None
+    if is_certain(one) or is_certain(other):
+        return None
+    return same_relation(one, other)
+
+
+def _names_clash(left: Named, right: Named) -> bool:
+    if left.name is None or right.name is None or left.name.kind != "sym" or right.name.kind != "sym":
+        return False
+    one, other = (str(name.value).split("_")[0].rstrip("'") for name in (left.name, right.name))
+    return one != other and len(one) == 1 and len(other) == 1
+
+
+def _renamed(one: Node, other: Node) -> Node:
+    """`one` with the constant of integration, or the integer that runs, called as `other` calls it."""
+    mine, theirs = symbols(one) - symbols(other), symbols(other) - symbols(one)
+    if len(mine) != 1 or len(theirs) != 1:
+        return one
+    name, wanted = next(iter(mine)), next(iter(theirs))
+    bound = name.startswith(BOUND) or wanted.startswith(BOUND)
+    if bound or {name, wanted} <= CONSTANTS:
+        return replaced(one, {name: symbol(wanted)})
+    return one
+
+
+def _same_value(one: Node, other: Node, rules: Rules) -> bool | None:
+    if one == other:
+        return True
+    if one.kind == "matrix" or other.kind == "matrix":
+        return _same_matrix(one, other, rules)
+    if is_certain(one) or is_certain(other):
+        reals = _same_certain(one, other)
+        if reals is not None:
+            return reals
+    left, right = items_of(one), items_of(other)
+    if left is not None or right is not None:
+        return _same_several(one, other, left, right, rules)
+    if one.kind == "tuple" or other.kind == "tuple":
+        return _same_tuple(one, other, rules)
+    if one.kind == "mod" or other.kind == "mod":
+        found = same_residue_class(one, other, rules.tolerance)
+        return _same_amount(one, other, rules) if found is None else found
+    if one.kind == "ratio" or other.kind == "ratio":
+        return same_ratio(one, other, rules.tolerance)
+    if one.kind == "rel" or other.kind == "rel":
+        return _same_with_relation(one, other, rules)
+    return _same_amount(one, other, rules)
+
+
+def _same_certain(one: Node, other: Node) -> bool | None:
+    """Sets of reals; as lists of numbers, brackets of two numbers are pairs in order."""
+    found = same_reals(one, other)
+    if found is None and one.kind == "tuple" and other.kind == "tuple" and _ends_differ(one, other):
+        return False
+    return found
+
+
+def _ends_differ(one: Node, other: Node) -> bool:
+    return {one.value, other.value} != {"()"} and one.value != other.value and len(one.args) == 2
+
+
+def _same_amount(one: Node, other: Node, rules: Rules) -> bool | None:
+    if INFINITY in (*every(one), *every(other)):
+        return False
+    return same_amount(one, other, rules.tolerance, rules.percent)
+
+
+def _same_with_relation(one: Node, other: Node, rules: Rules) -> bool | None:
+    """`a + b = 5` answers what 5 answers; other relations are no amounts."""
+    relation, rest = (one, other) if one.kind == "rel" else (other, one)
+    if rest.kind == "rel":
+        return same_relation(one, other)
+    if set(relation.value) <= {"=", "~"} and relation is one and not symbols(relation.args[-1]):
+        is_multiple = relation.args[0].kind == "mul"
+        return False if is_multiple else _same_value(relation.args[-1], rest, rules)
+    return False
+
+
+def _same_several(
+    one: Node, other: Node, left: Sequence[Node] | None, right: Sequence[Node] | None, rules: Rules
+) -> bool | None:
+    if one.kind == "tuple" or other.kind == "tuple":
+        found = _list_as_tuple(one, other, rules)
+        if found is not None:
+            return found
+    found = _covers(left or [one], right or [other], rules)
+    if not found and (_signs(one) > 1 or _signs(other) > 1):
+        return _covers(items_of(one, False) or [one], items_of(other, False) or [other], rules)
+    return found
+
+
+def _signs(node: Node) -> int:
+    return sum(part.kind == "pm" for part in every(node))
+
+
+def _list_as_tuple(one: Node, other: Node, rules: Rules) -> bool | None:
+    """`x = 1, y = 2`, or `1, 2` in this order, for `(1, 2)`; None where one of them is a list of tuples."""
+    plain, pair = (one, other) if one.kind == "list" else (other, one)
+    if plain.kind != "list" or pair.kind != "tuple" or any(part.kind == "tuple" for part in plain.args):
+        return None
+    parts = [named(part) for part in plain.args]
+    if all(part.name is not None and part.name.kind == "sym" for part in parts):
+        parts.sort(key=lambda part: str(part.name.value) if part.name else "")
+    values = [part.value for part in parts]
+    return len(values) == len(pair.args) and _all(
+        [_same_value(a, b, rules) for a, b in zip(values, pair.args, strict=True)]
+    )
+
+
+def _covers(left: Sequence[Node], right: Sequence[Node], rules: Rules) -> bool | None:
+    """Whether each of one is among the others, and the other way round; the order does not count."""
+    if len(left) * len(right) > MOST_PAIRS:
+        return None
+    left, right = _distinct(left, rules), _distinct(right, rules)
+    if len(left) != len(right):
+        return False
+    rest, unsure = list(right), False
+    for one in left:
+        verdicts = [same(one, other, rules) for other in rest]
+        if True in verdicts:
+            del rest[verdicts.index(True)]
+        elif None in verdicts:
+            unsure = True
+        else:
+            return False
+    return None if unsure else True
+
+
+def _distinct(items: Sequence[Node], rules: Rules) -> list[Node]:
+    kept: list[Node] = []
+    for item in items:
+        if not any(same(item, other, rules) for other in kept):
+            kept.append(item)
+    return kept
+
+
+def _same_tuple(one: Node, other: Node, rules: Rules) -> bool | None:
+    if one.kind != "tuple" or other.kind != "tuple":
+        return False
+    if len(one.args) != len(other.args):
+        return False
+    if len(one.args) == 2 and one.value != other.value:
+        return False
+    return _all([same(a, b, rules) for a, b in zip(one.args, other.args, strict=True)])
+
+
+def _same_matrix(one: Node, other: Node, rules: Rules) -> bool | None:
+    left, right = _rows(one), _rows(other)
+    if left is None or right is None:
+        return False
+    if len(left) == 1 or len(right) == 1 or len(left[0]) == 1 or len(right[0]) == 1:
+        if min(len(left), len(left[0])) > 1 or min(len(right), len(right[0])) > 1:
+            return False
+        left, right = [[cell for row in left for cell in row]], [[cell for row in right for cell in row]]
+    if [len(row) for row in left] != [len(row) for row in right]:
+        return False
+    cells = [(a, b) for rows in zip(left, right, strict=True) for a, b in zip(*rows, strict=True)]
+    return _all([same(a, b, rules) for a, b in cells])
+
+
+def _rows(node: Node) -> list[list[Node]] | None:
+    """The rows of a matrix, of brackets in brackets, or of one vector."""
+    if node.kind == "matrix":
+        width = node.value[1]
+        return [list(node.args[start : start + width]) for start in range(0, len(node.args), width)]
+    if node.kind != "tuple" or not node.args:
+        return None
+    if all(part.kind == "tuple" and part.args for part in node.args):
+        return [list(part.args) for part in node.args]
+    return None if contains(Node("list", node.args), "tuple") else [list(node.args)]
+
+
+def _all(verdicts: Sequence[bool | None]) -> bool | None:
+    return False if False in verdicts else None if None in verdicts else True
+
+
+__all__ = ["Rules", "is_name", "same"]

@@ -1,0 +1,128 @@
+"""Reading arithmetic and algebra: sums, products and powers, in LaTeX and in plain text alike."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from qwq_rl.verifiers.mathematics.atoms import Atoms
+from qwq_rl.verifiers.mathematics.names import CONDITIONS, JOINS, LEADING, OVER, RELATIONS, TIMES
+from qwq_rl.verifiers.mathematics.node import Node, number
+from qwq_rl.verifiers.mathematics.tokens import Unreadable
+from qwq_rl.verifiers.mathematics.words import SCALES
+
+SIGNS = {"+": "+", "-": "-", r"\pm": "±", r"\mp": "∓"}
+
+
+class Expressions(Atoms):
+    """Sums of products of powers; the atoms are read by `Atoms`."""
+
+    def sum(self) -> Node:
+        """Terms joined by plus, minus and plus-minus."""
+        with self.deeper():
+            value = self.product()
+            terms: list[Node] = [value]
+            while self.peek().text in SIGNS and self.peek().kind in ("op", "cmd"):
+                sign = SIGNS[self.next().text]
+                term = self.product()
+                if sign in "±∓":
+                    terms = [Node("pm", (_added(terms), term), "+" if sign == "±" else "-")]
+                else:
+                    terms.append(term if sign == "+" else Node("neg", (term,)))
+            return _added(terms)
+
+    def product(self) -> Node:
+        """Factors joined by signs of multiplication and division, or by nothing."""
+        factors = [self.signed()]
+        while True:
+            token = self.peek()
+            if token.text in TIMES:
+                self.next()
+                factors.append(self.signed())
+            elif token.text in OVER:
+                self.next()
+                factors = [Node("div", (_multiplied(factors), self.signed()))]
+            elif token.text in (r"\bmod", "mod"):
+                self.next()
+                factors = [Node("mod", (_multiplied(factors), self.signed()))]
+            elif token.kind in ("word", "text") and token.text.lower() in SCALES and factors:
+                self.next()
+                factors.append(number(SCALES[token.text.lower()]))
+            elif self.starts_factor():
+                factors.append(self.power())
+            else:
+                return _multiplied(factors)
+
+    def signed(self) -> Node:
+        """A factor with its signs."""
+        with self.deeper():
+            if self.take("-"):
+                return Node("neg", (self.signed(),))
+            if self.take("+"):
+                return self.signed()
+            if self.peek().text in (r"\pm", r"\mp"):
+                sign = "+" if self.next().text == r"\pm" else "-"
+                return Node("pm", (self.signed(),), sign)
+            return self.power()
+
+    def power(self) -> Node:
+        """An atom with what is put after it and raised to it."""
+        with self.deeper():
+            base = self.postfix(self.atom())
+            while self.peek().text in ("^", "**") and self.peek().kind == "op":
+                self.next()
+                base = self.postfix(Node("pow", (base, self.exponent())))
+            return base
+
+    def exponent(self) -> Node:
+        """What stands after `^`: in braces, or one signed atom; powers of it bind first."""
+        with self.deeper():
+            if self.peek().text == "{":
+                return self.braced()
+            if self.take("-"):
+                return Node("neg", (self.exponent(),))
+            base = self.atom()
+            if self.take("^", "**"):
+                return Node("pow", (base, self.exponent()))
+            return base
+
+    def starts_factor(self) -> bool:
+        """Whether what comes next is multiplied with what was read, without a sign between."""
+        token = self.peek()
+        before = self.tokens[self.at - 1] if self.at else token
+        if token.kind == "num":
+            return before.kind not in ("num",) and before.text not in (".",)
+        if token.kind == "word":
+            if token.text in CONDITIONS or token.text.lower() in JOINS or token.text in RELATIONS:
+                return False
+            return not self.unit_ahead()[1]
+        if token.kind == "op":
+            return (token.text in ("(", "[", "{") and not self.is_modulus()) or (token.text == "|" and not self.bars)
+        return token.kind == "cmd" and self.is_atom_command(token.text)
+
+    def is_modulus(self) -> bool:
+        """Whether `(mod` follows."""
+        return self.peek().text == "(" and self.peek(1).text in ("mod", r"\bmod", r"\mod")
+
+    def skip_leading(self) -> None:
+        """Pass over words such as "the answer is"."""
+        while (self.peek().kind in ("word", "text") and self.peek().text.lower() in LEADING) or self.peek().text in (
+            ":",
+            '"',
+        ):
+            if self.peek().kind == "word" and len(self.peek().text) == 1:
+                break
+            self.next()
+
+
+def _added(terms: list[Node]) -> Node:
+    return terms[0] if len(terms) == 1 else Node("add", tuple(terms))
+
+
+def _multiplied(factors: list[Node]) -> Node:
+    if len(factors) == 2 and all(one.kind in ("num", "dec") for one in factors) and factors[0].kind == "dec":
+        product: Fraction = factors[0].value * factors[1].value
+        return Node("dec", (), product)
+    return factors[0] if len(factors) == 1 else Node("mul", tuple(factors))
+
+
+__all__ = ["Expressions", "Unreadable"]

@@ -1,0 +1,139 @@
+"""Finding the final answer of a math response: the last group of `\\boxed{}`, or what a later phrase states.
+
+Never the last number of the text, which would pay a response that committed to nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Anchor = Literal["boxed", "boxed_or_phrase"]
+
+BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(\{|$)")
+PHRASE = re.compile(
+    r"(?:(?:the|my|our)\s+(?:final\s+|correct\s+|right\s+|required\s+|desired\s+)?answer(?:\s+to\s+[^.\n]{1,60}?)?"
+    r"|final\s+answer|final\s+result|^\W{0,6}answer)[*_\"']{0,3}\s{0,4}(?:is|are|was|equals|must\s+be|should\s+be|:|=|：)"
+    r"(?:\s{0,4}(?:therefore|then|thus|simply|just|indeed))?\s{0,4}[:：]?[*_]{0,3}"
+    r"|(?:final\s+answer|^\W{0,6}answer)[*_:\s]{0,6}\n"
+    r"|^[ \t>]*####(?=\s{0,3}[-+−\d$\\(.€£¥])"
+    r"|(?:最终|最后)?答案\s?(?:应该|应当)?[*_]{0,2}\s?(?:[：:是为])+[*_]{0,2}"
+    r"|<answer>",
+    re.IGNORECASE | re.MULTILINE,
+)
+AFTERTHOUGHT = re.compile(
+    r"[,;，]?\s+(?:since|because|as\s+(?:we|required|desired|expected)|which|where\s+we|so\s+(?:that|we)|not\s|rather\s+than|instead\s+of|"
+    r"by\s|from\s+(?:the|which)|after\s|but\s)|[，,；;]?(?:因为|由于|而不是)",
+    re.IGNORECASE,
+)
+BETWEEN = re.compile(
+    r"(?:\s|[,;.$&、，；。或和与及/]|\\\\|\\[,;!() \[\]]|\\q?quad\b|(?:and|or|also|either|alternatively|otherwise|maybe|perhaps|possibly|"
+    r"could|be|it|else|otherwise|hence|the|other|answer|is|as|well|might|option|possible|another|also)\b"
+    r"|\\text\{[^{}]{0,20}\}|[A-Za-z](?:_\{?\w\}?)?\s?=|\(\w\)|\d\)|或者|也可能是?|要么|还是|以及|[*_])*",
+    re.IGNORECASE,
+)
+OTHERWISE = re.compile(
+    r"[\s$*.,)\]\\]*(?:or|alternatively,?|or\s+(?:maybe|perhaps|possibly)|maybe|perhaps|或|或者|也可能是)(?![a-zA-Z])[\s$*\\(]*"
+    r"(?=[-+−]?[\d.]|[a-z]\s?=|\\[df]?frac|\\sqrt)([^\n]{1,80})",
+    re.IGNORECASE,
+)
+LONGEST_GAP = 60
+"""Characters between two boxes that still belong to one answer."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What was found, or why nothing was."""
+
+    answer: str | None
+    reason: str = ""
+
+
+def extract(text: str, anchor: Anchor = "boxed_or_phrase") -> Extraction:
+    """Return the final answer that `text` commits to; linear in its length.
+
+    The last group of adjacent boxes counts, several different ones as one list answer; an empty or cut-off last box is
+    no answer. With `boxed_or_phrase`, a phrase such as "the final answer is 5" counts where no box follows it.
+    """
+    boxes, cut_off = _boxes(text)
+    if cut_off:
+        return Extraction(None, r"the last \boxed{ is cut off")
+    phrase = _phrase(text, boxes[-1][1] if boxes else 0) if anchor == "boxed_or_phrase" else ""
+    if phrase:
+        return Extraction(phrase)
+    if not boxes:
+        wanted = r"there is no \boxed{}"
+        return Extraction(None, wanted if anchor == "boxed" else wanted + ", and no phrase such as: the final answer is")
+    answers = _last_group(text, boxes)
+    if not answers[-1]:
+        return Extraction(None, r"the last \boxed{} is empty")
+    other = OTHERWISE.match(text, boxes[-1][1])
+    if other:
+        answers.append(other.group(1))
+    return Extraction(", ".join(dict.fromkeys(answer for answer in answers if answer)))
+
+
+def closing_brace(text: str, start: int) -> int:
+    """The index of the brace that closes the one opened before `start`, or -1; escaped braces do not count."""
+    depth, at = 1, start
+    while at < len(text):
+        if text[at] == "\\":
+            at += 1
+        elif text[at] == "{":
+            depth += 1
+        elif text[at] == "}":
+            depth -= 1
+            if depth == 0:
+                return at
+        at += 1
+    return -1
+
+
+def _boxes(text: str) -> tuple[list[tuple[int, int]], bool]:
+    """The outermost boxes as (start of the command, end), and whether the last one never closes."""
+    boxes: list[tuple[int, int]] = []
+    match = BOX.search(text)
+    while match:
+        end = closing_brace(text, match.end()) if match.group(1) else -1
+        if end < 0:
+            return boxes, True
+        boxes.append((match.start(), end + 1))
+        match = BOX.search(text, end + 1)
+    return boxes, False
+
+
+def _last_group(text: str, boxes: list[tuple[int, int]]) -> list[str]:
+    first = len(boxes) - 1
+    while first > 0:
+        start, end = boxes[first - 1][1], boxes[first][0]
+        if end - start > LONGEST_GAP or not BETWEEN.fullmatch(text, start, end):
+            break
+        first -= 1
+    return [unboxed(text[start:end]) for start, end in boxes[first:]]
+
+
+def unboxed(text: str) -> str:
+    """`text` without boxes around the whole of it."""
+    text = text.strip()
+    match = BOX.match(text)
+    while match and match.group(1) and closing_brace(text, match.end()) == len(text) - 1:
+        text = text[match.end() : -1].strip()
+        match = BOX.match(text)
+    return text
+
+
+def _phrase(text: str, after: int) -> str:
+    """What the last answer phrase from `after` on announces, up to the end of its line or sentence."""
+    last = None
+    for last in PHRASE.finditer(text, after):
+        pass
+    if last is None:
+        return ""
+    if last.group().lower() == "<answer>":
+        return re.split("</answer>", text[last.end() :], maxsplit=1, flags=re.IGNORECASE)[0].strip()
+    lines = text[last.end() :].lstrip(" \t:：*").split("\n", 8)
+    line = next((line for line in lines[:4] if line.strip(" *$\\[]()")), "")
+    sentence = re.split(r"(?<!\b[A-Ja-j])\.(?:\s|$|\*)|。|\\\]|</", line, maxsplit=1)[0]
+    sentence = AFTERTHOUGHT.split(sentence, maxsplit=1)[0]
+    return sentence.strip().strip("*").strip().rstrip(",;，；")

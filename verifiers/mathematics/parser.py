@@ -1,0 +1,248 @@
+"""Reading a whole answer: lists, tuples, sets, intervals, matrices, relations, quantities with units."""
+
+from __future__ import annotations
+
+from qwq_rl.verifiers.mathematics.expressions import Expressions
+from qwq_rl.verifiers.mathematics.names import CONDITIONS, JOINS, REFUSED, RELATIONS
+from qwq_rl.verifiers.mathematics.node import EMPTY, Node, symbol
+from qwq_rl.verifiers.mathematics.tokens import Unreadable, tokenize
+
+MATRICES = frozenset(
+    ["matrix", "pmatrix", "bmatrix", "Bmatrix", "array", "smallmatrix", "psmallmatrix", "bsmallmatrix"]
+)
+UNIONS = {r"\cup": "union", r"\cap": "cap", r"\setminus": "minus", r"\backslash": "minus", "U": "union", "∪": "union"}
+OPEN_TO_CLOSE = {
+    "(": (")", "]"), "[": ("]", ")"), r"\{": (r"\}", r"\rbrace", "}"), r"\lbrace": (r"\rbrace", r"\}"), r"\langle": (r"\rangle",)
+}  # fmt: skip
+MOST_ITEMS = 200
+
+
+def parse(text: str, grouped: bool = True) -> Node:
+    """The answer that a cleaned text says; raises Unreadable. `grouped` as of `tokenize`."""
+    reader = Answers(tokenize(text, grouped))
+    answer = reader.answer()
+    if reader.peek().kind != "end":
+        raise Unreadable(f"{reader.peek().text} was not expected")
+    return answer
+
+
+class Answers(Expressions):
+    """An answer is a list of items; an item is a relation of sets, lists or expressions, with units."""
+
+    def answer(self) -> Node:
+        """Everything up to the end."""
+        items, joins = self.items(frozenset({""}))
+        if len(items) == 1:
+            return items[0]
+        return Node("list", tuple(items), "or" if "or" in joins else "and" if "and" in joins else ",")
+
+    def items(self, closing: frozenset[str]) -> tuple[list[Node], set[str]]:
+        """Items up to a token of `closing`, which stays, and how they were joined."""
+        found, joins = [self.item()], set[str]()
+        while self.peek().text not in closing and len(found) < MOST_ITEMS:
+            if not self._joined(joins):
+                break
+            if self.peek().text in closing:
+                break
+            found.append(self.item())
+        return found, joins
+
+    def _joined(self, joins: set[str]) -> bool:
+        """Take what joins two items: commas, semicolons, and, or."""
+        any_taken = False
+        while True:
+            token = self.peek()
+            if token.text in (",", ";"):
+                joins.add(",")
+            elif token.text.lower() in JOINS and token.kind != "end":
+                joins.add(JOINS[token.text.lower()])
+            else:
+                return any_taken
+            self.next()
+            any_taken = True
+
+    def item(self) -> Node:
+        """One item, with the words before it and the conditions after it."""
+        with self.deeper():
+            self.skip_leading()
+            while self.peek().text in ("=", r"\approx"):
+                self.next()
+            value = self.relation()
+            if self.peek().text in CONDITIONS or (self.peek().kind == "text" and self.peek().text in CONDITIONS):
+                value = self._conditioned(value)
+            return value
+
+    def _conditioned(self, value: Node) -> Node:
+        """Pass over "where k is an integer", which binds a variable; refuse what restricts the answer."""
+        words = [self.next().text]
+        if words[0] in ("if", "when", "unless", "given", "当"):
+            raise Unreadable("an answer under a condition")
+        while self.peek().kind != "end" and self.peek().text not in (")", "]", r"\}"):
+            words.append(self.next().text)
+        if any(word in ("integer", "integers", "Z", "N", "整数") for word in words):
+            names = tuple(
+                symbol(word) for word in words if len(word) == 1 and word.isalpha() and word not in ("Z", "N", "a")
+            )
+            return Node("such", (value, *(Node("in", (name, symbol("ℤ"))) for name in names)))
+        return value
+
+    def relation(self) -> Node:
+        """Sides joined by relation signs; one side alone is itself."""
+        name = self._function_name()
+        sides, signs = [name or self.side()], list[str]()
+        while self.peek().text in RELATIONS and self.peek().kind != "end":
+            signs.append(self._sign())
+            if self.peek().kind == "end":
+                raise Unreadable("nothing follows a relation sign")
+            sides.append(self.side())
+        value = _related(sides, signs)
+        return self._modulo(value)
+
+    def _sign(self) -> str:
+        sign = RELATIONS[self.next().text]
+        if sign == "~" and self.peek().text == "=":
+            self.next()
+        return sign
+
+    def _function_name(self) -> Node | None:
+        """`f(x)` before an equals sign, as a name."""
+        first, opening = self.peek(), self.peek(1)
+        if (
+            first.kind not in ("word", "cmd")
+            or opening.text != "("
+            or not first.text.strip("\\").isalpha()
+            or len(first.text) > 3
+        ):
+            return None
+        depth, place = 1, 2
+        while depth and place < 14 and self.peek(place).kind != "end":
+            depth += (self.peek(place).text == "(") - (self.peek(place).text == ")")
+            place += 1
+        if depth or self.peek(place).text not in ("=", r"\approx"):
+            return None
+        text = "".join(self.peek(ahead).text for ahead in range(place))
+        self.at += place
+        return Node("named", (), text)
+
+    def side(self) -> Node:
+        """A set, list or expression with its unit."""
+        self.money = ""
+        value = self._ratio()
+        while self.peek().text in UNIONS:
+            kind = UNIONS[self.next().text]
+            value = Node(kind, (value, self._ratio()))
+        if self.money:
+            value, self.money = Node("quantity", (value,), self.money), ""
+        unit, length = self.unit_ahead()
+        if length:
+            self.at += length
+            value = Node("quantity", (value,), unit)
+        return self._with_remark(value)
+
+    def _with_remark(self, value: Node) -> Node:
+        """Pass over a remark in brackets that follows a unit."""
+        if value.kind == "quantity" and self.peek().text == "(":
+            while self.peek().kind != "end" and self.peek().text != ")":
+                if self.next().text.lower() in REFUSED:
+                    raise Unreadable("a remark that takes something back")
+            self.expect(")")
+        return value
+
+    def _ratio(self) -> Node:
+        parts = [self.sum()]
+        while self.peek().text == ":" and not self.bars and self.peek(1).kind in ("num", "word", "cmd", "op"):
+            self.next()
+            parts.append(self.sum())
+        return parts[0] if len(parts) == 1 else Node("ratio", tuple(parts))
+
+    def _modulo(self, value: Node) -> Node:
+        if self.peek().text in (r"\pmod", r"\mod"):
+            self.next()
+            return Node("mod", (value, self.argument()))
+        if self.is_modulus():
+            self.at += 2
+            modulus = self.sum()
+            self.expect(")")
+            return Node("mod", (value, modulus))
+        return value
+
+    def bracketed(self) -> Node:
+        """A group, a tuple, an interval or a set."""
+        with self.deeper():
+            opening = self.next().text
+            closing = OPEN_TO_CLOSE[opening]
+            if self.take(*closing):
+                return EMPTY if opening in (r"\{", r"\lbrace") else Node("tuple", (), "()")
+            bars, self.bars = self.bars, 1 if opening in (r"\{", r"\lbrace") else 0
+            money = self.money
+            items, _ = self.items(frozenset({*closing, "|", r"\mid", ":"}))
+            if opening in (r"\{", r"\lbrace") and self.take("|", r"\mid", ":"):
+                conditions, joins = self.items(frozenset(closing))
+                items = [Node("such", (items[0], *conditions), "or" if "or" in joins else "and")]
+            self.bars, self.money = bars, money or self.money
+            end = self.next().text
+            if end not in closing:
+                raise Unreadable(f"{end or 'the end'} where {closing[0]} was expected")
+            return _grouped(opening, end, items)
+
+    def braced(self) -> Node:
+        """As an argument; with commas inside, a set as Python writes it."""
+        place, depth = self.at + 1, 1
+        while depth and place < len(self.tokens):
+            text = self.tokens[place].text
+            if text == "," and depth == 1:
+                self.tokens[self.at] = self.tokens[self.at]._replace(text=r"\{")
+                return self.bracketed()
+            depth += (text in ("{", r"\{", "(", "[")) - (text in ("}", r"\}", ")", "]"))
+            place += 1
+        return super().braced()
+
+    def environment(self) -> Node:
+        """A matrix, row by row; another environment is refused."""
+        self.expect("{")
+        name = self.next().text
+        self.expect("}")
+        if name not in MATRICES:
+            raise Unreadable(f"the environment {name}")
+        if name == "array" and self.peek().text == "{":
+            self._raw_argument()
+        rows: list[list[Node]] = [[]]
+        while True:
+            if self.peek().text == r"\hline":
+                self.next()
+                continue
+            rows[-1].append(self.side())
+            if self.take("&"):
+                continue
+            if self.take(r"\\", r"\cr"):
+                if self.peek().text != r"\end":
+                    rows.append([])
+                    continue
+            self.expect(r"\end")
+            break
+        self._raw_argument()
+        width = len(rows[0])
+        if any(len(row) != width for row in rows):
+            raise Unreadable("the rows of a matrix differ in length")
+        return Node("matrix", tuple(cell for row in rows for cell in row), (len(rows), width))
+
+
+def _grouped(opening: str, end: str, items: list[Node]) -> Node:
+    if opening in (r"\{", r"\lbrace"):
+        if len(items) == 1 and items[0].kind == "such":
+            return items[0]
+        return Node("set", tuple(items))
+    if len(items) == 1:
+        if (opening, end) in (("(", ")"), ("[", "]")):
+            return items[0]
+        raise Unreadable("brackets that do not match")
+    brackets = "()" if opening == r"\langle" else opening + end
+    return Node("tuple", tuple(items), brackets)
+
+
+def _related(sides: list[Node], signs: list[str]) -> Node:
+    if not signs:
+        return sides[0]
+    if signs == ["in"]:
+        return Node("in", tuple(sides))
+    return Node("rel", tuple(sides), tuple(signs))

@@ -1,0 +1,117 @@
+"""Units of measure: when words after a number are one, and whether two of them can mean the same amount."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from functools import lru_cache
+
+Unit = tuple[str, Fraction]
+"""A dimension, and how many of its base unit one of this unit is."""
+
+_LENGTH = {"m": 1, "meter": 1, "metre": 1, "cm": "0.01", "centimeter": "0.01", "centimetre": "0.01", "mm": "0.001",
+           "millimeter": "0.001", "millimetre": "0.001", "km": 1000, "kilometer": 1000, "kilometre": 1000, "dm": "0.1", "in": "0.0254",
+           "inch": "0.0254", "inches": "0.0254", "ft": "0.3048", "foot": "0.3048", "feet": "0.3048", "yd": "0.9144",
+           "yard": "0.9144", "mi": "1609.344", "mile": "1609.344", "nm": "1e-9", "米": 1, "厘米": "0.01", "千米": 1000, "公里": 1000,
+           "毫米": "0.001", "分米": "0.1"}  # fmt: skip
+_TIME = {"s": 1, "sec": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hr": 3600, "hour": 3600, "day": 86400,
+         "week": 604800, "ms": "0.001", "秒": 1, "分钟": 60, "小时": 3600, "天": 86400}  # fmt: skip
+_MASS = {"g": 1, "gram": 1, "kg": 1000, "kilogram": 1000, "mg": "0.001", "milligram": "0.001", "lb": "453.59237",
+         "pound": "453.59237", "oz": "28.349523125", "ounce": "28.349523125", "ton": 1000000, "tonne": 1000000, "克": 1,
+         "千克": 1000, "公斤": 1000, "吨": 1000000}  # fmt: skip
+_VOLUME = {
+    "l": 1,
+    "liter": 1,
+    "litre": 1,
+    "ml": "0.001",
+    "milliliter": "0.001",
+    "millilitre": "0.001",
+    "升": 1,
+    "毫升": "0.001",
+}
+_MONEY = {"dollar": 1, "usd": 1, "cent": "0.01", "$": 1, "us dollar": 1}
+_ANGLE = {"degree": 1, "deg": 1, "度": 1}
+_FREE = {
+    "€": "euro", "euro": "euro", "eur": "euro", "£": "gbp", "gbp": "gbp", "¥": "yuan", "yuan": "yuan", "rmb": "yuan", "元": "yuan",
+    "rupee": "rupee", "rs": "rupee", "n": "newton", "newton": "newton", "j": "joule", "joule": "joule", "w": "watt", "watt": "watt",
+    "v": "volt", "volt": "volt", "a": "ampere", "amp": "ampere", "ampere": "ampere", "k": "kelvin", "kelvin": "kelvin", "hz": "hertz",
+    "hertz": "hertz", "pa": "pascal", "pascal": "pascal", "mol": "mole", "mole": "mole", "rad": "radian", "radian": "radian",
+    "unit": "unit", "month": "month", "year": "year", "am": "am", "pm": "pm", "mph": "mile/hour",
+}  # fmt: skip
+TABLE: dict[str, Unit] = {
+    word: (dimension, Fraction(str(factor)))
+    for dimension, words in (
+        ("length", _LENGTH), ("time", _TIME), ("mass", _MASS), ("volume", _VOLUME), ("money", _MONEY), ("angle", _ANGLE)
+    )
+    for word, factor in words.items()
+} | {word: (name, Fraction(1)) for word, name in _FREE.items()}  # fmt: skip
+TABLE["mph"] = ("length/time", Fraction("1609.344") / 3600)
+TABLE["kph"] = TABLE["kmh"] = ("length/time", Fraction(1000, 3600))
+LETTERS = frozenset({"m", "s", "g", "h", "L", "N", "J", "W", "V", "A", "K"})
+"""Units of one letter, which may be variables as well."""
+
+
+@lru_cache(maxsize=4096)
+def unit_of(text: str) -> Unit | None:
+    """The unit that `text` names (`km/h`, `square feet`, `cm^2`), or None: then it is some thing that is counted."""
+    over, _, under = text.replace(" per ", "/").partition("/")
+    top = _product(over)
+    if top is None or not under:
+        return top if not under else None
+    bottom = _product(under)
+    return (f"{top[0]}/{bottom[0]}", top[1] / bottom[1]) if bottom else None
+
+
+def _product(text: str) -> Unit | None:
+    words = text.replace("^", " ^").split()
+    power, units = 1, list[Unit]()
+    for word in words:
+        if word.startswith("^") and word[1:] in ("2", "3") and units:
+            name, factor = units.pop()
+            units.append((f"{name}{word[1:]}", factor ** int(word[1:])))
+        elif word in ("square", "sq", "squared"):
+            power = 2
+        elif word in ("cubic", "cubed"):
+            power = 3
+        else:
+            found = single(word)
+            if found is None:
+                return None
+            units.append(found)
+    if len(units) != 1:
+        return None
+    name, factor = units[0]
+    if (name, power) == ("length3", 1):
+        return "volume", factor * 1000
+    if power == 3 and name == "length":
+        return "volume", factor**3 * 1000
+    return (name, factor) if power == 1 else (f"{name}{power}", factor**power)
+
+
+def single(word: str) -> Unit | None:
+    """The unit that one word names, in the singular or plural."""
+    lower = word.lower().rstrip(".")
+    if word in ("M", "S", "G", "H"):
+        return None
+    return TABLE.get(lower) or (TABLE.get(lower[:-1]) if lower.endswith("s") and len(lower) > 2 else None)
+
+
+def same_thing(one: str, other: str) -> bool:
+    """Whether two names of what is counted are the same, up to number and articles."""
+    return _stem(one) == _stem(other)
+
+
+def _stem(text: str) -> str:
+    words = [
+        word for word in text.lower().replace(".", " ").split() if word not in ("the", "a", "an", "of", "total", "in")
+    ]
+    return " ".join(_singular(word) for word in words)
+
+
+def _singular(word: str) -> str:
+    if word in ("people", "persons"):
+        return "person"
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("ses", "xes", "ches", "shes")):
+        return word[:-2]
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 3 else word

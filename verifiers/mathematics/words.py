@@ -1,0 +1,94 @@
+"""Answers in words: what says that there is no solution, that all reals are one, yes and no, numbers, and choices."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+NUMBERS = {
+    word: value
+    for value, word in enumerate(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]
+    )
+} | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}  # fmt: skip
+SCALES = {
+    "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
+    "百": 100, "千": 1000, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8,
+}  # fmt: skip
+NOTHING = re.compile(
+    r"(?:there (?:is|are) )?(?:no|none|zero|without)(?: such| real| valid| possible| integer| positive)*"
+    r"(?: (?:solutions?|roots?|answers?|values?|numbers?|x|integers?))?(?: exists?)?"
+    r"|(?:the )?(?:empty|null) set|无解|無解|空集|不存在|没有解|無实数解|无实数解|∅"
+)
+NOT_THERE = re.compile(
+    r"(?:it |the limit |limit )?(?:does not|doesn't|do not|don't) exist|dne|undefined|not defined|diverges|divergent"
+)
+EVERYTHING = re.compile(
+    r"(?:the set of )?all (?:the )?reals?(?: numbers?)?|(?:x is )?any real(?: number)?|every real(?: number)?|the real numbers|real numbers|reals"
+    r"|全体实数|所有实数|任意实数"
+)
+WITHOUT_END = re.compile(r"(?:positive )?infinity|infinite|infinitely many(?: solutions?)?|unbounded|无穷(?:大|多)?")
+YES = {"yes", "true", "correct", "是", "对", "正确"}
+NO = {"no", "false", "incorrect", "否", "不是", "错", "错误", "不正确"}
+CHOICE = re.compile(
+    r"\(\s?([A-Ja-j])\s?\)|\[([A-J])\]|([A-Ja-j])|(?:option|choice|选项|选)\s?\(?([A-Ja-j])\)?", re.IGNORECASE
+)
+LABELLED = re.compile(r"(?:\(([A-J])\)|([A-J])[.):：]|(?:option|choice)\s\(?([A-J])\)?[:.,]?)\s*(\S.*)", re.DOTALL)
+SEVERAL_CHOICES = re.compile(r"\(?[A-J]\)?(?:\s?(?:,|;|and|&|和|、)?\s?\(?[A-J]\)?)+")
+ARTICLES = {"a", "an", "the"}
+
+
+def meaning(text: str) -> str:
+    """Words in a form in which the same answers are the same text, or an empty text for none."""
+    plain = " ".join(re.sub(r"[.,;:!?\"'()\-]", " ", text.casefold().replace("'", "'")).split())
+    kept = text.casefold().strip(" .!")
+    if NOTHING.fullmatch(kept) or NOTHING.fullmatch(plain):
+        return "nothing" if kept != "no" else "no"
+    for pattern, name in ((NOT_THERE, "undefined"), (EVERYTHING, "everything"), (WITHOUT_END, "infinite")):
+        if pattern.fullmatch(kept) or pattern.fullmatch(plain):
+            return name
+    if plain in YES:
+        return "yes"
+    if plain in NO:
+        return "no"
+    return " ".join(word for word in plain.split() if word not in ARTICLES) or plain
+
+
+def amount(text: str) -> Fraction | None:
+    """The whole number that English words spell (`twenty-five`, `two hundred`), or None."""
+    words = text.casefold().replace("-", " ").replace(" and ", " ").split()
+    if not words or len(words) > 8:
+        return None
+    total, current = 0, 0
+    for word in words:
+        if word in NUMBERS:
+            current += NUMBERS[word]
+        elif word in SCALES and word != "dozen" and (current or word == words[0] == "a"):
+            current *= SCALES[word]
+            if SCALES[word] >= 1000:
+                total, current = total + current, 0
+        else:
+            return None
+    return Fraction(total + current)
+
+
+def choice(text: str) -> str:
+    """The letter of a choice that stands alone, as `B`, `(B)` or `option B`, in upper case; else an empty text."""
+    found = CHOICE.fullmatch(text.strip(" ."))
+    return next(group for group in found.groups() if group).upper() if found else ""
+
+
+def labelled(text: str) -> tuple[str, str] | None:
+    """Letter and text of `(B) 42` or `B. 42`, or None."""
+    found = LABELLED.fullmatch(text.strip())
+    if found is None:
+        return None
+    return str(found.group(1) or found.group(2) or found.group(3)), found.group(4).strip()
+
+
+def choices(text: str) -> str:
+    """The letters of several choices, `A, C` or `AC`, sorted; else an empty text."""
+    if not SEVERAL_CHOICES.fullmatch(text.strip(" .")):
+        return ""
+    letters = re.sub(r"[^A-J]|and", "", text)
+    return "".join(sorted(letters)) if len(set(letters)) == len(letters) else ""
