@@ -204,7 +204,7 @@ def _judge_all(
 
 
 def _asked(item: tuple[Row, Response], check: Check) -> tuple[Row, Response]:
-    return {**item[0], "reference": check.reference}, item[1]
+    return {**item[0], "reference": check.reference, "role": check.role}, item[1]
 
 
 def _composed(

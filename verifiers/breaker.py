@@ -53,13 +53,15 @@ class Breaker:
             self._trying = True
             return True
 
-    def record(self, failed: bool, why: str = "") -> bool:
-        """Note the outcome of a question; returns whether this opened it."""
+    def record(self, failed: bool | None, why: str = "") -> bool:
+        """Note the outcome of a question, None where it tells nothing; returns whether this opened it."""
         with self._lock:
             if self._open_since is not None:
-                self._tried(failed, why)
+                if self._trying:
+                    self._tried(failed)
                 return False
-            self._failures.append(failed)
+            if failed is not None:
+                self._failures.append(failed)
             faults = sum(self._failures) if failed else 0
             if faults < self._least or faults <= self._limit * len(self._failures):
                 return False
@@ -69,19 +71,20 @@ class Breaker:
     def trip(self, why: str) -> bool:
         """Open at once; returns whether it was closed."""
         with self._lock:
-            was_closed = self._open_since is None
+            if self._open_since is not None:
+                self._tried(True)
+                return False
             self._open(why)
-            return was_closed
+            return True
 
-    def _tried(self, failed: bool, why: str) -> None:
-        """An outcome while open; one of a question asked before it opened counts as well."""
+    def _tried(self, failed: bool | None) -> None:
         self._trying = False
-        if failed:
-            self._open_since = self._clock()
-        else:
+        if failed is False:
             self._open_since = None
             self._failures.clear()
             LOG.warning("verifier %s: judges again", self._name)
+        else:
+            self._open_since = self._clock()
 
     def _open(self, why: str) -> None:
         self._open_since, self._trying, self.reason = self._clock(), False, why

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from qwq_rl.errors import UserError
-from qwq_rl.verifiers.answering import RANGES, How, Item, Role, Run, answer, how_to_ask
+from qwq_rl.verifiers.answering import RANGES, How, Item, Role, answer, how_to_ask
 from qwq_rl.verifiers.breaker import Breaker
 from qwq_rl.verifiers.contract import Running, Verdict, Verifier
 from qwq_rl.verifiers.outcomes import fault
@@ -29,7 +29,7 @@ MOST_LEFT = 8
 
 COUNTS = ("judged", "faults", "timeouts", "crashes", "cached", "retries", "restarts", "opened")
 """What is counted: verdicts asked for and, of them, those that were faults, timeouts and crashes, or came from the
-cache; then retries of faults, workers given up, and how often the breaker opened."""
+cache; then retries of faults, workers that were given up, and how often the breaker opened."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class _Sitting:
     suspects: dict[int, Verdict] = field(default_factory=dict)
     """Places over which a worker hung or died while nothing was known that the verifier can judge."""
     counts: Counter[str] = field(default_factory=Counter)
-    over: bool = False
-    """The caller does not wait any more."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set when the caller does not wait any more."""
 
 
 class Desk:
@@ -67,22 +67,29 @@ class Desk:
         self._known: tuple[Item, Role, float] | None = None
         self._last_good = 0.0
 
-    def judge(self, verifier: Verifier, items: Sequence[Item], role: Role, run: Run) -> Judged:
-        """Judge `items`; `run` runs coroutines in this thread. Raises what `answering.answer` lets through."""
-        sitting = _Sitting(verifier, items, role)
+    def judge(
+        self, verifier: Verifier, items: Sequence[Item], role: Role, stop: threading.Event | None = None
+    ) -> Judged:
+        """Judge `items`. Raises what `answering.answer` lets through; after `stop` is set the result is worthless."""
+        sitting = _Sitting(verifier, items, role, stop=stop or threading.Event())
         todo, keys = self._not_cached(sitting)
         ask = self._inline if self._pool is None else self._apart
-        ask(sitting, todo, run)
+        ask(sitting, todo)
         for attempt in range(self._running.retries):
             faulty = [place for place in todo if sitting.found[place].status == "fault"]
             if not faulty or self._breaker.is_open:
                 break
             time.sleep(BACK_OFF_S * 2**attempt)
             sitting.counts["retries"] += len(faulty)
-            ask(sitting, faulty, run)
+            ask(sitting, faulty)
         if self._cache is not None:
             self._share(sitting, keys, self._cache)
         return Judged([sitting.found[place] for place in range(len(items))], self._counted(sitting))
+
+    def interrupt(self) -> None:
+        """Let nobody wait for a worker any more."""
+        if self._pool is not None:
+            self._pool.interrupt()
 
     def _not_cached(self, sitting: _Sitting) -> tuple[list[int], dict[int, Key]]:
         """The places that must be judged, one of those that are alike, and the keys of all that have one."""
@@ -123,7 +130,7 @@ class Desk:
             counts[name] = sum(verdict.status == status for verdict in sitting.found.values())
         return {name: counts[name] for name in COUNTS if counts[name]}
 
-    def _inline(self, sitting: _Sitting, todo: Sequence[int], run: Run) -> None:
+    def _inline(self, sitting: _Sitting, todo: Sequence[int]) -> None:
         how, passing = how_to_ask(sitting.verifier), (UserError, KeyboardInterrupt)
 
         def ask(how: How, places: Sequence[int]) -> str:
@@ -132,7 +139,7 @@ class Desk:
             def emit(at: int, verdict: Verdict, late: bool) -> None:
                 self._settle(sitting, places[at], verdict)
 
-            return answer(sitting.verifier, how, items, sitting.role, self._running.deadline_s, emit, run, passing)
+            return answer(sitting.verifier, how, items, sitting.role, self._running.deadline_s, emit, run_here, passing)
 
         todo = self._trial(sitting, todo, lambda place: ask("one", [place]))
         if how != "one" and todo:
@@ -143,15 +150,20 @@ class Desk:
             ask("one", todo[:MOST_TOGETHER])
             todo = self._trial(sitting, todo[MOST_TOGETHER:], lambda place: ask("one", [place]))
 
-    def _apart(self, sitting: _Sitting, todo: Sequence[int], run: Run) -> None:
+    def _apart(self, sitting: _Sitting, todo: Sequence[int]) -> None:
         how = how_to_ask(sitting.verifier)
         todo = self._trial(sitting, todo, lambda place: self._several(sitting, [place]))
         if how != "one" and len(todo) > 1:
             todo = self._whole(sitting, todo, how)
         self._spread(sitting, todo)
-        for place, verdict in sitting.suspects.items():
-            self._settle(sitting, place, self._resolved(sitting, place, verdict))
+        suspects = dict(sitting.suspects)
         sitting.suspects.clear()
+        for place, verdict in suspects.items():
+            if self._known is None:
+                unknown = f"{verdict.reason}; nothing else has been judged, so whose doing it was is unknown"
+                self._settle(sitting, place, fault(unknown))
+            else:
+                self._suspected(sitting, place, verdict)
 
     def _trial(self, sitting: _Sitting, todo: Sequence[int], alone: Callable[[int], object]) -> Sequence[int]:
         """While the breaker is open one item may decide over the rest; returns those that are still to be asked."""
@@ -193,7 +205,7 @@ class Desk:
         lock = threading.Lock()
 
         def serve() -> None:
-            while not sitting.over:
+            while not sitting.stop.is_set():
                 with lock:
                     places = next(waiting, None)
                 if places is None:
@@ -209,7 +221,8 @@ class Desk:
                 for done in [threads.submit(serve) for _ in range(many)]:
                     done.result()
             except BaseException:  # Ctrl-C, or what the user must mend
-                sitting.over = True
+                sitting.stop.set()
+                self.interrupt()
                 raise
         return None
 
@@ -230,11 +243,14 @@ class Desk:
             with self._pool.worker() as worker:
                 items = [sitting.items[place] for place in places]
                 unread = worker.ask(sitting.verifier, "one", items, sitting.role, emit)
+                sitting.counts["restarts"] += not worker.usable
             for place in list(left) if unread else ():
                 self._several(sitting, [place])
                 del left[place]
         except Broken as error:
             self._broken(sitting)
+            if sitting.stop.is_set():
+                return ()
             culprit = next(iter(left))
             del left[culprit]
             late[culprit] = Verdict(None, error.status, str(error))
@@ -247,7 +263,9 @@ class Desk:
 
     def _suspected(self, sitting: _Sitting, place: int, verdict: Verdict) -> None:
         """Find out whose doing it was, at once or, where nothing is known to be judged, after all others."""
-        if self._known is None:
+        if self._breaker.is_open:
+            self._settle(sitting, place, fault(f"{verdict.reason}; {self._breaker.reason}"))
+        elif self._known is None:
             sitting.suspects[place] = verdict
             self._record(sitting, True, verdict.reason)
         else:
@@ -275,8 +293,7 @@ class Desk:
         again, suspect = self._alone(sitting, sitting.items[place], sitting.role, fresh=True)
         if not suspect:
             return again
-        if self._known is None:
-            return fault(f"{verdict.reason}; nothing else has been judged, so whose doing it was is unknown")
+        assert self._known is not None
         if self._last_good < started:
             item, role, _ = self._known
             known, stuck = self._alone(sitting, item, role, fresh=True)
@@ -287,13 +304,14 @@ class Desk:
 
     def _settle(self, sitting: _Sitting, place: int, verdict: Verdict) -> None:
         sitting.found[place] = verdict
-        self._record(sitting, verdict.status == "fault", verdict.reason)
-        if verdict.score is not None and verdict.status not in ("timeout", "crash"):
+        broke = verdict.status in ("timeout", "crash")  # no sign of a sound verifier, nor of an unsound one
+        self._record(sitting, None if broke else verdict.status == "fault", verdict.reason)
+        if verdict.score is not None and not broke:
             self._last_good = time.monotonic()
             if self._known is None or verdict.score > self._known[2]:
                 self._known = (sitting.items[place], sitting.role, verdict.score)
 
-    def _record(self, sitting: _Sitting, failed: bool, why: str) -> None:
+    def _record(self, sitting: _Sitting, failed: bool | None, why: str) -> None:
         sitting.counts["opened"] += self._breaker.record(failed, why)
 
     def _broken(self, sitting: _Sitting) -> None:

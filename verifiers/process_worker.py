@@ -94,10 +94,17 @@ class ProcessWorker:
                     return self._unread(reply["unread"], places, emit)
                 if "done" in reply:
                     self.usable = not reply["grown"]
+                    if reply["grown"]:
+                        LOG.warning("verifier %s: process %d takes ever more memory: ended", self._name, self.pid)
                     return str(reply["done"])
                 emit(places[reply["place"]], Verdict(*reply["verdict"]), reply["late"])
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise Broken("crash", f"the verifier's process {self._give_up()} ({describe(error)})") from error
+
+    def interrupt(self) -> None:
+        """As `Worker.interrupt`."""
+        with contextlib.suppress(OSError):
+            os.kill(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Kill the process and what it started."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from qwq_rl.verifiers.answering import Item, Role
 from qwq_rl.verifiers.contract import Running, Verdict, Verifier
-from qwq_rl.verifiers.desk import Desk, Judged, run_here
+from qwq_rl.verifiers.desk import Desk, Judged
 from qwq_rl.verifiers.loading import Loaded, declared
 from qwq_rl.verifiers.process_worker import ProcessWorker
 from qwq_rl.verifiers.workers import Pool, ThreadWorker
@@ -59,17 +59,23 @@ def judge(verifier: Verifier, items: Sequence[Item], role: Role = "score") -> li
 
 def judge_all(calls: Sequence[Call]) -> list[Judged]:
     """Judge several calls at the same time, each as `judge` does; inline verifiers have their turn in this thread."""
-    found: dict[int, Judged] = {}
     desks = [_desk(call.verifier) for call in calls]
-    apart = [place for place, (_, running) in enumerate(desks) if running.isolation != "inline"]
     if len(calls) == 1:
-        return [_judged(calls[0], desks[0][0])]
+        return [_judged(calls[0], desks[0][0], None)]
+    apart = [place for place, (_, running) in enumerate(desks) if running.isolation != "inline"]
+    stop = threading.Event()
     with ThreadPoolExecutor(max(1, len(apart)), thread_name_prefix="verifier") as threads:
-        waiting = {place: threads.submit(_judged, calls[place], desks[place][0]) for place in apart}
-        for place, call in enumerate(calls):
-            if place not in waiting:
-                found[place] = _judged(call, desks[place][0])
-        found |= {place: judged.result() for place, judged in waiting.items()}
+        try:
+            waiting = {place: threads.submit(_judged, calls[place], desks[place][0], stop) for place in apart}
+            found = {
+                place: _judged(call, desks[place][0], stop) for place, call in enumerate(calls) if place not in waiting
+            }
+            found |= {place: judged.result() for place, judged in waiting.items()}
+        except BaseException:  # Ctrl-C, or what the user must mend
+            stop.set()
+            for place in apart:
+                desks[place][0].interrupt()
+            raise
     return [found[place] for place in range(len(calls))]
 
 
@@ -78,8 +84,8 @@ async def ajudge(verifier: Verifier, items: Sequence[Item], role: Role = "score"
     return await asyncio.to_thread(judge, verifier, items, role)
 
 
-def _judged(call: Call, desk: Desk) -> Judged:
-    return desk.judge(call.verifier, call.items, call.role, run_here) if call.items else Judged([], {})
+def _judged(call: Call, desk: Desk, stop: threading.Event | None) -> Judged:
+    return desk.judge(call.verifier, call.items, call.role, stop) if call.items else Judged([], {})
 
 
 def _desk(verifier: Verifier) -> tuple[Desk, Running]:

@@ -8,6 +8,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from qwq_rl.errors import UserError
@@ -41,6 +42,9 @@ class Worker(Protocol):
     def ask(self, verifier: Verifier, how: How, items: Sequence[Item], role: Role, emit: Emit) -> str:
         """As `answering.answer`, with a deadline from one verdict to the next; raises Broken over it."""
 
+    def interrupt(self) -> None:
+        """Make the `ask` of another thread raise Broken now."""
+
     def close(self) -> None:
         """End it, or leave it behind where it cannot be ended."""
 
@@ -51,6 +55,7 @@ class Pool:
     def __init__(self, start: Callable[[], Worker], size: int) -> None:
         self._start = start
         self._idle: list[Worker] = []
+        self._busy: list[Worker] = []
         self._lock = threading.Lock()
         self._free = threading.BoundedSemaphore(size)
         self.size = size
@@ -62,21 +67,22 @@ class Pool:
             worker = self._taken(fresh)
             try:
                 yield worker
-            except BaseException:  # Ctrl-C in the middle of an answer: what comes next would be out of step
-                worker.close()
+            except BaseException:  # in the middle of an answer: what comes next would be out of step
+                worker.usable = False
                 raise
-            if worker.usable:
+            finally:
                 with self._lock:
-                    self._idle.append(worker)
-            else:
-                worker.close()
+                    self._busy.remove(worker)
+                    if worker.usable:
+                        self._idle.append(worker)
+                if not worker.usable:
+                    worker.close()
 
-    def close(self) -> None:
-        """End the workers that nobody uses."""
+    def interrupt(self) -> None:
+        """Let nobody wait for an answer any more."""
         with self._lock:
-            idle, self._idle = self._idle, []
-        for worker in idle:
-            worker.close()
+            for worker in self._busy:
+                worker.interrupt()
 
     def _taken(self, fresh: bool) -> Worker:
         with self._lock:
@@ -84,7 +90,10 @@ class Pool:
         if worker is not None and fresh and not worker.fresh:
             worker.close()
             worker = None
-        return worker or self._start()
+        worker = worker or self._start()
+        with self._lock:
+            self._busy.append(worker)
+        return worker
 
 
 class ThreadWorker:
@@ -95,6 +104,7 @@ class ThreadWorker:
         self.usable = self.fresh = True
         self._deadline_s, self._left = deadline_s, left
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(target=_serve, args=(self._inbox,), name="verifier", daemon=True)
         self._thread.start()
         weakref.finalize(self, self._inbox.put, None)
@@ -102,11 +112,10 @@ class ThreadWorker:
     def ask(self, verifier: Verifier, how: How, items: Sequence[Item], role: Role, emit: Emit) -> str:
         """As `Worker.ask`."""
         self.fresh = False
-        outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._inbox.put((verifier, how, items, role, self._deadline_s, outbox))
+        self._inbox.put((verifier, how, items, role, self._deadline_s, self._outbox))
         while True:
             try:
-                reply = outbox.get(timeout=self._deadline_s + GRACE_S)
+                reply = self._outbox.get(timeout=self._deadline_s + GRACE_S)
             except queue.Empty:
                 self.usable = False
                 self._left.add(self._thread)
@@ -117,6 +126,10 @@ class ThreadWorker:
                 return reply
             emit(*reply)
 
+    def interrupt(self) -> None:
+        """As `Worker.interrupt`."""
+        self._outbox.put(Broken("crash", "interrupted"))
+
     def close(self) -> None:
         """As `Worker.close`."""
         self._inbox.put(None)
@@ -126,15 +139,18 @@ def _serve(inbox: queue.SimpleQueue[Any]) -> None:
     """The body of a thread: it holds nothing that would keep a worker or a verifier alive while it waits."""
     loop = asyncio.new_event_loop()
     while (request := inbox.get()) is not None:
-        outbox = request[-1]
+        verifier, how, items, role, deadline_s, outbox = request
+        emit = partial(_put, outbox)
         try:
-            outbox.put(
-                answer(*request[:-1], lambda *reply, to=outbox: to.put(reply), loop.run_until_complete, (UserError,))
-            )
+            outbox.put(answer(verifier, how, items, role, deadline_s, emit, loop.run_until_complete, (UserError,)))
         except BaseException as error:
             outbox.put(error)
-        del request, outbox
+        del request, verifier, items, outbox, emit
     loop.close()
+
+
+def _put(outbox: queue.SimpleQueue[Any], *reply: object) -> None:
+    outbox.put(reply)
 
 
 def left_alive(left: set[threading.Thread]) -> int:
