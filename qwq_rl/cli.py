@@ -19,6 +19,8 @@ VERBS = {
     "report": ("qwq_rl.report.build", "a run's page: one HTML file that opens offline; two runs are compared"),
     "evaluate": ("qwq_rl.evaluate", "evaluate a checkpoint on held-out sets"),
     "export": ("qwq_rl.export", "a stage's checkpoint as a Hugging Face folder with a model card"),
+    "verify": ("qwq_rl.verify", "judge responses with a verifier, or audit a verifier and its rows"),
+    "rescore": ("qwq_rl.rescore", "judge a run's recorded rollouts with another verifier: what would change?"),
     "sandbox": ("qwq_rl.sandbox.cli", "judge programs as training does, in jailed processes"),
 }
 SHORT = {"eval": "evaluate"}
@@ -44,6 +46,9 @@ examples:
   qwq-rl run recipes/tiny --name lr --1_math_code.update.lr=5e-4
                                                             any field of any stage can be set
   qwq-rl report runs/tiny runs/lr                           compare two runs
+  qwq-rl verify math rows.jsonl --audit                     can these rows and this verifier be trusted?
+  qwq-rl rescore runs/tiny --verifier my.py:verify --domain math
+                                                            would another verifier have rewarded otherwise?
 """
 
 
