@@ -56,8 +56,10 @@ def answer(
     """Judge `items`, handing each verdict to `emit` as it comes.
 
     Returns what went wrong where a batch failed as a whole and emitted nothing, else "". Only coroutines end at the
-    deadline. Everything that the verifier raises is a verdict, but for `passing`, which is raised.
+    deadline. Everything that the verifier raises is a verdict, but for `passing`, which is raised. The verifier finds
+    `role` in the problem, so that one rule can serve as score, gate or penalty.
     """
+    items = [({**problem, "role": role}, response) for problem, response in items]
     if how == "batch":
         return _batch(verifier, items, role, deadline_s, emit, run, passing)
     if how == "together":
