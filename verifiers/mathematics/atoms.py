@@ -22,6 +22,7 @@ from qwq_rl.verifiers.mathematics.tokens import Token, Unreadable
 
 MOST_DIGITS = 2000
 LARGEST_SCALE = 400
+CURRENCIES = frozenset("€£¥")
 SETS = {"R": "ℝ", "Z": "ℤ", "N": "ℕ", "Q": "ℚ", "C": "ℂ"}
 NAMED_SETS = {r"\R": "ℝ", r"\Z": "ℤ", r"\N": "ℕ", r"\Q": "ℚ", r"\C": "ℂ", r"\Reals": "ℝ"}
 OPENING = frozenset(
@@ -73,21 +74,22 @@ class Atoms(Cursor):
 
     def atom(self) -> Node:
         """One atom; raises Unreadable."""
-        with self.deeper():
-            token = self.peek()
-            if token.kind == "num":
-                return self.number()
-            if token.kind == "word":
-                return self.word()
-            if token.kind == "cmd":
-                return self.command()
-            if token.text in ("(", "["):
-                return self.bracketed()
-            if token.text == "{":
-                return self.braced()
-            if token.text == "|":
-                return self.absolute("|", "|")
-            raise Unreadable(f"{token.text or 'the end'} was not expected")
+        token = self.peek()
+        if token.kind == "num":
+            return self.number()
+        if token.kind in ("word", "cmd"):
+            with self.deeper():
+                return self.word() if token.kind == "word" else self.command()
+        if token.text in ("(", "["):
+            return self.bracketed()
+        if token.text == "{":
+            return self.braced()
+        if token.text == "|":
+            return self.absolute("|", "|")
+        if token.text in CURRENCIES:
+            self.money = self.next().text
+            return self.postfix(self.atom())
+        raise Unreadable(f"{token.text or 'the end'} was not expected")
 
     def number(self) -> Node:
         """A number, mixed where a proper fraction follows."""
@@ -132,8 +134,8 @@ class Atoms(Cursor):
             return Node("const", (), CONSTANTS[name])
         if name in GREEK:
             return self.subscripted(name)
-        if name in ("C", "P") and self.peek().text == "(" and self.peek(2).text == ",":
-            return self.function("binom") if name == "C" else self.function("perm")
+        if name == "C" and self.peek().text == "(" and self.peek(2).text == ",":
+            return self.function("binom")
         if len(name) == 1:
             return self.subscripted(name)
         self._split(token)
@@ -279,7 +281,7 @@ class Atoms(Cursor):
             return Node("call", (inside,), name)
         if text == r"\begin":
             return self.environment()
-        if text == r"\$":
+        if text == r"\$":  # the sign before an amount
             self.money = "$"
             return self.postfix(self.atom())
         if text in UNWORKED:
@@ -339,17 +341,16 @@ class Atoms(Cursor):
 
     def braced(self) -> Node:
         """A sum in braces, or `n \\choose k` or `a \\over b`."""
-        with self.deeper():
-            self.expect("{")
-            bars, self.bars = self.bars, 0
-            value = self.sum()
-            if self.take(r"\choose"):
-                value = Node("call", (value, self.sum()), "binom")
-            elif self.take(r"\over"):
-                value = Node("div", (value, self.sum()))
-            self.bars = bars
-            self.expect("}")
-            return value
+        self.expect("{")
+        bars, self.bars = self.bars, 0
+        value = self.sum()
+        if self.take(r"\choose"):
+            value = Node("call", (value, self.sum()), "binom")
+        elif self.take(r"\over"):
+            value = Node("div", (value, self.sum()))
+        self.bars = bars
+        self.expect("}")
+        return value
 
     def absolute(self, opening: str, closing: str, taken: bool = False) -> Node:
         """An absolute value, or a length, between bars."""

@@ -74,13 +74,14 @@ SCRIPTED = re.compile(f"([{''.join(SUPERSCRIPTS)}]+)|([{''.join(SUBSCRIPTS)}]+)"
 INVISIBLE = re.compile(
     r"\\(?:left|right|middle|displaystyle|textstyle|scriptstyle|bigl?|bigr?|Bigl?|Bigr?|biggl?|biggr?|Biggl?|Biggr?|limits|nolimits|nonumber|"
     r"hfill|noindent|centering|rm|bf|it|sf)(?![a-zA-Z])\.?"
-    r"|\\(?:[,;:! /]|q?quad(?![a-zA-Z])|thinspace|medspace|thickspace|enspace|\n)|(?<!\\)~|\\[hv]space\*?\{[^{}]*\}"
+    r"|(?<!\\)\\(?:[,;:! /]|q?quad(?![a-zA-Z])|thinspace|medspace|thickspace|enspace|\n)|(?<!\\)~|\\[hv]space\*?\{[^{}]*\}"
 )
 THOUSANDS = re.compile(r"(?<=\d)(?:\\[,!:; ]|\{,\}|,\\!|\\,|\{\\,\}|~)(?=\d{3}(?!\d))")
 SPACED_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d ])")
 REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s?\{(\d{1,40})\}|\((\d{1,40})\)(?!\d))")
 DOTTED = re.compile(r"(\d*)\.(\d*)\\dot\s?\{?(\d)\}?(?:(\d*)\\dot\s?\{?(\d)\}?)?")
 ELLIPSIS = re.compile(r"(\d*)\.(\d*?)(\d{1,12}?)\3{2,}(?:\.{2,3}|\\(?:ld|cd|d)ots)")
+HALVES_OF_DAY = re.compile(r"\b([apAP])\.\s?[mM]\.?(?![a-zA-Z])")
 DELIMITERS = re.compile(r"\\[()\[\]]|(?<!\\)\$\$?")
 EMPHASIS = re.compile(r"^(\*{1,3}|__)(?=\S)(.*?\S)\1$", re.DOTALL)
 CODE = re.compile(r"^`+([^`]*)`+$")
@@ -99,7 +100,7 @@ def clean(text: str) -> str:
     text = INVISIBLE.sub(" ", text)
     if "." in text:
         text = ELLIPSIS.sub(_repeating_tail, DOTTED.sub(_dotted, REPEATING.sub(_repeating, text)))
-    text = " ".join(text.split())
+    text = " ".join(HALVES_OF_DAY.sub(r"\1m", text).split())
     text = SPACED_THOUSANDS.sub(lambda found: found.group().replace(" ", ""), text)
     return _without_end(_without_emphasis(text))
 

@@ -78,7 +78,7 @@ def _renamed(one: Node, other: Node) -> Node:
 def _same_value(one: Node, other: Node, rules: Rules) -> bool | None:
     if one == other:
         return True
-    if one.kind == "matrix" or other.kind == "matrix":
+    if contains(one, "matrix") or contains(other, "matrix"):
         return _same_matrix(one, other, rules)
     if is_certain(one) or is_certain(other):
         reals = _same_certain(one, other)
@@ -122,10 +122,12 @@ def _same_with_relation(one: Node, other: Node, rules: Rules) -> bool | None:
     relation, rest = (one, other) if one.kind == "rel" else (other, one)
     if rest.kind == "rel":
         return same_relation(one, other)
-    if set(relation.value) <= {"=", "~"} and relation is one and not symbols(relation.args[-1]):
-        is_multiple = relation.args[0].kind == "mul"
-        return False if is_multiple else _same_value(relation.args[-1], rest, rules)
-    return False
+    if not set(relation.value) <= {"=", "~"} or symbols(relation.args[-1]) or relation.args[0].kind == "mul":
+        return False
+    if symbols(relation) & {"x", "y", "z"} and relation is other:
+        return False  # the gold answer is a curve, not a sum that was asked for
+    answer, gold = (relation.args[-1], rest) if relation is one else (rest, relation.args[-1])
+    return _same_value(answer, gold, rules)
 
 
 def _same_several(
@@ -135,9 +137,12 @@ def _same_several(
         found = _list_as_tuple(one, other, rules)
         if found is not None:
             return found
-    found = _covers(left or [one], right or [other], rules)
+    if one.kind == "set" and other.kind == "set" and not (one.args and other.args):
+        return one.args == other.args
+    found = _covers([one] if left is None else left, [other] if right is None else right, rules)
     if not found and (_signs(one) > 1 or _signs(other) > 1):
-        return _covers(items_of(one, False) or [one], items_of(other, False) or [other], rules)
+        left, right = items_of(one, False), items_of(other, False)
+        return _covers([one] if left is None else left, [other] if right is None else right, rules)
     return found
 
 
@@ -161,6 +166,11 @@ def _list_as_tuple(one: Node, other: Node, rules: Rules) -> bool | None:
 
 def _covers(left: Sequence[Node], right: Sequence[Node], rules: Rules) -> bool | None:
     """Whether each of one is among the others, and the other way round; the order does not count."""
+    if not left or not right:
+        return False
+    numbers = [frozenset(part.value if part.kind == "num" else None for part in side) for side in (left, right)]
+    if not any(None in side for side in numbers):
+        return numbers[0] == numbers[1]
     if len(left) * len(right) > MOST_PAIRS:
         return None
     left, right = _distinct(left, rules), _distinct(right, rules)
@@ -197,7 +207,7 @@ def _same_tuple(one: Node, other: Node, rules: Rules) -> bool | None:
 
 
 def _same_matrix(one: Node, other: Node, rules: Rules) -> bool | None:
-    left, right = _rows(one), _rows(other)
+    left, right = _rows(_multiplied_out(one)), _rows(_multiplied_out(other))
     if left is None or right is None:
         return False
     if len(left) == 1 or len(right) == 1 or len(left[0]) == 1 or len(right[0]) == 1:
@@ -208,6 +218,20 @@ def _same_matrix(one: Node, other: Node, rules: Rules) -> bool | None:
         return False
     cells = [(a, b) for rows in zip(left, right, strict=True) for a, b in zip(*rows, strict=True)]
     return _all([same(a, b, rules) for a, b in cells])
+
+
+def _multiplied_out(node: Node) -> Node:
+    """A matrix, or a vector in brackets, with the factor before it in its cells."""
+    if node.kind == "neg" and node.args[0].kind in ("matrix", "mul"):
+        inner = _multiplied_out(node.args[0])
+        return inner._replace(args=tuple(Node("neg", (cell,)) for cell in inner.args)) if inner.kind == "matrix" else node
+    if node.kind == "div" and node.args[0].kind == "matrix":
+        return node.args[0]._replace(args=tuple(Node("div", (cell, node.args[1])) for cell in node.args[0].args))
+    if node.kind != "mul" or sum(part.kind == "matrix" for part in node.args) != 1:
+        return node
+    factors = [part for part in node.args if part.kind != "matrix"]
+    matrix = next(part for part in node.args if part.kind == "matrix")
+    return matrix._replace(args=tuple(Node("mul", (*factors, cell)) for cell in matrix.args))
 
 
 def _rows(node: Node) -> list[list[Node]] | None:

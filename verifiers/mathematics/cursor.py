@@ -9,7 +9,7 @@ from qwq_rl.verifiers.mathematics.names import CONDITIONS, FUNCTIONS, GREEK, JOI
 from qwq_rl.verifiers.mathematics.tokens import Token, Unreadable
 from qwq_rl.verifiers.mathematics.units import LETTERS, unit_of
 
-DEEPEST = 40
+DEEPEST = 60
 END = Token("end", "", False)
 CLOSING = frozenset({")", "]", "}", r"\}", r"\rangle", r"\rbrace", ",", ";", "", "&", r"\\"})
 NOT_UNITS = frozenset({"pi", "sqrt", "inf", "infinity", "oo", "mod", "base", "times", "over"})
@@ -90,7 +90,7 @@ class Cursor:
         return phrase, place
 
     def _may_be_unit(self, place: int, token: Token) -> bool:
-        if token.text in FUNCTIONS or token.text in GREEK or token.text in NOT_UNITS:
+        if (token.text in FUNCTIONS and token.text not in ("min", "sec")) or token.text in GREEK or token.text in NOT_UNITS:
             return False
         if len(token.text) > 1 or place:
             return True

@@ -54,24 +54,23 @@ class Expressions(Atoms):
 
     def signed(self) -> Node:
         """A factor with its signs."""
-        with self.deeper():
-            if self.take("-"):
-                return Node("neg", (self.signed(),))
-            if self.take("+"):
-                return self.signed()
-            if self.peek().text in (r"\pm", r"\mp"):
-                sign = "+" if self.next().text == r"\pm" else "-"
-                return Node("pm", (self.signed(),), sign)
-            return self.power()
+        negative = False
+        while self.peek().text in ("+", "-") and self.peek().kind == "op":
+            negative ^= self.next().text == "-"
+        if self.peek().text in (r"\pm", r"\mp"):
+            sign = "+" if self.next().text == r"\pm" else "-"
+            value = Node("pm", (self.power(),), sign)
+        else:
+            value = self.power()
+        return Node("neg", (value,)) if negative else value
 
     def power(self) -> Node:
         """An atom with what is put after it and raised to it."""
-        with self.deeper():
-            base = self.postfix(self.atom())
-            while self.peek().text in ("^", "**") and self.peek().kind == "op":
-                self.next()
-                base = self.postfix(Node("pow", (base, self.exponent())))
-            return base
+        base = self.postfix(self.atom())
+        while self.peek().text in ("^", "**") and self.peek().kind == "op":
+            self.next()
+            base = self.postfix(Node("pow", (base, self.exponent())))
+        return base
 
     def exponent(self) -> Node:
         """What stands after `^`: in braces, or one signed atom; powers of it bind first."""

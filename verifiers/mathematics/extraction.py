@@ -11,7 +11,7 @@ from typing import Literal
 
 Anchor = Literal["boxed", "boxed_or_phrase"]
 
-BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(\{|$)")
+BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?:\s*(\{)|\s*$|\s+(?P<bare>[0-9A-Za-z]+(?=[\s$.,]|$)))")
 PHRASE = re.compile(
     r"(?:(?:the|my|our)\s+(?:final\s+|correct\s+|right\s+|required\s+|desired\s+)?answer(?:\s+to\s+[^.\n]{1,60}?)?"
     r"|final\s+answer|final\s+result|^\W{0,6}answer)[*_\"']{0,3}\s{0,4}(?:is|are|was|equals|must\s+be|should\s+be|:|=|：)"
@@ -19,6 +19,8 @@ PHRASE = re.compile(
     r"|(?:final\s+answer|^\W{0,6}answer)[*_:\s]{0,6}\n"
     r"|^[ \t>]*####(?=\s{0,3}[-+−\d$\\(.€£¥])"
     r"|(?:最终|最后)?答案\s?(?:应该|应当)?[*_]{0,2}\s?(?:[：:是为])+[*_]{0,2}"
+    r"|【(?:答案|解答)】|故?(?:正确)?(?:选项|答案)?(?:应|为)?选[择]?\s?[：:为]?(?=\s?[（(]?[A-J](?![a-zA-Z]))"
+    r"|the\s+(?:correct|right|best)\s+(?:option|choice|answer\s+choice)\s+(?:is|:)"
     r"|<answer>",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -95,7 +97,7 @@ def _boxes(text: str) -> tuple[list[tuple[int, int]], bool]:
     boxes: list[tuple[int, int]] = []
     match = BOX.search(text)
     while match:
-        end = closing_brace(text, match.end()) if match.group(1) else -1
+        end = closing_brace(text, match.end()) if match.group(1) else match.end() - 1 if match["bare"] else -1
         if end < 0:
             return boxes, True
         boxes.append((match.start(), end + 1))
@@ -117,6 +119,8 @@ def unboxed(text: str) -> str:
     """`text` without boxes around the whole of it."""
     text = text.strip()
     match = BOX.match(text)
+    if match and match["bare"] and match.end() == len(text):
+        return match["bare"]
     while match and match.group(1) and closing_brace(text, match.end()) == len(text) - 1:
         text = text[match.end() : -1].strip()
         match = BOX.match(text)

@@ -12,8 +12,8 @@ from qwq_rl.verifiers.mathematics.exact import PRIME, NotExact, TooLarge, Undefi
 from qwq_rl.verifiers.mathematics.node import Node, contains, every, symbols
 from qwq_rl.verifiers.mathematics.numeric import Unworkable, context, evaluate
 
-CLOSE = Fraction(1, 10**28)
-"""Relative difference below which two values of fifty digits are the same number."""
+CLOSE = Fraction(1, 10**40)
+"""Relative difference below which two values of sixty digits are the same number."""
 ENOUGH = 3
 """Points at which two functions must agree."""
 
@@ -103,7 +103,7 @@ def _near(left: Any, right: Any, tolerance: float | Fraction) -> bool:
     )
     scale = max(abs(left), abs(right))
     # A sum that cancels to zero leaves the rounding errors of its terms.
-    return bool(abs(left - right) <= limit * scale or scale < mp.mpf(10) ** -40)
+    return bool(abs(left - right) <= limit * scale or scale < mp.mpf(10) ** -50)
 
 
 def _same_function(one: Node, other: Node, variables: list[str]) -> bool | None:

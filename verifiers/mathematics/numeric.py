@@ -1,4 +1,4 @@
-"""Values of expressions to fifty digits, for what has roots, logarithms or angles in it."""
+"""Values of expressions to sixty digits, for what has roots, logarithms or angles in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mpmath import MPContext
 from qwq_rl.verifiers.mathematics.exact import Undefined
 from qwq_rl.verifiers.mathematics.node import Node
 
-DIGITS = 50
+DIGITS = 60
 MOST_EXPONENT = 1_000_000
 """Of two, in a value that is still worked out."""
 _LOCAL = threading.local()

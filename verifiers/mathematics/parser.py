@@ -14,7 +14,7 @@ UNIONS = {r"\cup": "union", r"\cap": "cap", r"\setminus": "minus", r"\backslash"
 OPEN_TO_CLOSE = {
     "(": (")", "]"), "[": ("]", ")"), r"\{": (r"\}", r"\rbrace", "}"), r"\lbrace": (r"\rbrace", r"\}"), r"\langle": (r"\rangle",)
 }  # fmt: skip
-MOST_ITEMS = 200
+MOST_ITEMS = 1000
 
 
 def parse(text: str, grouped: bool = True) -> Node:
@@ -63,14 +63,13 @@ class Answers(Expressions):
 
     def item(self) -> Node:
         """One item, with the words before it and the conditions after it."""
-        with self.deeper():
-            self.skip_leading()
-            while self.peek().text in ("=", r"\approx"):
-                self.next()
-            value = self.relation()
-            if self.peek().text in CONDITIONS or (self.peek().kind == "text" and self.peek().text in CONDITIONS):
-                value = self._conditioned(value)
-            return value
+        self.skip_leading()
+        while self.peek().text in ("=", r"\approx"):
+            self.next()
+        value = self.relation()
+        if self.peek().text in CONDITIONS or (self.peek().kind == "text" and self.peek().text in CONDITIONS):
+            value = self._conditioned(value)
+        return value
 
     def _conditioned(self, value: Node) -> Node:
         """Pass over "where k is an integer", which binds a variable; refuse what restricts the answer."""
@@ -168,22 +167,21 @@ class Answers(Expressions):
 
     def bracketed(self) -> Node:
         """A group, a tuple, an interval or a set."""
-        with self.deeper():
-            opening = self.next().text
-            closing = OPEN_TO_CLOSE[opening]
-            if self.take(*closing):
-                return EMPTY if opening in (r"\{", r"\lbrace") else Node("tuple", (), "()")
-            bars, self.bars = self.bars, 1 if opening in (r"\{", r"\lbrace") else 0
-            money = self.money
-            items, _ = self.items(frozenset({*closing, "|", r"\mid", ":"}))
-            if opening in (r"\{", r"\lbrace") and self.take("|", r"\mid", ":"):
-                conditions, joins = self.items(frozenset(closing))
-                items = [Node("such", (items[0], *conditions), "or" if "or" in joins else "and")]
-            self.bars, self.money = bars, money or self.money
-            end = self.next().text
-            if end not in closing:
-                raise Unreadable(f"{end or 'the end'} where {closing[0]} was expected")
-            return _grouped(opening, end, items)
+        opening = self.next().text
+        closing = OPEN_TO_CLOSE[opening]
+        if self.take(*closing):
+            return EMPTY if opening in (r"\{", r"\lbrace") else Node("tuple", (), "()")
+        bars, self.bars = self.bars, 1 if opening in (r"\{", r"\lbrace") else 0
+        money = self.money
+        items, _ = self.items(frozenset({*closing, "|", r"\mid", ":"}))
+        if opening in (r"\{", r"\lbrace") and self.take("|", r"\mid", ":"):
+            conditions, joins = self.items(frozenset(closing))
+            items = [Node("such", (items[0], *conditions), "or" if "or" in joins else "and")]
+        self.bars, self.money = bars, money or self.money
+        end = self.next().text
+        if end not in closing:
+            raise Unreadable(f"{end or 'the end'} where {closing[0]} was expected")
+        return _grouped(opening, end, items)
 
     def braced(self) -> Node:
         """As an argument; with commas inside, a set as Python writes it."""

@@ -14,7 +14,7 @@ from qwq_rl.verifiers.mathematics.words import amount, choice, choices, labelled
 
 LONGEST = 3000
 """Characters of an answer that is still read."""
-WORDY = re.compile(r"[^\W\d_][^\d=+*/^_\\{}<>|$]*")
+WORDY = re.compile(r"(?=.*?(?:[^\W\d_]{2}|[\u3400-\u9fff]))[^\W\d_][^\d=+*/^_\\{}<>|$]*")
 GROUPED = re.compile(r"\d,\d{3}(?!\d)")
 BASE = re.compile(r"\(?([0-9A-Fa-f]+)\)?_\{?\(?(1[1-6])\)?\}?|0x([0-9A-Fa-f]+)|([0-9A-Fa-f]+)\s?\(?base[\s-](\d\d?)\)?")
 COMMANDS = re.compile(r"\\[a-zA-Z]+")
@@ -25,6 +25,8 @@ class Reading(NamedTuple):
 
     text: str
     """Without its looks."""
+    plain: str
+    """Without commands around words either."""
     nodes: tuple[Node, ...]
     """Its readings as mathematics: none, one, or two where a comma may belong to a number or a list."""
     words: str = ""
@@ -41,13 +43,14 @@ class Reading(NamedTuple):
 def read(text: str) -> Reading:
     """Read a text; what is too long has no readings."""
     if len(text) > LONGEST:
-        return Reading(text, ())
-    cleaned = clean(text)
+        return Reading(text, text, ())
+    cleaned = without_brackets(clean(text))
     plain = " ".join(TEXT.sub(r" \1 ", cleaned).replace(r"\ ", " ").split()).strip(" .")
     letter = choice(plain)
     return Reading(
         cleaned,
-        readings(cleaned),
+        plain,
+        readings(cleaned, plain),
         _words(plain),
         letter,
         choices(plain) if not letter else "",
@@ -55,9 +58,9 @@ def read(text: str) -> Reading:
     )
 
 
-def readings(cleaned: str) -> tuple[Node, ...]:
+def readings(cleaned: str, plain: str) -> tuple[Node, ...]:
     """The readings of a cleaned text as mathematics."""
-    based = BASE.fullmatch(cleaned)
+    based = BASE.fullmatch(plain.replace(" _", "_"))
     if based:
         digits = based.group(1) or based.group(3) or based.group(4)
         return (Node("base", (), (digits.upper(), int(based.group(2) or based.group(5) or 16))),)
@@ -78,6 +81,20 @@ def _words(plain: str) -> str:
         return ""
     value = amount(plain)
     return str(value) if value is not None else meaning(plain)
+
+
+def without_brackets(text: str) -> str:
+    """`text` without all but one of the brackets that stand doubled around the whole of it."""
+    for opening, closing in ("()", "{}"):
+        outer = len(text) - len(text.lstrip(opening))
+        outer = min(outer, len(text) - len(text.rstrip(closing)))
+        depth = lowest = outer
+        for char in text[outer : len(text) - outer]:
+            depth += (char == opening) - (char == closing)
+            lowest = min(lowest, depth)
+        if lowest > 1 and depth == outer:
+            text = text[lowest - 1 : len(text) - lowest + 1]
+    return text
 
 
 def squeezed(text: str) -> str:

@@ -13,7 +13,7 @@ MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 
 
 class Interval(NamedTuple):
-    """An interval with its ends as numbers of fifty digits, and whether each end belongs to it."""
+    """An interval with its ends as numbers of sixty digits, and whether each end belongs to it."""
 
     low: Any
     high: Any

@@ -79,6 +79,6 @@ def _ratio_at_points(left: Node, right: Node, names: list[str], turn: int) -> bo
             break
     if len(ratios) < POINTS:
         return None
-    if any(abs(ratio - ratios[0]) > mp.mpf(10) ** -28 * abs(ratios[0]) for ratio in ratios) or ratios[0] == 0:
+    if any(abs(ratio - ratios[0]) > mp.mpf(10) ** -40 * abs(ratios[0]) for ratio in ratios) or ratios[0] == 0:
         return None if contains(left, "div", "root") or contains(right, "div", "root") else False
     return turn == 0 or (ratios[0] > 0) == (turn > 0)

@@ -82,12 +82,18 @@ def items_of(node: Node, linked: bool = True) -> list[Node] | None:
     if node.kind == "in" and node.args[1].kind == "set":
         return items_of(node.args[1], linked)
     if node.kind in ("list", "set"):
-        return [one for part in node.args for one in (items_of(part, linked) or [part])]
+        return [one for part in node.args for one in _flat(part, linked)]
     if node.kind == "rel" and len(node.args) == 2 and node.args[1].kind in ("list", "set") and is_name(node.args[0]):
         return items_of(node.args[1], linked)
     if contains(node, "pm"):
         return signed_apart(node, linked)
     return None
+
+
+def _flat(item: Node, linked: bool) -> list[Node]:
+    """An item of a list, or its own items; a set in a set stays one."""
+    found = None if item.kind == "set" else items_of(item, linked)
+    return [item] if found is None else found
 
 
 def is_name(node: Node) -> bool:
@@ -103,6 +109,8 @@ def named(node: Node) -> Named:
     """`node` without the name before `=`, and without what it is approximately."""
     if node.kind == "in" and is_name(node.args[0]):
         return Named(node.args[1], node.args[0])
+    if node.kind == "mul" and len(node.args) == 2 and node.args[1].kind == "tuple" and is_name(node.args[0]):
+        return Named(node.args[1], node.args[0])  # the point P(1, 2)
     if node.kind != "rel" or any(sign not in ("=", "~") for sign in node.value):
         return Named(node)
     kept = [node.args[0]]

@@ -20,7 +20,7 @@ class Token(NamedTuple):
     """Whether white space stood before it."""
 
 
-MOST_TOKENS = 1500
+MOST_TOKENS = 3000
 TEXT_COMMANDS = (
     r"\\(?:text|textbf|textrm|textit|textsf|texttt|textnormal|textup|emph|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathtt|rm|boldsymbol|bm|"
     r"operatorname\*?|underline|mathcal|mathfrak)"
@@ -33,7 +33,7 @@ TOKEN = re.compile(
     r"|(?P<text>" + TEXT_COMMANDS + r"\s*\{(?:[^{}]|\{[^{}]*\})*\})"
     r"|(?P<cmd>\\[a-zA-Z]+\*?|\\.)"
     r"|(?P<word>[A-Za-z]+)"
-    r"|(?P<op><=|>=|!=|==|=>|->|\*\*|[-+*/^_=<>(){}\[\]|,;:!%&'~?.\"#@])"
+    r"|(?P<op><=|>=|!=|==|=>|->|\*\*|[-+*/^_=<>(){}\[\]|,;:!%&'~?.\"#@€£¥])"
     r"|(?P<cjk>[\u3400-\u9fff]+)",
 )
 SINGLE_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE][+-]?\d{1,4}(?![\d.A-Za-z]))?|\.\d+|\d+\.")
