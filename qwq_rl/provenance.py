@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -10,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qwq_rl.recipe import Stage, recipe_hash
+from qwq_rl.scoring import chosen
+from qwq_rl.verifiers import load
 
 PACKAGES = (
     "qwq-rl",
@@ -65,6 +70,24 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def verifier_version(name: str, entry: Any) -> str:
+    """A hash of a verifier's source file and parameters: it changes where the verdicts can.
+
+    `entry` is the recipe's under `domains.X.verifiers.NAME`.
+    """
+    spec, parameters = chosen(name, entry)
+    loaded = load(spec, parameters)
+    verifier = getattr(loaded, "verifier", loaded)
+    file = inspect.getsourcefile(verifier if inspect.isroutine(verifier) else type(verifier))
+    source = Path(file).read_text() if file else ""
+    return digest(json.dumps(parameters, sort_keys=True, default=repr) + source)
+
+
+def digest(text: str) -> str:
+    """A short hash that says what it is."""
+    return "sha256:" + hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def source_revision(folder: Path) -> tuple[str | None, bool | None]:

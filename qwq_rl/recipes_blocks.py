@@ -188,3 +188,12 @@ class Limits:
             "Largest share of a round's responses that may go unjudged by a fault of ours.", least=0, most=1
         ),
     )
+    broken_share: float = field(
+        default=0.05,
+        metadata=about(
+            "Largest share of a domain's rows of which the audit before training may find that a right answer is not, "
+            "or not always, rewarded.",
+            least=0,
+            most=1,
+        ),
+    )

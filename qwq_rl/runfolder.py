@@ -121,6 +121,11 @@ class StageFolder:
         return self.path / "provenance.json"
 
     @property
+    def audit(self) -> Path:
+        """What the audit before training found."""
+        return self.path / "audit.json"
+
+    @property
     def log(self) -> Path:
         """What the stage's process printed."""
         return self.path / "stage.log"

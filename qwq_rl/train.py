@@ -9,9 +9,6 @@ by the same command; a finished one takes no further step.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import inspect
-import json
 import os
 import shutil
 import signal
@@ -25,12 +22,10 @@ from qwq_rl.check import check
 from qwq_rl.checkpoints import cut_back, newest_complete, progress_of, update_of
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.locks import hold
-from qwq_rl.provenance import collect
+from qwq_rl.provenance import collect, digest, verifier_version
 from qwq_rl.recipe import Stage, difference, recipe_hash, resolved_yaml
 from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.runfolder import RunFolder, StageFolder, read_json, write_json
-from qwq_rl.scoring import chosen
-from qwq_rl.verifiers import load
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -174,29 +169,16 @@ def stage_contract(recipe: Stage, tokenizer: Any) -> dict[str, Any]:
     """What a later stage must find unchanged: hashes of tokenizer, chat template, EOS, base, verifiers."""
     domains = recipe.domains if isinstance(recipe, RlRecipe) else {}
     return {
-        "tokenizer": _digest(tokenizer.backend_tokenizer.to_str()),
-        "chat_template": _digest(str(tokenizer.chat_template)),
+        "tokenizer": digest(tokenizer.backend_tokenizer.to_str()),
+        "chat_template": digest(str(tokenizer.chat_template)),
         "eos": str(tokenizer.eos_token),
         "base": recipe.model.from_ or recipe.model.new,
         "verifiers": {
-            f"{name}.{verifier}": _verifier_version(verifier, entry)
+            f"{name}.{verifier}": verifier_version(verifier, entry)
             for name, domain in domains.items()
             for verifier, entry in domain.verifiers.items()
         },
     }
-
-
-def _verifier_version(name: str, entry: Any) -> str:
-    """A hash of a verifier's source file and parameters: it changes where the verdicts can."""
-    spec, parameters = chosen(name, entry)
-    verifier = load(spec, parameters)
-    file = inspect.getsourcefile(verifier if inspect.isroutine(verifier) else type(verifier))
-    source = Path(file).read_text() if file else ""
-    return _digest(json.dumps(parameters, sort_keys=True, default=repr) + source)
-
-
-def _digest(text: str) -> str:
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _save_final(trainer: Any, folder: StageFolder, main_process: bool) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
@@ -33,6 +34,7 @@ from qwq_rl.row_format import checks_of
 from qwq_rl.rows import Row
 from qwq_rl.runfolder import write_lines
 from qwq_rl.scoring import Scorer
+from qwq_rl.stages.audit import audit_stage
 from qwq_rl.stages.compact_head import use_compact_head
 from qwq_rl.stages.preference import Preference
 from qwq_rl.stages.recorder import Evaluator, Line, Recorder
@@ -51,16 +53,17 @@ ALGORITHMS: Mapping[str, dict[str, Any]] = {
 
 def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> VerifiedGRPOTrainer:
     """The trainer of an `rl` stage, ready to train."""
-    model, tokenizer = load_model(recipe.model, setting, recipe.seed)
     rounds = -(-recipe.steps // (recipe.update.updates_per_rollout * recipe.update.epochs))
     rows = ordered_rows(recipe.data, recipe.seed, recipe.rollout.prompts, rounds)
+    scorer = Scorer(recipe.domains, recipe.gates)
+    if PartialState().is_main_process:
+        audit_stage(rows, scorer, recipe, setting.folder)
+    model, tokenizer = load_model(recipe.model, setting, recipe.seed)
     preference = None
     if recipe.reward_model is not None:
         place = setting.locate(recipe.reward_model.from_)
         preference = Preference(place, setting.folder.path / "preference.json")
-    trainer = VerifiedGRPOTrainer(
-        recipe, rows, Scorer(recipe.domains, recipe.gates), preference, setting, model, tokenizer
-    )
+    trainer = VerifiedGRPOTrainer(recipe, rows, scorer, preference, setting, model, tokenizer)
     trainer.add_callback(
         Recorder(
             setting.folder,
