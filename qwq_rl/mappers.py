@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib
-import importlib.util
 import re
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from qwq_rl.errors import RowError
 from qwq_rl.row_format import Row, nearest
+from qwq_rl.verifiers.importing import find_callable
 
 Mapper = Callable[[Row], Row]
 """One published row in, one row of ours out; what it raises is reported with the row's line."""
@@ -91,35 +88,10 @@ def resolve_mapper(name: str) -> Mapper:
     """
     if name in BUILT_IN:
         return BUILT_IN[name]
-    place, mark, function = name.rpartition(":")
-    if not mark or not place or not function:
+    if ":" not in name:
         forms = f"{', '.join(BUILT_IN)}, module:function or file.py:function"
         raise RowError(f"mapper `{name}` is unknown{nearest(name, BUILT_IN)} (a mapper is {forms})")
-    module = _file_module(name, Path(place)) if place.endswith(".py") else _package_module(name, place)
-    found = getattr(module, function, None)
-    if not callable(found):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise RowError(f"mapper `{name}`: {place} has no function `{function}`{nearest(function, known)}")
-    return found
-
-
-def _package_module(name: str, place: str) -> Any:
     try:
-        return importlib.import_module(place)
-    except ImportError as error:
-        raise RowError(f"mapper `{name}`: the module {place} cannot be imported: {error}") from error
-
-
-def _file_module(name: str, path: Path) -> Any:
-    if not path.is_file():
-        raise RowError(f"mapper `{name}`: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"qwq_rl_mapper_{path.stem}", path)
-    assert spec is not None, path
-    assert spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises while it is imported
-        raise RowError(f"mapper `{name}`: {path} cannot be imported: {type(error).__name__}: {error}") from error
-    return module
+        return find_callable(name)  # type: ignore[no-any-return]
+    except LookupError as error:
+        raise RowError(f"mapper `{name}`: {error}") from error

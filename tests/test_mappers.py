@@ -107,9 +107,9 @@ def test_a_function_of_a_file_or_a_module_is_a_mapper(tmp_path: Path, monkeypatc
     ("name", "said"),
     [
         ("gsm8", "mapper `gsm8` is unknown; did you mean `gsm8k`?"),
-        ("no_such_lab:sums", "the module no_such_lab cannot be imported: No module named 'no_such_lab'"),
+        ("no_such_lab:sums", "module `no_such_lab` cannot be imported: ModuleNotFoundError"),
         ("no/such.py:sums", "there is no file no/such.py"),
-        ("qwq_rl.mappers:gsm8", "qwq_rl.mappers has no function `gsm8`; did you mean `gsm8k`?"),
+        ("qwq_rl.mappers:gsm8", "mappers.py has no `gsm8`; did you mean `gsm8k`?"),
     ],
 )
 def test_a_wrong_mapper_is_named(name: str, said: str) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from qwq_rl.verifiers.contract import Problem, Response, Verdict
-from qwq_rl.verifiers.outcomes import fault
+from qwq_rl.verifiers.outcomes import fault, shown
 
 Item = tuple[Problem, Response]
+GIVEN = {"prompts", "completions", "completion_ids", "log_extra", "log_metric", "trainer_state"}
+"""What every reward function may take besides the columns of the rows."""
 
 
 def adapt(function: Callable[..., Any]) -> TrlReward:
@@ -21,8 +23,9 @@ class TrlReward:
     """A verifier that hands a whole batch to a TRL reward function.
 
     The function gets what TRL gives it: `prompts`, `completions` (message lists where the prompt is one),
-    `completion_ids`, and every column of the rows that it names or takes by `**kwargs`. Its None means "does not apply"
-    in TRL; a row that names this verifier needs it, so it counts as a fault here.
+    `completion_ids`, and every column of the rows that it names or takes by `**kwargs`. What it logs by `log_extra`
+    and `log_metric` is dropped, and `trainer_state` is None: a verdict must not depend on the step. Its None means
+    "does not apply" in TRL; a row that names this verifier needs it, so it counts as a fault here.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -38,22 +41,34 @@ class TrlReward:
 
     async def batch(self, items: Sequence[Item]) -> list[Verdict]:
         """Judge `items` in one call of the reward function."""
-        arguments = self._arguments(items)
-        missing = sorted(self._needed - set(arguments))
-        if missing:
-            return [fault(f"the reward function needs the column `{missing[0]}`, which the row lacks")] * len(items)
-        rewards = self._function(**arguments)
+        lacking = [self._lacking(problem) for problem, _ in items]
+        able = [item for item, column in zip(items, lacking, strict=True) if column is None]
+        said = iter(await self._asked(able) if able else [])
+        return [
+            next(said)
+            if column is None
+            else fault(f"the reward function needs the column `{column}`, which the row lacks")
+            for column in lacking
+        ]
+
+    async def _asked(self, items: Sequence[Item]) -> list[Verdict]:
+        rewards = self._function(**self._arguments(items))
         rewards = await rewards if inspect.isawaitable(rewards) else rewards
         if len(rewards) != len(items):
             raise ValueError(f"the reward function returned {len(rewards)} rewards for {len(items)} completions")
         return [_verdict(reward) for reward in rewards]
 
+    def _lacking(self, problem: Problem) -> str | None:
+        """The first column that the function needs and the row lacks."""
+        return min(self._needed - set(problem) - GIVEN, default=None)
+
     def _arguments(self, items: Sequence[Item]) -> dict[str, Any]:
-        shared = set.intersection(*(set(problem) for problem, _ in items)) - {"prompt", "prompts"}
+        shared = set.intersection(*(set(problem) for problem, _ in items)) - {"prompt", *GIVEN}
         columns: dict[str, Any] = {name: [problem[name] for problem, _ in items] for name in sorted(shared)}
         columns["prompts"] = [problem["prompt"] for problem, _ in items]
         columns["completions"] = [_completion(problem, response) for problem, response in items]
         columns["completion_ids"] = [list(response.token_ids) for _, response in items]
+        columns |= {"log_extra": _drop, "log_metric": _drop, "trainer_state": None}
         return {name: value for name, value in columns.items() if self._takes_all or name in self._names}
 
 
@@ -63,7 +78,15 @@ def _completion(problem: Problem, response: Response) -> str | list[dict[str, An
     return str(messages[-1]["content"]) if isinstance(problem["prompt"], str) else messages
 
 
-def _verdict(reward: float | None) -> Verdict:
+def _drop(name: str, value: Any) -> None:
+    """What TRL would write to its own log."""
+
+
+def _verdict(reward: Any) -> Verdict:
     if reward is None:
         return fault("the reward function returned None for this completion")
-    return Verdict(float(reward), "scored", f"the reward function returned {float(reward):g}")
+    try:
+        score = float(reward)
+    except (TypeError, ValueError):
+        return fault(f"the reward function returned {shown(repr(reward))} for this completion, not a number")
+    return Verdict(score, "scored", f"the reward function returned {score:g}")

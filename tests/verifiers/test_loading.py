@@ -5,13 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qwq_rl.errors import UserError
-from qwq_rl.verifiers import Response, load, resolvable
+from qwq_rl.verifiers import Response, load, resolvable, run_as
 
 CHECKER = """
+import functools
+from qwq_rl.verifiers import run_as
+
 LIMIT = 3
 
 def verify(problem, response):
@@ -33,6 +37,32 @@ def picky(size=1):
     if size < 1:
         raise ValueError("size must be above 0")
     return verify
+
+def swapped(response, problem):
+    return True
+
+def logged(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+    return wrapper
+
+@logged
+def wrapped(problem, response):
+    return response.answer == problem["reference"]
+
+def with_settings(problem, response, *, strict):
+    return strict
+
+partial = functools.partial(with_settings, strict=True)
+
+@run_as("thread", deadline_s=3)
+def declared(problem, response):
+    return True
+
+@run_as("inline")
+def declared_builder(word="yes"):
+    return lambda problem, response: response.answer == word
 
 class Fixed:
     def __init__(self, word="yes"):
@@ -103,6 +133,41 @@ def test_an_entry_point_resolves(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["wrapped", "partial", "Fixed"])
+def test_callables_of_every_kind_are_verifiers(checker: str, name: str) -> None:
+    assert load(f"{checker}:{name}")({"reference": "yes"}, answer("yes")) is True
+
+
+@pytest.mark.parametrize(
+    ("name", "isolation"), [("declared", "thread"), ("declared_builder", "inline"), ("verify", "process")]
+)
+def test_a_verifier_runs_as_it_declares_and_else_apart(checker: str, name: str, isolation: str) -> None:
+    assert load(f"{checker}:{name}").running.isolation == isolation
+
+
+def test_a_built_in_verifier_runs_in_line() -> None:
+    assert load("exact").running.isolation == "inline"
+
+
+@pytest.mark.parametrize(("isolation", "deadline_s"), [("docker", 1.0), ("thread", 0.0)])
+def test_what_cannot_be_declared_is_told_at_once(isolation: Any, deadline_s: float) -> None:
+    with pytest.raises(ValueError, match=r"isolation|deadline_s"):
+        run_as(isolation, deadline_s=deadline_s)
+
+
+def test_two_files_of_one_name_are_two_modules(checker: str, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "checker.py").write_text("def verify(problem, response): return 0.5")
+    assert load("other/checker.py:verify")({}, answer("a")) == 0.5
+    assert load(f"{checker}:verify")({"reference": "a"}, answer("a")) is True
+
+
+def test_a_file_that_ends_the_process_while_it_is_imported_is_told(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(UserError, match="cannot be imported: SystemExit"):
+        load(f"{tmp_path}/script.py:verify")
+
+
 @pytest.mark.parametrize(
     ("spec", "params", "said"),
     [
@@ -110,6 +175,10 @@ def test_an_entry_point_resolves(tmp_path: Path) -> None:
         ("nothing_like_it", {}, "known: math, code"),
         ("checker.py:verfy", {}, "did you mean `verify`?"),
         ("checker.py:LIMIT", {}, "not a function"),
+        ("checker.py", {}, "write `package.module:name` or `path/to/file.py:name`"),
+        ("checker.py:", {}, "names no function"),
+        ("checker.py:swapped", {}, "takes (response, problem): a verifier takes (problem, response)"),
+        ("checker.py:with_settings", {}, "takes (problem, response, *, strict)"),
         ("gone.py:verify", {}, "there is no file gone.py"),
         ("no_such_package.mod:verify", {}, "cannot be imported: ModuleNotFoundError"),
         ("checker.py:text_only", {}, "takes (text): a verifier takes (problem, response)"),

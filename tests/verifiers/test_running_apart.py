@@ -233,7 +233,7 @@ def test_the_same_from_threads(plain: Loaded) -> None:
 
 
 def test_the_same_inside_an_event_loop(plain: Loaded) -> None:
-    async def main() -> tuple[list[Verdict], list[list[Verdict]]]:
+    async def main() -> tuple[list[Verdict], tuple[list[Verdict], list[Verdict]]]:
         return judge(plain, items("good", "bad")), await asyncio.gather(
             ajudge(plain, items("good", "raise")), ajudge(load(f"{FILE}:coroutine"), items("bad", "good"))
         )

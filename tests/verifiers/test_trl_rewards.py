@@ -21,6 +21,18 @@ def by_text(prompts, completions):
 def not_for_me(completions, **kwargs):
     return [None for _ in completions]
 
+def logging(completions, log_metric, log_extra, trainer_state=None, **kwargs):
+    log_metric("seen", len(completions))
+    log_extra("text", [str(one) for one in completions])
+    return [1, "many", None, 0.5][:len(completions)]
+
+class Ending:
+    def __init__(self, word):
+        self.word = word
+
+    async def __call__(self, prompts, completions, **kwargs):
+        return [float(text.endswith(self.word)) for text in completions]
+
 async def slow(completions, completion_ids, **kwargs):
     return [float(len(ids) == 2) for ids in completion_ids]
 """
@@ -54,6 +66,23 @@ def test_a_missing_column_is_a_fault_that_names_it(rewards: str) -> None:
     said = judge(load(f"{rewards}:by_column"), [item("4", [{"role": "user", "content": "?"}])])[0]
     assert said.score is None
     assert "`target`" in said.reason
+
+
+def test_a_row_without_the_column_leaves_the_others_alone(rewards: str) -> None:
+    prompt = [{"role": "user", "content": "?"}]
+    items = [item("so 4", prompt, target="4"), item("so 4", prompt)]
+    assert scores(judge(load(f"{rewards}:by_column"), items)) == [1.0, None]
+
+
+def test_what_trl_hands_over_for_logging_is_there_and_nonsense_costs_one(rewards: str) -> None:
+    found = judge(load(f"{rewards}:logging"), [item(text, "a") for text in "abcd"])
+    assert scores(found) == [1.0, None, None, 0.5]
+    assert "'many'" in found[1].reason
+
+
+def test_a_class_of_an_async_reward_function_takes_parameters(rewards: str) -> None:
+    verifier = load(f"{rewards}:Ending", {"word": "b"})
+    assert scores(judge(verifier, [item("ab", "?"), item("ba", "?")])) == [1.0, 0.0]
 
 
 def test_none_means_not_judged(rewards: str) -> None:
