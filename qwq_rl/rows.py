@@ -79,9 +79,7 @@ def _map_with(mapping: Mapper | None, spec: str | None) -> Callable[[Row], Any]:
         except Exception as error:  # the mapper may be the user's: whatever it raises is about this row
             said = f"column {error} is missing" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
             return Unreadable(f"the mapper `{spec}` failed: {said} (the row has {', '.join(row)})")
-        return (
-            mapped if isinstance(mapped, dict) else Unreadable(f"the mapper `{spec}` returned {mapped!r}, not a row")
-        )
+        return mapped if isinstance(mapped, dict) else Unreadable(f"the mapper `{spec}` returned {mapped!r}, not a row")
 
     return apply
 

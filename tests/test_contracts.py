@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from qwq_rl import records
+from qwq_rl import records, records_verify
 from qwq_rl.conforms import conforms
 from qwq_rl.evaluation import PromptRecord, compare, evaluation_line
 from qwq_rl.provenance import collect
@@ -20,6 +20,7 @@ from qwq_rl.rows import checks_of
 from qwq_rl.runfolder import RunFolder
 from qwq_rl.sandbox import Job, LocalSandbox, Result
 from qwq_rl.verifiers import Response, Verdict, load
+from qwq_rl.verify import main as verify
 
 PAGE = (Path(__file__).parent.parent / "docs" / "contracts.md").read_text()
 BLOCK = re.compile(r"<!-- example: (\w+) -->\n```(json|yaml)\n(.*?)\n```", re.S)
@@ -36,6 +37,10 @@ STAGES = {
 }
 RECORDS: dict[str, Any] = {
     "verdict": records.VerdictRecord,
+    "verdict_line": records_verify.VerdictLine,
+    "audit": records_verify.AuditRecord,
+    "rescore": records_verify.Rescored,
+    "disagreement": records_verify.Disagreement,
     "pipeline_state": records.PipelineState,
     "done": records.Done,
     "metrics_rl": records.RlMetrics,
@@ -54,7 +59,7 @@ def example(name: str) -> Any:
 
 
 def test_every_example_of_the_page_is_checked_here() -> None:
-    assert set(TEXTS) == {*ROWS, *RECIPES, *RECORDS, "pipeline", "job", "job_result"}
+    assert set(TEXTS) == {*ROWS, *RECIPES, *RECORDS, "row_to_verify", "pipeline", "job", "job_result"}
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -90,6 +95,30 @@ def test_a_verdict_has_just_the_fields_of_the_page() -> None:
         == list(example("verdict"))
         == list(records.VerdictRecord.__annotations__)
     )
+
+
+def test_the_example_row_to_verify_gets_the_example_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(example("row_to_verify")))
+
+    assert verify(["math", str(tmp_path / "rows.jsonl")]) == 0
+
+    said, shown = json.loads(capsys.readouterr().out), example("verdict_line")
+    assert list(said) == list(shown)
+    for name in ("id", "score", "status", "answer", "metrics"):
+        assert said[name] == shown[name]
+
+
+def test_what_an_audit_writes_conforms() -> None:
+    from qwq_rl.audit import audit
+    from qwq_rl.audit_report import Kind
+    from qwq_rl.scoring import grader
+
+    rows = [{"id": "r", "domain": "d", "verifier": "math", "reference": "4", "solution": "5"}]
+    record = audit(enumerate(rows, 1), grader()).record("rows")
+
+    assert conforms(record, records_verify.AuditRecord) == []
+    assert list(record) == list(example("audit"))
+    assert get_args(Kind) == get_args(get_type_hints(records_verify.AuditFinding)["kind"])
 
 
 def test_the_finishes_of_a_record_are_those_of_a_response() -> None:
@@ -210,7 +239,10 @@ def test_what_a_round_of_rollouts_writes_conforms() -> None:
 def test_the_page_names_the_files_where_the_code_puts_them() -> None:
     (tree,) = re.findall(r"```\n(runs/NAME/.*?)```", PAGE, re.S)
     run, stage = RunFolder(Path("NAME")), RunFolder(Path("NAME")).stage("STAGE")
-    of_stage = (stage.resolved, stage.provenance, stage.metrics, stage.evaluations, stage.done, stage.log)
+    of_stage = (
+        *(stage.resolved, stage.provenance, stage.metrics, stage.evaluations),
+        *(stage.audit, stage.done, stage.log),
+    )
 
     for path in (run.state, run.summary, run.report, run.lock, run.model):
         assert re.search(rf"(^|\s){re.escape(path.name)}\b", tree), path

@@ -22,7 +22,7 @@ FOLDERS = {"qwq_rl": "qwq_rl", "verifiers": "qwq_rl.verifiers", "sandbox": "qwq_
 # What stands nowhere here is on top, with the command line.
 LAYERS: list[tuple[str, tuple[str, ...]]] = [
     ("sandbox", ("sandbox",)),
-    ("base", ("errors", "runfolder", "locks", "clock", "statistics", "records", "conforms")),
+    ("base", ("errors", "runfolder", "locks", "clock", "statistics", "records*", "conforms")),
     ("verifiers", ("verifiers",)),
     ("rows, prompts, generation, scoring", ("row_format", "mappers", "rows", "tiny", "prompts", "generation")),
     ("rows, prompts, generation, scoring", ("composition", "scoring", "evaluation", "reward_model", "audit*")),

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from qwq_rl import records_verify
+from qwq_rl.conforms import conforms
 from qwq_rl.errors import RowError, RunStateError, UserError
 from qwq_rl.rescore import main
 from qwq_rl.rescore_summary import signs
@@ -105,6 +107,7 @@ def run(tmp_path: Path) -> Path:
 def summary(capsys: pytest.CaptureFixture[str], run: Path, *arguments: str) -> dict[str, Any]:
     assert main([str(run), "--json", *arguments]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert conforms(found, records_verify.Rescored) == []
     return found
 
 
@@ -152,6 +155,7 @@ def test_disagreements_are_written_with_both_verdicts(run: Path, tmp_path: Path)
         ("u2-g0-s1", 0.0, 1.0),
         ("u2-g1-s0", 0.0, 1.0),
     ]
+    assert [conforms(line, records_verify.Disagreement) for line in lines] == [[]] * 4
     assert (lines[0]["reference"], lines[0]["reward"]) == ("4", {"old": 0.0, "new": 1.0})
 
 
