@@ -22,7 +22,7 @@ from qwq_rl.verifiers.mathematics.tokens import Token, Unreadable
 
 MOST_DIGITS = 2000
 LARGEST_SCALE = 400
-CURRENCIES = frozenset("€£¥")
+CURRENCIES = frozenset("€£¥₹")
 SETS = {"R": "ℝ", "Z": "ℤ", "N": "ℕ", "Q": "ℚ", "C": "ℂ"}
 NAMED_SETS = {r"\R": "ℝ", r"\Z": "ℤ", r"\N": "ℕ", r"\Q": "ℚ", r"\C": "ℂ", r"\Reals": "ℝ"}
 OPENING = frozenset(
@@ -161,11 +161,25 @@ class Atoms(Cursor):
     def subscripted(self, name: str) -> Node:
         """A variable with its subscript and primes."""
         if self.peek().text == "_":
+            place = self.at
             self.next()
+            if name == "C":
+                chosen = self._chosen()
+                if chosen is not None:
+                    return chosen
+                self.at = place + 1
             name += "_" + self._raw_argument()
         while self.take("'"):
             name += "'"
         return symbol(name)
+
+    def _chosen(self) -> Node | None:
+        """`C_n^k`, the binomial coefficient as it is written in China, or None."""
+        total = self.argument()
+        if self.peek().text != "^":
+            return None
+        self.next()
+        return Node("call", (total, self.argument()), "binom")
 
     def _raw_argument(self) -> str:
         """The text of one token or of what is in braces."""

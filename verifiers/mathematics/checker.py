@@ -54,8 +54,8 @@ def _same_choice(one: Reading, other: Reading, rules: Rules) -> bool | None:
 def _same_words(one: Reading, other: Reading, rules: Rules) -> bool | None:
     """Where one of them is words, which are compared as words and never as products of letters."""
     if one.words and other.words:
-        if one.words == other.words:
-            return True
+        if one.words == other.words or one.plain.casefold().startswith(f"{other.plain.casefold()},"):
+            return one.words == other.words or other.words in ("yes", "no")
         if _may_be_product(one) and _may_be_product(other):
             return None
         return _same_parts(one, other)

@@ -82,6 +82,7 @@ REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s?\{(\d{1,40})\}|\((\
 DOTTED = re.compile(r"(\d*)\.(\d*)\\dot\s?\{?(\d)\}?(?:(\d*)\\dot\s?\{?(\d)\}?)?")
 ELLIPSIS = re.compile(r"(\d*)\.(\d*?)(\d{1,12}?)\3{2,}(?:\.{2,3}|\\(?:ld|cd|d)ots)")
 HALVES_OF_DAY = re.compile(r"\b([apAP])\.\s?[mM]\.?(?![a-zA-Z])")
+RUPEES = re.compile(r"\bRs\.?\s?(?=\d)")
 DELIMITERS = re.compile(r"\\[()\[\]]|(?<!\\)\$\$?")
 EMPHASIS = re.compile(r"^(\*{1,3}|__)(?=\S)(.*?\S)\1$", re.DOTALL)
 CODE = re.compile(r"^`+([^`]*)`+$")
@@ -97,7 +98,7 @@ def clean(text: str) -> str:
     text = text.replace("\\\\$", "\\$") if "\\\\$" in text else text
     text = _without_emphasis(text)
     text = _without_delimiters(THOUSANDS.sub("", text))
-    text = INVISIBLE.sub(" ", text)
+    text = RUPEES.sub("₹", INVISIBLE.sub(" ", text))
     if "." in text:
         text = ELLIPSIS.sub(_repeating_tail, DOTTED.sub(_dotted, REPEATING.sub(_repeating, text)))
     text = " ".join(HALVES_OF_DAY.sub(r"\1m", text).split())

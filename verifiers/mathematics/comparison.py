@@ -31,7 +31,23 @@ def same(answer: Node, gold: Node, rules: Rules) -> bool | None:
     if answer == gold:
         return True
     one, other = unconditioned(answer), unconditioned(gold)
-    one = _renamed(one, other)
+    if "such" in (one.kind, other.kind):
+        return _same_with_remarks(one, other, rules)
+    return _same(_renamed(one, other), other, rules)
+
+
+def _same_with_remarks(one: Node, other: Node, rules: Rules) -> bool | None:
+    """Answers with a condition in brackets after them, which only one of them may leave out."""
+    if one.kind == other.kind == "such" and one.value == other.value == "remark":
+        return _all([_same(a, b, rules) for a, b in zip(one.args, other.args, strict=False)])
+    left = one.args[0] if one.value == "remark" and one.kind == "such" else one
+    right = other.args[0] if other.value == "remark" and other.kind == "such" else other
+    return _same(_renamed(left, right), right, rules)
+
+
+def _same(one: Node, other: Node, rules: Rules) -> bool | None:
+    if one == other:
+        return True
     left, right = named(one), named(other)
     if not left.consistent:
         return False
@@ -70,7 +86,7 @@ def _renamed(one: Node, other: Node) -> Node:
         return one
     name, wanted = next(iter(mine)), next(iter(theirs))
     bound = name.startswith(BOUND) or wanted.startswith(BOUND)
-    if bound or {name, wanted} <= CONSTANTS:
+    if bound or ({name, wanted} <= CONSTANTS and len(symbols(one)) > 1):
         return replaced(one, {name: symbol(wanted)})
     return one
 
@@ -80,6 +96,8 @@ def _same_value(one: Node, other: Node, rules: Rules) -> bool | None:
         return True
     if contains(one, "matrix") or contains(other, "matrix"):
         return _same_matrix(one, other, rules)
+    if "cases" in (one.kind, other.kind):
+        return one.kind == other.kind and _covers(one.args, other.args, rules)
     if is_certain(one) or is_certain(other):
         reals = _same_certain(one, other)
         if reals is not None:
@@ -178,7 +196,7 @@ def _covers(left: Sequence[Node], right: Sequence[Node], rules: Rules) -> bool |
         return False
     rest, unsure = list(right), False
     for one in left:
-        verdicts = [same(one, other, rules) for other in rest]
+        verdicts = [_same(one, other, rules) for other in rest]
         if True in verdicts:
             del rest[verdicts.index(True)]
         elif None in verdicts:
@@ -191,7 +209,7 @@ def _covers(left: Sequence[Node], right: Sequence[Node], rules: Rules) -> bool |
 def _distinct(items: Sequence[Node], rules: Rules) -> list[Node]:
     kept: list[Node] = []
     for item in items:
-        if not any(same(item, other, rules) for other in kept):
+        if not any(_same(item, other, rules) for other in kept):
             kept.append(item)
     return kept
 
@@ -203,7 +221,7 @@ def _same_tuple(one: Node, other: Node, rules: Rules) -> bool | None:
         return False
     if len(one.args) == 2 and one.value != other.value:
         return False
-    return _all([same(a, b, rules) for a, b in zip(one.args, other.args, strict=True)])
+    return _all([_same(a, b, rules) for a, b in zip(one.args, other.args, strict=True)])
 
 
 def _same_matrix(one: Node, other: Node, rules: Rules) -> bool | None:
@@ -217,7 +235,7 @@ def _same_matrix(one: Node, other: Node, rules: Rules) -> bool | None:
     if [len(row) for row in left] != [len(row) for row in right]:
         return False
     cells = [(a, b) for rows in zip(left, right, strict=True) for a, b in zip(*rows, strict=True)]
-    return _all([same(a, b, rules) for a, b in cells])
+    return _all([_same(a, b, rules) for a, b in cells])
 
 
 def _multiplied_out(node: Node) -> Node:

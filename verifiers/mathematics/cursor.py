@@ -22,6 +22,8 @@ class Cursor:
         self.tokens, self.at, self.depth = list(tokens), 0, 0
         self.bars = 0
         """How many absolute values, or conditions of a set, are open: a bar then closes."""
+        self.systems = 0
+        """How many systems of cases are open: "if" then begins the condition of a case."""
         self.money = ""
         """The currency whose sign stood before the number that is being read."""
 
@@ -74,9 +76,10 @@ class Cursor:
                 letters += token.kind == "word"
                 words.append(token.text)
                 place += 1
-            elif words and token.text == "^" and self._power_of_unit(place):
-                words[-1] += f" ^{self._power_of_unit(place)}"
-                place += 2 if self.peek(place + 1).kind == "num" else 4
+            elif words and token.text == "^" and self._power_of_unit(place)[1]:
+                power, length = self._power_of_unit(place)
+                words[-1] += f" ^{power}"
+                place += length
             elif words and token.text in ("/", r"\cdot", "-", "'") and self.peek(place + 1).kind in ("word", "text"):
                 words.append("per" if token.text == "/" else " ")
                 place += 1
@@ -96,16 +99,19 @@ class Cursor:
             return True
         return token.spaced and token.text in LETTERS and self.at > 0 and self.tokens[self.at - 1].kind == "num"
 
-    def _power_of_unit(self, place: int) -> str:
-        if self.peek(place + 1).text in ("2", "3"):
-            return self.peek(place + 1).text
-        if (
-            self.peek(place + 1).text == "{"
-            and self.peek(place + 2).text in ("2", "3")
-            and self.peek(place + 3).text == "}"
-        ):
-            return self.peek(place + 2).text
-        return ""
+    def _power_of_unit(self, place: int) -> tuple[str, int]:
+        """The power of a unit, as `2` or `-1`, and how many tokens it takes from `^` on; ("", 0) for none."""
+        length, text = 1, ""
+        braces = self.peek(place + 1).text == "{"
+        length += braces
+        if self.peek(place + length).text == "-":
+            text, length = "-", length + 1
+        if self.peek(place + length).text not in ("1", "2", "3"):
+            return "", 0
+        text, length = text + self.peek(place + length).text, length + 1
+        if braces and self.peek(place + length).text != "}":
+            return "", 0
+        return text, length + braces
 
     def _ends_item(self, place: int) -> bool:
         token = self.peek(place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from qwq_rl.verifiers.mathematics.atoms import Atoms
-from qwq_rl.verifiers.mathematics.names import CONDITIONS, JOINS, LEADING, OVER, RELATIONS, TIMES
+from qwq_rl.verifiers.mathematics.names import CONDITIONS, COPULAS, JOINS, LEADING, OVER, REFUSED, RELATIONS, TIMES
 from qwq_rl.verifiers.mathematics.node import Node, number
 from qwq_rl.verifiers.mathematics.tokens import Unreadable
 from qwq_rl.verifiers.mathematics.words import SCALES
@@ -95,22 +95,38 @@ class Expressions(Atoms):
                 return False
             return not self.unit_ahead()[1]
         if token.kind == "op":
-            return (token.text in ("(", "[", "{") and not self.is_modulus()) or (token.text == "|" and not self.bars)
+            return (token.text in ("(", "[", "{") and not self.is_modulus() and not self.is_remark()) or (token.text == "|" and not self.bars)
         return token.kind == "cmd" and self.is_atom_command(token.text)
 
     def is_modulus(self) -> bool:
         """Whether `(mod` follows."""
         return self.peek().text == "(" and self.peek(1).text in ("mod", r"\bmod", r"\mod")
 
+    def is_remark(self) -> bool:
+        """Whether a condition in brackets follows: `(k \\in \\mathbb{Z})`, `(x > 0)`."""
+        name, sign = self.peek(1), self.peek(2)
+        if self.peek().text != "(" or name.kind not in ("word", "cmd") or len(name.text.strip("\\")) > 7:
+            return False
+        return sign.text in RELATIONS and sign.kind in ("op", "cmd")
+
     def skip_leading(self) -> None:
-        """Pass over words such as "the answer is"."""
-        while (self.peek().kind in ("word", "text") and self.peek().text.lower() in LEADING) or self.peek().text in (
-            ":",
-            '"',
-        ):
+        """Pass over words such as "the answer is", and over whole sentences up to their "is"."""
+        copula = self._copula()
+        self.at += copula
+        while (self.peek().kind in ("word", "text") and self.peek().text.lower() in LEADING) or self.peek().text in (":", '"'):
             if self.peek().kind == "word" and len(self.peek().text) == 1:
                 break
             self.next()
+
+    def _copula(self) -> int:
+        """How many tokens a beginning such as "Tom is" takes, all of them words of a text."""
+        for place in range(8):
+            token = self.peek(place)
+            if token.kind != "text" or token.text.lower() in REFUSED:
+                return 0
+            if token.text.lower() in COPULAS:
+                return place + 1
+        return 0
 
 
 def _added(terms: list[Node]) -> Node:

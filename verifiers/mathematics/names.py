@@ -283,3 +283,5 @@ REFUSED = frozenset(
     ]
 )
 """Words that change what a number beside them says."""
+COPULAS = frozenset({"is", "are", "was", "has", "have", "equals", "needs", "gets", "takes", "是", "为", "有"})
+"""Words after which a sentence says its number."""

@@ -10,6 +10,8 @@ from qwq_rl.verifiers.mathematics.tokens import Unreadable, tokenize
 MATRICES = frozenset(
     ["matrix", "pmatrix", "bmatrix", "Bmatrix", "array", "smallmatrix", "psmallmatrix", "bsmallmatrix"]
 )
+SYSTEMS = frozenset({"cases", "dcases", "rcases", "aligned"})
+SAID_BEFORE_CONDITIONS = frozenset({"if", "for", "when", "where", "若", "当"})
 UNIONS = {r"\cup": "union", r"\cap": "cap", r"\setminus": "minus", r"\backslash": "minus", "U": "union", "∪": "union"}
 OPEN_TO_CLOSE = {
     "(": (")", "]"), "[": ("]", ")"), r"\{": (r"\}", r"\rbrace", "}"), r"\lbrace": (r"\rbrace", r"\}"), r"\langle": (r"\rangle",)
@@ -67,9 +69,12 @@ class Answers(Expressions):
         while self.peek().text in ("=", r"\approx"):
             self.next()
         value = self.relation()
-        if self.peek().text in CONDITIONS or (self.peek().kind == "text" and self.peek().text in CONDITIONS):
-            value = self._conditioned(value)
-        return value
+        if self.is_remark():
+            self.next()
+            conditions, _ = self.items(frozenset({")"}))
+            self.expect(")")
+            value = Node("such", (value, *conditions), "remark")
+        return self._conditioned(value) if self.peek().text in CONDITIONS and not self.systems else value
 
     def _conditioned(self, value: Node) -> Node:
         """Pass over "where k is an integer", which binds a variable; refuse what restricts the answer."""
@@ -82,7 +87,7 @@ class Answers(Expressions):
             names = tuple(
                 symbol(word) for word in words if len(word) == 1 and word.isalpha() and word not in ("Z", "N", "a")
             )
-            return Node("such", (value, *(Node("in", (name, symbol("ℤ"))) for name in names)))
+            return Node("such", (value, *(Node("in", (name, symbol("ℤ"))) for name in names)), "remark")
         return value
 
     def relation(self) -> Node:
@@ -105,7 +110,10 @@ class Answers(Expressions):
 
     def _function_name(self) -> Node | None:
         """`f(x)` before an equals sign, as a name."""
-        first, opening = self.peek(), self.peek(1)
+        first, primes = self.peek(), 0
+        while self.peek(1 + primes).text == "'":
+            primes += 1
+        opening = self.peek(1 + primes)
         if (
             first.kind not in ("word", "cmd")
             or opening.text != "("
@@ -113,7 +121,7 @@ class Answers(Expressions):
             or len(first.text) > 3
         ):
             return None
-        depth, place = 1, 2
+        depth, place = 1, 2 + primes
         while depth and place < 14 and self.peek(place).kind != "end":
             depth += (self.peek(place).text == "(") - (self.peek(place).text == ")")
             place += 1
@@ -200,6 +208,8 @@ class Answers(Expressions):
         self.expect("{")
         name = self.next().text
         self.expect("}")
+        if name in SYSTEMS:
+            return self._system()
         if name not in MATRICES:
             raise Unreadable(f"the environment {name}")
         if name == "array" and self.peek().text == "{":
@@ -223,6 +233,33 @@ class Answers(Expressions):
         if any(len(row) != width for row in rows):
             raise Unreadable("the rows of a matrix differ in length")
         return Node("matrix", tuple(cell for row in rows for cell in row), (len(rows), width))
+
+
+    def _system(self) -> Node:
+        """The rows of `cases`: values with their conditions, or equations that hold together."""
+        rows: list[Node] = []
+        self.systems += 1
+        while not self.take(r"\end"):
+            value = self.item()
+            while self.peek().text in (",", "&", ";", ".") or self.peek().text.lower() in SAID_BEFORE_CONDITIONS:
+                self.next()
+            if self.peek().text not in (r"\\", r"\end"):
+                value = Node("tuple", (value, self._case()), "()")
+            rows.append(value)
+            self.take(r"\\", r"\cr")
+        self.systems -= 1
+        self._raw_argument()
+        pieces = all(row.kind == "tuple" and row.value == "()" for row in rows)
+        return Node("cases", tuple(rows)) if pieces else Node("list", tuple(rows), "and")
+
+    def _case(self) -> Node:
+        """The condition of one case."""
+        if self.take("otherwise", "else"):
+            return symbol("otherwise")
+        condition = self.item()
+        while self.take(",", ".", ";"):
+            pass
+        return condition
 
 
 def _grouped(opening: str, end: str, items: list[Node]) -> Node:

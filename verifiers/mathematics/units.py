@@ -32,7 +32,7 @@ _MONEY = {"dollar": 1, "usd": 1, "cent": "0.01", "$": 1, "us dollar": 1}
 _ANGLE = {"degree": 1, "deg": 1, "度": 1}
 _FREE = {
     "€": "euro", "euro": "euro", "eur": "euro", "£": "gbp", "gbp": "gbp", "¥": "yuan", "yuan": "yuan", "rmb": "yuan", "元": "yuan",
-    "rupee": "rupee", "rs": "rupee", "n": "newton", "newton": "newton", "j": "joule", "joule": "joule", "w": "watt", "watt": "watt",
+    "rupee": "rupee", "rs": "rupee", "₹": "rupee", "inr": "rupee", "n": "newton", "newton": "newton", "j": "joule", "joule": "joule", "w": "watt", "watt": "watt",
     "v": "volt", "volt": "volt", "a": "ampere", "amp": "ampere", "ampere": "ampere", "k": "kelvin", "kelvin": "kelvin", "hz": "hertz",
     "hertz": "hertz", "pa": "pascal", "pascal": "pascal", "mol": "mole", "mole": "mole", "rad": "radian", "radian": "radian",
     "unit": "unit", "month": "month", "year": "year", "am": "am", "pm": "pm", "mph": "mile/hour",
@@ -52,39 +52,56 @@ LETTERS = frozenset({"m", "s", "g", "h", "L", "N", "J", "W", "V", "A", "K"})
 
 @lru_cache(maxsize=4096)
 def unit_of(text: str) -> Unit | None:
-    """The unit that `text` names (`km/h`, `square feet`, `cm^2`), or None: then it is some thing that is counted."""
-    over, _, under = text.replace(" per ", "/").partition("/")
-    top = _product(over)
-    if top is None or not under:
-        return top if not under else None
-    bottom = _product(under)
-    return (f"{top[0]}/{bottom[0]}", top[1] / bottom[1]) if bottom else None
+    """The unit that `text` names (`km/h`, `square feet`, `m s^-2`), or None: then it is some thing that is counted."""
+    powers: dict[str, int] = {}
+    factor = Fraction(1)
+    sides = text.replace(" per ", "/").replace("^", " ^").split("/")
+    for side, words in enumerate(sides):
+        units = _units(words)
+        if units is None:
+            return None
+        for name, scale, power in units:
+            signed = -power if side else power
+            powers[name] = powers.get(name, 0) + signed
+            factor *= scale**signed
+    return _canonical(powers, factor)
 
 
-def _product(text: str) -> Unit | None:
-    words = text.replace("^", " ^").split()
-    power, units = 1, list[Unit]()
-    for word in words:
-        if word.startswith("^") and word[1:] in ("2", "3") and units:
-            name, factor = units.pop()
-            units.append((f"{name}{word[1:]}", factor ** int(word[1:])))
-        elif word in ("square", "sq", "squared"):
-            power = 2
-        elif word in ("cubic", "cubed"):
-            power = 3
-        else:
-            found = single(word)
-            if found is None:
+def _units(text: str) -> list[tuple[str, Fraction, int]] | None:
+    """Dimension, factor and power of every unit in a product; None where one is unknown."""
+    found: list[tuple[str, Fraction, int]] = []
+    power = 1
+    for word in text.split():
+        if word.startswith("^"):
+            if not found:
                 return None
-            units.append(found)
-    if len(units) != 1:
-        return None
-    name, factor = units[0]
-    if (name, power) == ("length3", 1):
-        return "volume", factor * 1000
-    if power == 3 and name == "length":
-        return "volume", factor**3 * 1000
-    return (name, factor) if power == 1 else (f"{name}{power}", factor**power)
+            name, factor, before = found.pop()
+            found.append((name, factor, before * int(word[1:])))
+        elif word in ("squared", "cubed") and found:
+            name, factor, _ = found.pop()
+            found.append((name, factor, 2 if word == "squared" else 3))
+        elif word in ("square", "sq", "cubic"):
+            power = 3 if word == "cubic" else 2
+        else:
+            unit = single(word)
+            if unit is None:
+                return None
+            found.append((*unit, power))
+            power = 1
+    return found or None
+
+
+def _canonical(powers: dict[str, int], factor: Fraction) -> Unit:
+    """With compound names taken apart, and volumes as lengths to the third."""
+    flat: dict[str, int] = {}
+    for name, power in powers.items():
+        for place, part in enumerate(name.split("/")):
+            flat[part] = flat.get(part, 0) + (power if place == 0 else -power)
+    if "volume" in flat:
+        power = flat.pop("volume")
+        flat["length"] = flat.get("length", 0) + 3 * power
+        factor *= Fraction(1, 1000) ** power
+    return " ".join(f"{name}^{power}" for name, power in sorted(flat.items()) if power), factor
 
 
 def single(word: str) -> Unit | None:
