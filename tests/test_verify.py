@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import subprocess
 import sys
 from array import array
@@ -23,6 +24,7 @@ from qwq_rl.verify_summary import percentile
 
 RIGHT = {"id": "a", "reference": "42", "response": r"<think>6 * 7</think> \boxed{42}"}
 WRONG = {"id": "b", "reference": "42", "response": r"\boxed{41}"}
+PAGE = ("verifier", "verify_row", "self_answer")
 OWN = """\
 import time
 
@@ -382,3 +384,21 @@ def test_the_command_line_says_bad_rows_in_one_message(tmp_path: Path, capsys: p
     assert spoken(lambda: main(["math", write(tmp_path, "x")])) == 2
     assert "rows.jsonl:1: not JSON" in capsys.readouterr().err
     assert qwq_rl(["verify", "math", write(tmp_path, RIGHT)]) == 0
+
+
+def test_the_example_of_the_page_is_judged_and_audited(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (root / "docs" / "verifiers.md").read_text()
+    found = {name: re.search(rf"<!-- example: {name} -->\n```\w+\n(.*?)```", page, re.S) for name in PAGE}
+    texts = {name: match[1] for name, match in found.items() if match}
+    assert list(texts) == list(PAGE)
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "colours.py").write_text(f"{texts['verifier']}\n\n{texts['self_answer']}")
+    (tmp_path / "rows.jsonl").write_text(texts["verify_row"])
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["my_lab/colours.py:verify", "rows.jsonl"]) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "correct"
+    assert main(["my_lab/colours.py:verify", "rows.jsonl", "--audit"]) == 0
+    assert "1 of 1 proven" in capsys.readouterr().out
