@@ -167,6 +167,7 @@ class RlMetrics(Update):
     domains: dict[str, DomainMetrics]
     families: dict[str, FamilyMetrics]
     statuses: dict[str, int]
+    verifiers: NotRequired[dict[str, dict[str, int]]]
     seconds: dict[str, float]
 
 

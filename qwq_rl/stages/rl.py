@@ -38,7 +38,7 @@ from qwq_rl.stages.audit import audit_stage
 from qwq_rl.stages.compact_head import use_compact_head
 from qwq_rl.stages.preference import Preference
 from qwq_rl.stages.recorder import Evaluator, Line, Recorder
-from qwq_rl.stages.rollouts import Rollout, rollout_line, summarise_round
+from qwq_rl.stages.rollouts import Rollout, added, rollout_line, summarise_round
 from qwq_rl.stages.setting import Setting, batch_arguments, load_model, ordered_rows, shared_arguments
 
 ALGORITHMS: Mapping[str, dict[str, Any]] = {
@@ -248,11 +248,13 @@ class VerifiedGRPOTrainer(GRPOTrainer):
         return batch
 
     def _write_down(self, lines: list[Line]) -> None:
+        counts = [self.scorer.counts]
         if self.accelerator.num_processes > 1:
             gathered: list[Any] = [None] * self.accelerator.num_processes
-            torch.distributed.all_gather_object(gathered, lines)
-            lines = [line for part in gathered for line in part]
-        self.round_summary = summarise_round(lines)
+            torch.distributed.all_gather_object(gathered, (lines, self.scorer.counts))
+            lines = [line for part, _ in gathered for line in part]
+            counts = [part for _, part in gathered]
+        self.round_summary = summarise_round(lines) | {"verifiers": added(counts)}
         for domain, figures in self.round_summary["domains"].items():
             for name in ("reward", "score", "tokens", "truncated", "faults"):
                 if figures[name] is not None:

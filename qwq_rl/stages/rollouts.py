@@ -82,6 +82,15 @@ def summarise_round(lines: Sequence[Line]) -> Line:
     }
 
 
+def added(counts: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    """What running the verifiers came to, by name, over all processes."""
+    total: dict[str, Counter[str]] = {}
+    for one in counts:
+        for name, count in one.items():
+            total.setdefault(name, Counter()).update(count)
+    return {name: dict(count) for name, count in sorted(total.items())}
+
+
 def _domain(lines: Sequence[Line]) -> Line:
     groups = _groups(lines)
     return {

@@ -115,6 +115,8 @@ def test_the_numbers_of_a_domain_are_those_of_its_rollouts(small: SmallRun, stag
             assert said["reward"] == pytest.approx(mean([one["reward"] for one in mine]))
         statuses = Counter(verdict["status"] for one in rollouts for verdict in one["verdicts"].values())
         assert line["statuses"] == statuses
+        judged = Counter(name.partition("#")[0] for one in rollouts for name in one["verdicts"])
+        assert {name: counts["judged"] for name, counts in line["verifiers"].items()} == judged
 
 
 @pytest.mark.parametrize("stage", RL)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_rl.stages.rollouts import summarise_round
+from qwq_rl.stages.rollouts import added, summarise_round
 
 Line = dict[str, Any]
 
@@ -58,6 +58,12 @@ def test_lengths_truncation_and_statuses_are_those_of_all_responses() -> None:
     assert found["tokens"] == {"mean": 6.0, "max": 9}
     assert found["truncated"] == 0.5
     assert found["statuses"] == {"correct": 1, "no_answer": 1}
+
+
+def test_counts_of_verifiers_add_up_over_processes() -> None:
+    counts = [{"math": {"judged": 8, "faults": 1}}, {"math": {"judged": 8, "cached": 2}, "code": {"judged": 4}}]
+
+    assert added(counts) == {"code": {"judged": 4}, "math": {"judged": 16, "faults": 1, "cached": 2}}
 
 
 def test_entropy_is_estimated_from_the_sampled_tokens() -> None:
