@@ -32,7 +32,7 @@ START_S = 120.0
 """Importing math-verify and warming it up takes 2 s of CPU; a busy machine may need far longer."""
 ATTEMPTS = 3
 """How often one question is asked where the failure is ours, and how many zygotes in a row may die."""
-PAUSE_S = 60.0
+PAUSE_S = 10.0
 """After so many dead zygotes the next start waits this long."""
 SOFT = 0.8
 """Share of the deadline after which a worker gives up by itself, which is cheaper than being killed."""

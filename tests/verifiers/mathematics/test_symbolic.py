@@ -200,8 +200,7 @@ def test_a_forked_child_has_processes_of_its_own(pool: SymbolicPool) -> None:
     child = os.fork()
     if child == 0:
         try:
-            outcome = pool.equal("x+x", "2x")
-            os.write(writer, f"{outcome} {zygote(pool)}".encode())
+            os.write(writer, f"{pool.equal('x+x', '2x')} {zygote(pool)}".encode())
         finally:
             os._exit(0)
     os.close(writer)
