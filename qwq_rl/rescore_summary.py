@@ -15,7 +15,7 @@ Summary = dict[str, Any]
 def disagrees(again: Again) -> bool:
     """Whether the score is another one; two words for one score are no disagreement."""
     old, new = again.rollout["verdicts"][again.name]["score"], again.scored.verdicts[again.name].score
-    return (old is None) != (new is None) or (old is not None and not math.isclose(old, new, abs_tol=1e-9))
+    return old != new if old is None or new is None else abs(old - new) > 1e-9
 
 
 def summarise(found: Sequence[Again], unfound: int, everything: Iterable[Mapping[str, Any]]) -> Summary:

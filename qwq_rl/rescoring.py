@@ -201,7 +201,8 @@ class _Decoder:
     """The stage's tokenizer, loaded when the first text is missing."""
 
     def __init__(self, stage: StageFolder) -> None:
-        self._stage, self._tokenizer = stage, None
+        self._stage = stage
+        self._tokenizer: Any = None
 
     def __call__(self, token_ids: Sequence[int]) -> str:
         if self._tokenizer is None:

@@ -55,7 +55,7 @@ def load_rows(
     """
     mapping = resolve_mapper(mapper) if mapper else None
     name, numbered = read_numbered(source, limit, seed)
-    rows, mistakes = _checked(numbered, _map_with(mapping, mapper), kind)
+    rows, mistakes = _checked(numbered, map_with(mapping, mapper), kind)
     if mistakes:
         raise RowError("\n".join(_listed(name, mistakes)))
     if not rows:
@@ -68,7 +68,7 @@ def _listed(name: str, mistakes: Sequence[tuple[int, str]]) -> list[str]:
     return lines + ([f"... and {len(mistakes) - SHOWN} more in {name}"] if len(mistakes) > SHOWN else [])
 
 
-def _map_with(mapping: Mapper | None, spec: str | None) -> Callable[[Row], Any]:
+def map_with(mapping: Mapper | None, spec: str | None) -> Callable[[Row], Any]:
     """Wrap a mapper so that what it raises on a row becomes that row's mistake."""
 
     def apply(row: Row) -> Any:

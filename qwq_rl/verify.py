@@ -78,7 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _rows(asked: argparse.Namespace, chosen: Chosen) -> Iterator[Asked | Mistake]:
     return read_asked(
-        asked.rows, chosen.name, asked.check, asked.role, asked.thinking_opened, not asked.audit, asked.limit
+        asked.rows,
+        chosen.name,
+        check=asked.check,
+        role=asked.role,
+        opened=asked.thinking_opened,
+        responses=not asked.audit,
+        limit=asked.limit,
+        mapper=asked.mapper,
     )
 
 
@@ -102,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
         "--param", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the verifier; may be repeated"
     )
     add("--recipe", type=Path, help="a stage's YAML file, whose entry for VERIFIER gives parameters or a replacement")
+    add(
+        "--mapper",
+        metavar="NAME",
+        help="turns published rows into rows of ours, as in a recipe (gsm8k, file.py:f, ...)",
+    )
     add("--check", metavar="NAME", help="take the reference of the rows' check of this name")
     add("--role", choices=get_args(Role), help="judge in this role (default: the check's, else score)")
     add(

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from qwq_rl.errors import RowError
+from qwq_rl.mappers import resolve_mapper
 from qwq_rl.prompts import CLOSE, OPEN, split_thinking
 from qwq_rl.row_format import Check, Role, Row, checks_of, nearest, row_mistakes
-from qwq_rl.rows import Unreadable, parse_lines, read_numbered
+from qwq_rl.rows import Unreadable, map_with, parse_lines, read_numbered
 from qwq_rl.verifiers import Response
 from qwq_rl.verifiers.contract import Finish
 
@@ -44,15 +45,26 @@ class Mistake:
 
 
 def read_asked(
-    source: str, verifier: str, check: str | None, role: Role | None, opened: bool, responses: bool, limit: int | None
+    source: str,
+    verifier: str,
+    *,
+    check: str | None = None,
+    role: Role | None = None,
+    opened: bool = False,
+    responses: bool = True,
+    limit: int | None = None,
+    mapper: str | None = None,
 ) -> Iterator[Asked | Mistake]:
     """What each row of `source` asks of `verifier`, or why it cannot.
 
-    `source` is `-` (JSON lines on standard input), a `.jsonl`, `.jsonl.gz` or `.parquet` file, or any source of rows.
-    `check` names the row's check whose reference is taken: by default the one that names `verifier`, or the only one.
-    `opened`: completions follow a prompt that has opened the thinking. Raises RowError where the source is missing.
+    `source` is `-` (JSON lines on standard input), a `.jsonl`, `.jsonl.gz` or `.parquet` file, or any source of rows;
+    `mapper` turns what stands there into rows. `check` names the row's check whose reference is taken: by default the
+    one that names `verifier`, or the only one. `opened`: completions follow a prompt that has opened the thinking.
+    `responses`: rows must have one. Raises RowError where the source or the mapper is missing.
     """
-    for line, value in _numbered(source, limit):
+    mapped = map_with(resolve_mapper(mapper) if mapper else None, mapper)
+    for line, given in _numbered(source, limit):
+        value = given if isinstance(given, Unreadable) else mapped(given)
         if isinstance(value, Unreadable):
             yield Mistake(line, str(value))
             continue
@@ -134,9 +146,10 @@ def read_response(row: Row, opened: bool) -> Response:
     stand beside them. Raises RowError saying what is wrong.
     """
     given = row.get("response")
-    finish = row.get("finish") or "stop"
-    if finish not in get_args(Finish):
-        raise RowError(f"`finish` is {finish!r}; it is one of {', '.join(get_args(Finish))}")
+    said: Any = row.get("finish") or "stop"
+    if said not in get_args(Finish):
+        raise RowError(f"`finish` is {said!r}; it is one of {', '.join(get_args(Finish))}")
+    finish: Finish = said
     if isinstance(given, str):
         body = _ended(given)
         reasoning, answer = split_thinking(body, opened)

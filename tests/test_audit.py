@@ -101,7 +101,7 @@ def test_a_solution_proves_a_reference_that_is_no_answer() -> None:
 
 
 def test_a_solution_after_an_opened_prompt_must_close_its_thinking() -> None:
-    columns = {"reference": "4", "solution": r"\boxed{4}"}
+    columns: dict[str, Any] = {"reference": "4", "solution": r"\boxed{4}"}
     assert found("math", **columns) == {}
     assert "think_closed" in found("math", opened=True, **columns)["solution"]
 

@@ -221,7 +221,7 @@ def test_a_penalty_is_judged_in_its_own_range(tmp_path: Path, own: str, capsys: 
 
 
 def asked(folder: Path, row: dict[str, Any], verifier: str = "math", check: str | None = None) -> Asked | Mistake:
-    (found,) = read_asked(write(folder, row), verifier, check, None, False, False, None)
+    (found,) = read_asked(write(folder, row), verifier, check=check, responses=False)
     return found
 
 
@@ -351,6 +351,13 @@ def test_an_audit_passes_or_fails_by_its_exit_status(tmp_path: Path, capsys: pyt
     assert "h (row 2): its solution does not pass" in capsys.readouterr().out
     (finding,) = json.loads(report.read_text())["findings"]
     assert (finding["id"], finding["place"], finding["kind"]) == ("h", 2, "solution")
+
+
+def test_published_rows_are_audited_through_a_mapper(tmp_path: Path) -> None:
+    good = {"question": "2+2?", "answer": "It is 4.\n#### 4"}
+    assert main(["math", write(tmp_path, good), "--mapper", "gsm8k", "--audit"]) == 0
+    with pytest.raises(RowError, match=r":2: the mapper `gsm8k` failed"):
+        main(["math", write(tmp_path, good, {"question": "?"}), "--mapper", "gsm8k", "--audit"])
 
 
 def test_an_audit_names_malformed_rows_too(tmp_path: Path) -> None:
