@@ -11,7 +11,7 @@ from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier
 from qwq_rl.verifiers.outcomes import bad_reference, correct, empty_answer, no_answer, shown, wrong
 
 LETTERS = "ABCDEFGHIJ"
-MOST_CUES, MOST_LINE, LETTERS_LISTED = 50, 2000, 20
+LONGEST, MOST_SLOTS, MOST_LINE, LAST_LINES = 100_000, 50, 2000, 20
 WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {ord("【"): "[", ord("】"): "]"}
 MARKS = dict.fromkeys(map(ord, "*`$#~"))
 WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|bf|rm|left|right)\b[ ]?|\\[()\[\] ,;!]")
@@ -24,9 +24,9 @@ CUE = re.compile(
     r"|(?<!不)(?<!不应)(?:故选|故選|应选|應選|因此选|所以选|选择|選擇)[ :]{0,3}"
 )
 """What announces an answer; the letters stand right behind it."""
-JOINT = r"(?:[\s]{0,2}(?:,|/|&|\||、|;|或者|或|和|\bor\b|\band\b)[\s]{0,2}(?:\bor\b|\band\b)?[ ]?)"
+JOINT = r"\s{0,2}+(?:[,/&|、;]|或者|或|和|\bor\b|\band\b)\s{0,2}+(?:(?:or|and)\s{1,2}+)?"
 ONE = r"(?:[(\[{][ ]?[A-Ja-j][ ]?[)\]}]|[A-J](?![A-Za-z0-9'_]))"
-LIST = re.compile(rf"{ONE}(?:{JOINT}{ONE})*")
+LIST = re.compile(rf"{ONE}(?:{JOINT}{ONE}){{0,20}}+")
 RUN = re.compile(r"[A-J]{2,10}(?![A-Za-z0-9'_])")
 SMALL = re.compile(r"[a-j][).]?[ ]{0,3}(?:\n|\Z)")
 PROSE = re.compile(r"[AI] [a-z]")
@@ -90,22 +90,26 @@ def _alike(slot: set[str], options: Mapping[str, str]) -> bool:
 
 def _slots(answer: str, options: Mapping[str, str]) -> list[set[str]] | str:
     """The letters of every place that states an answer, or why there is none to trust."""
+    if len(answer) > LONGEST:
+        return f"the answer has more than {LONGEST} characters"
     plain = answer.translate(WIDE)
     boxes = _boxes(plain)
     if boxes is None:
         return "the last box is not closed"
+    if len(boxes) > MOST_SLOTS:
+        return f"the answer has more than {MOST_SLOTS} boxes"
     slots = [_stated(content, options) for content in boxes]
     if boxes and not slots[-1]:
         return f"the last box holds no letter: {shown(boxes[-1])!r}"
     text = _unwrapped(plain)
-    cues = [cue.end() for cue in islice(CUE.finditer(text), MOST_CUES + 1)]
-    if len(cues) > MOST_CUES:
-        return f"an answer is announced more than {MOST_CUES} times"
+    cues = [cue.end() for cue in islice(CUE.finditer(text), MOST_SLOTS + 1)]
+    if len(cues) > MOST_SLOTS:
+        return f"an answer is announced more than {MOST_SLOTS} times"
     slots += [_announced(text, at, options) for at in cues]
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     slots += [_alone(line) for line in {line for line in lines if len(line) <= 5}]
     if len(lines) == 1 or (lines and options and not any(slots)):
-        stated = [_stated(line, options) for line in lines[-LETTERS_LISTED:]]
+        stated = [_stated(line, options) for line in lines[-LAST_LINES:]]
         slots += [stated[-1]] if not any(stated[:-1]) else []  # more than one: the options are listed
     return [slot for slot in slots if slot]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,7 @@ NUMBER = re.compile(r"[+-]?\d{1,40}(?:\.\d{1,40})?")
 BULLET = re.compile(r"(?:[-*+•]|\d{1,4}[.)])\s{1,9}(?=\S)")
 QUOTED = re.compile(r"(?s)([\"'`]).+\1")
 BRACKETS = ("[]", "()", "{}")
+MOST_ITEMS = 10_000
 ALMOST = 0.99
 """The F1 of 50 items and one too many."""
 
@@ -83,24 +84,36 @@ def list_match(order: Literal["kept", "free"] = "kept", case: bool = False, part
 
 
 def items_in(answer: str) -> list[str]:
-    """The items of an answer: of a JSON array, else its lines, else between commas; raises NotJson for nested ones."""
+    """The items of an answer: of a JSON array, else its lines, else between commas.
+
+    Raises NotJson for arrays of anything but texts and numbers, and for more than `MOST_ITEMS` items.
+    """
     text = unfenced(answer).strip()
     try:
         value = parse_one(text) if text.startswith("[") else None
     except NotJson:
         value = None
     if isinstance(value, list):
+        _refuse_many(value)
         if not all(_is_item(one) for one in value):
             raise NotJson("an item of the array is no text or number")
         return [str(one) for one in value]
     if text[:1] + text[-1:] in BRACKETS:
         text = text[1:-1]
-    lines = [BULLET.sub("", line.strip(), count=1) for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     parts = lines if len(lines) > 1 else re.split("[,，、;；]", "".join(lines))
+    _refuse_many(parts)
+    if len(lines) > 1:
+        parts = [BULLET.sub("", line, count=1) for line in lines]
     items = [part.strip().rstrip(",，、;；").strip() for part in parts]
     return [
         item[1:-1] if len(item) > 2 and item[0] == item[-1] and item[0] in "\"'`" else item for item in items if item
     ]
+
+
+def _refuse_many(items: Sequence[Any]) -> None:
+    if len(items) > MOST_ITEMS:
+        raise NotJson(f"the answer has more than {MOST_ITEMS} items")
 
 
 def _items_verifier(

@@ -12,8 +12,9 @@ UNIT = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿]|[^\W぀-ヿ㐀-䶿一-鿿豈-
 """A word of at most 20 letters, a Chinese or Japanese character, or a symbol."""
 LONGEST = 400_000
 """Characters of a text that are judged, the last ones: more than 100,000 tokens."""
-TAIL = 20_000
-LOOP_TIMES, LOOP_CHARACTERS = 5, 200
+LOOP_TIMES, LOOP_CHARACTERS, LOOP_SYMBOLS = 5, 200, 1000
+SUFFIX, CANDIDATES = 40, 500
+"""The last characters, whose earlier places suggest a period, and how many of these are tried."""
 
 
 def repetition(n: int = 12, allowed: float = 0.2, most: float = 1.0) -> Verifier:
@@ -21,7 +22,7 @@ def repetition(n: int = 12, allowed: float = 0.2, most: float = 1.0) -> Verifier
 
     A text is cut into units: words, Chinese and Japanese characters, symbols. With g runs of `n` units in a row, of
     which d are distinct, r = 1 - d / g; a text of fewer than 4 n units has r = 0. A text that ends in a loop, 5 times
-    or more the same characters and 200 characters in all, has r = 1. The excess is e = max(0, (r - allowed) / (1 -
+    or more the same characters and 200 characters in all (see `final_loop`), has r = 1. The excess is e = max(0, (r - allowed) / (1 -
     allowed)), the penalty -`most` * e, the score 1 - e, the gate 1 where e = 0. Raises UserError for values out of
     range.
     """
@@ -65,34 +66,32 @@ def repeated_share(text: str, n: int) -> float:
 
 
 def final_loop(text: str) -> tuple[str, int]:
-    """What `text` repeats at its end and how often, or ("", 0); the last `TAIL` characters decide.
+    """What `text` repeats at its end, and how often, or ("", 0).
 
-    A cut-off repeat counts as a part of the loop; a loop of white space or of one single symbol that no letter or digit
-    joins, such as a ruler, is none below 1,000 characters.
+    A loop is at least `LOOP_TIMES` times the same characters, at least `LOOP_CHARACTERS` of them in all, or
+    `LOOP_SYMBOLS` where it has no letter or digit, as a ruler has none. The last repeat may be cut off anywhere.
     """
-    tail = text.rstrip()[-TAIL:]
-    period, length = _period(tail[::-1])
-    if not period or length < LOOP_CHARACTERS or length < LOOP_TIMES * period:
+    text = text.rstrip()
+    if len(text) < LOOP_CHARACTERS:
         return "", 0
-    loop = tail[len(tail) - length :][:period]
-    if length < 1000 and not any(char.isalnum() for char in loop):
-        return "", 0
-    return loop, length // period
+    suffix = text[-SUFFIX:]
+    at = len(text) - len(suffix)
+    for _ in range(CANDIDATES):
+        at = text.rfind(suffix, 0, at + len(suffix) - 1)
+        period = len(text) - len(suffix) - at
+        if at < 0 or period * LOOP_TIMES > len(text):
+            break
+        loop = text[-period:]
+        if text.endswith(loop * LOOP_TIMES):
+            length = _looped(text, period)
+            least = LOOP_CHARACTERS if any(char.isalnum() for char in loop) else LOOP_SYMBOLS
+            return (loop, length // period) if length >= least else ("", 0)
+    return "", 0
 
 
-def _period(text: str) -> tuple[int, int]:
-    """The period and the length of the longest prefix of `text` that repeats itself most, by the Z-function."""
-    size = len(text)
-    z = [0] * size
-    left = right = 0
-    best, best_length = 0, 0
-    for at in range(1, size):
-        if at < right:
-            z[at] = min(right - at, z[at - left])
-        while at + z[at] < size and text[z[at]] == text[at + z[at]]:
-            z[at] += 1
-        if at + z[at] > right:
-            left, right = at, at + z[at]
-        if z[at] >= (LOOP_TIMES - 1) * at and at + z[at] > best_length:
-            best, best_length = at, at + z[at]
-    return best, best_length
+def _looped(text: str, period: int) -> int:
+    """How many characters at the end of `text` repeat with this period."""
+    start = len(text) - period
+    while start >= period and text[start - period : start] == text[start : start + period]:
+        start -= period
+    return len(text) - start

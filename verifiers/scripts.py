@@ -69,7 +69,9 @@ LANGUAGES: Mapping[str, tuple[str, ...]] = {
 
 # One letter is a variable; a word with digits or an underscore is an identifier.
 _WORDS = {
-    name: re.compile(f"[{inside}]" if name in UNSPACED else rf"(?<![0-9_\\{inside}])[{inside}][{inside}'’]++(?![0-9_])")
+    name: re.compile(
+        f"[{inside}]+" if name in UNSPACED else rf"(?<![0-9_\\{inside}])[{inside}][{inside}'’]++(?![0-9_])"
+    )
     for name, inside in RANGES.items()
 }
 _LETTERS = {name: re.compile(f"[{inside}]") for name, inside in RANGES.items()}
@@ -92,7 +94,7 @@ _FENCES = ("```", "~~~")
 LONGEST_INLINE = 1000
 """Characters of inline code or an inline formula; a lone backquote or dollar sign opens nothing."""
 _REST = re.compile(
-    r"https?://\S+|www\.\S+|\S{1,64}@\S{1,64}"
+    r"https?://\S+|www\.\S+|(?<!\S)\S{1,64}@\S{1,64}"
     r"|\\(?:boxed|text|textbf|textit|mathrm|mathbf|operatorname)\{[^{}]*\}|\\[A-Za-z]+"
     r"|</?[A-Za-z][^<>\n]{0,200}>|<\|[^<>|\n]{1,40}\|>"
 )
@@ -106,9 +108,11 @@ def words_by_script(text: str) -> Counter[str]:
     """
     prose = without_code(text)
     there = "".join(set(prose))
-    return +Counter(
-        {name: len(_WORDS[name].findall(prose)) for name, letters in _LETTERS.items() if letters.search(there)}
-    )
+    found: Counter[str] = Counter()
+    for name, letters in _LETTERS.items():
+        runs = _WORDS[name].findall(prose) if letters.search(there) else []
+        found[name] = sum(map(len, runs)) if name in UNSPACED else len(runs)
+    return +found
 
 
 def without_code(text: str) -> str:
