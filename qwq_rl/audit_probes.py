@@ -28,7 +28,7 @@ HOSTILE: Mapping[str, str] = {
 """Texts that have made checkers run for minutes, by what they are."""
 
 BOX = r"\boxed{"
-_LETTER = re.compile(r"(\W*)([A-Ja-j])(\W*)")
+_LETTER = re.compile(r"((?:\\(?:text|textbf|textrm|mathrm|mathbf)\{)?\W*)([A-Ja-j])(\W*)")
 _LONGEST = 300
 _OPPOSITES = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 

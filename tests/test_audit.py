@@ -193,6 +193,7 @@ def _kinds(report: Report) -> list[str]:
     [
         ("B", "A"),
         ("(a)", "(b)"),
+        (r"\text{(C)}", r"\text{(A)}"),
         ("Yes", "no"),
         ("12", "1003"),
         (12, 1003),
