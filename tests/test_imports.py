@@ -39,7 +39,7 @@ ALONE = {"sandbox": {"sandbox"}, "objective": {"objective"}}
 THIRD_PARTY: dict[str, set[str]] = {
     "sandbox": set(),
     "base": {"psutil"},
-    "verifiers": {"math_verify", "jsonschema", "referencing"},
+    "verifiers": {"math_verify", "jsonschema", "referencing", "mpmath"},
     "objective": {"torch"},
 }
 

@@ -12,6 +12,7 @@ from numbers import Real
 from typing import Any, Literal
 
 from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier
+from qwq_rl.verifiers.loading import Loaded
 from qwq_rl.verifiers.outcomes import describe, fault
 
 Role = Literal["score", "gate", "penalty"]
@@ -36,11 +37,15 @@ class _Late(Exception):
 
 def how_to_ask(verifier: Verifier) -> How:
     """`batch` where it has one, `together` where it is a coroutine function, else `one` by one."""
-    inner = getattr(verifier, "verifier", verifier)
+    inner = _inner(verifier)
     if callable(getattr(inner, "batch", None)):
         return "batch"
     is_async = inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None))  # noqa: B004
     return "together" if is_async else "one"
+
+
+def _inner(verifier: Verifier) -> Any:
+    return verifier.verifier if isinstance(verifier, Loaded) else verifier
 
 
 def answer(
@@ -190,10 +195,9 @@ def _batch(
     run: Run,
     passing: Passing,
 ) -> str:
-    inner: Any = getattr(verifier, "verifier", verifier)
     started = time.perf_counter()
     try:
-        values: Any = inner.batch(list(items))
+        values: Any = _inner(verifier).batch(list(items))
         values = run(_within(values, deadline_s)) if inspect.isawaitable(values) else values
         each = (time.perf_counter() - started) / len(items)
         verdicts = [_timed(value, role, each) for value in values]

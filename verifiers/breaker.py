@@ -42,15 +42,15 @@ class Breaker:
         return self._open_since is not None
 
     def allows(self) -> bool:
-        """Whether the verifier may be asked; where this is the one trial, its outcome must be recorded."""
+        """Whether the verifier may be asked; where this is a trial, the outcome that is recorded next decides."""
         if self._open_since is None:
             return True
         with self._lock:
             if self._open_since is None:
                 return True
-            if self._trying or self._clock() - self._open_since < self._rest_s:
+            if self._clock() - self._open_since < self._rest_s:
                 return False
-            self._trying = True
+            self._trying, self._open_since = True, self._clock()
             return True
 
     def record(self, failed: bool | None, why: str = "") -> bool:

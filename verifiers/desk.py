@@ -53,6 +53,13 @@ class _Sitting:
     counts: Counter[str] = field(default_factory=Counter)
     stop: threading.Event = field(default_factory=threading.Event)
     """Set when the caller does not wait any more."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, name: str, more: int = 1) -> None:
+        """Add to `counts`, from any thread."""
+        if more:
+            with self.lock:
+                self.counts[name] += more
 
 
 class Desk:
@@ -80,7 +87,7 @@ class Desk:
             if not faulty or self._breaker.is_open:
                 break
             time.sleep(BACK_OFF_S * 2**attempt)
-            sitting.counts["retries"] += len(faulty)
+            sitting.count("retries", len(faulty))
             ask(sitting, faulty)
         if self._cache is not None:
             self._share(sitting, keys, self._cache)
@@ -103,7 +110,7 @@ class Desk:
                 verdict = self._cache.get(key)
                 if verdict is not None:
                     sitting.found[place] = verdict
-                    sitting.counts["cached"] += 1
+                    sitting.count("cached")
                     continue
                 if key in asked:
                     continue
@@ -118,7 +125,7 @@ class Desk:
             verdict = sitting.found.get(place)
             if verdict is None:
                 sitting.found[place] = first[key]
-                sitting.counts["cached"] += 1
+                sitting.count("cached")
             elif key not in first:
                 first[key] = verdict
                 cache.put(key, verdict)
@@ -243,7 +250,7 @@ class Desk:
             with self._pool.worker() as worker:
                 items = [sitting.items[place] for place in places]
                 unread = worker.ask(sitting.verifier, "one", items, sitting.role, emit)
-                sitting.counts["restarts"] += not worker.usable
+                sitting.count("restarts", not worker.usable)
             for place in list(left) if unread else ():
                 self._several(sitting, [place])
                 del left[place]
@@ -312,16 +319,16 @@ class Desk:
                 self._known = (sitting.items[place], sitting.role, verdict.score)
 
     def _record(self, sitting: _Sitting, failed: bool | None, why: str) -> None:
-        sitting.counts["opened"] += self._breaker.record(failed, why)
+        sitting.count("opened", self._breaker.record(failed, why))
 
     def _broken(self, sitting: _Sitting) -> None:
-        sitting.counts["restarts"] += 1
+        sitting.count("restarts")
         hanging = left_alive(self._left)
         if hanging >= MOST_LEFT:
-            sitting.counts["opened"] += self._breaker.trip(f"{hanging} of its threads hang")
+            sitting.count("opened", self._breaker.trip(f"{hanging} of its threads hang"))
 
     def _unavailable(self, sitting: _Sitting, error: Unavailable) -> Verdict:
-        sitting.counts["opened"] += self._breaker.trip(str(error))
+        sitting.count("opened", self._breaker.trip(str(error)))
         return fault(f"the verifier cannot be asked: {error}")
 
     def _log_batch(self, failed: str) -> None:

@@ -18,7 +18,7 @@ from qwq_rl.verifiers.outcomes import describe
 from qwq_rl.verifiers.trl_rewards import adapt
 
 BUILT_IN: Mapping[str, str] = {
-    "math": "qwq_rl.verifiers.math_answer:math",
+    "math": "qwq_rl.verifiers.mathematics.verifier:math",
     "code": "qwq_rl.verifiers.code_tests:code",
     "json_schema": "qwq_rl.verifiers.json_schema:json_schema",
     "tool_call": "qwq_rl.verifiers.tool_calls:tool_call",

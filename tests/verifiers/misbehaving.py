@@ -141,3 +141,10 @@ def counting(problem: Problem, response: Response) -> Verdict:
     if response.answer == "raise":
         raise ValueError
     return Verdict(float(response.answer == problem["reference"]), "scored")
+
+
+@run_as()
+def server_is_down(problem: Problem, response: Response) -> bool:
+    with open(problem["log"], "a") as log:
+        log.write("x")
+    raise ConnectionRefusedError("no server at 127.0.0.1")

@@ -203,6 +203,19 @@ def test_a_fault_is_judged_again_where_the_verifier_asks_for_it(tmp_path: Path) 
     assert judged.counts == {"judged": 2, "retries": 2}
 
 
+def test_what_fails_again_and_again_is_not_asked_any_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = tmp_path / "log"
+    verifier = load(f"{FILE}:server_is_down")
+    [judged] = judge_all([Call(verifier, [item("a", log=str(log))] * 300)])
+    assert judged.counts == {"judged": 300, "faults": 300, "opened": 1}
+    assert "no server at 127.0.0.1" in judged.verdicts[-1].reason
+    assert "not asked for 30 s" in caplog.text
+    asked = len(log.read_text())
+    assert asked < 100
+    assert judge(verifier, [item("a", log=str(log))])[0].status == "fault"
+    assert len(log.read_text()) == asked
+
+
 def test_alike_pairs_are_judged_once_and_faults_each_time(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     rows = [item(answer, reference=gold, log=log) for answer, gold in ("aa", "ba", "aa", "ab")]

@@ -29,7 +29,7 @@ OPENING = frozenset(
     {r"\{", r"\lbrace", r"\lvert", r"\lfloor", r"\lceil", r"\langle", r"\begin", r"\|", r"\sqrt", r"\$"}
 )
 DEGREE = frozenset({r"\circ", r"\degree", r"\deg"})
-OTHER_COMMANDS = frozenset(
+OTHERS = frozenset(
     {
         r"\emptyset",
         r"\varnothing",
@@ -67,10 +67,9 @@ class Atoms(Cursor):
     def is_atom_command(self, text: str) -> bool:
         """Whether a LaTeX command begins an atom."""
         name = text[1:]
-        return (
-            name in FUNCTIONS or name in GREEK or name in CONSTANTS or text in FRACTIONS or text in BINOMIALS or text in DECORATIONS
-            or text in FIGURES or text in OPENING or text in OTHER_COMMANDS or text in NAMED_SETS or text in UNWORKED
-        )  # fmt: skip
+        if name in FUNCTIONS or name in GREEK or name in CONSTANTS or text in NAMED_SETS:
+            return True
+        return any(text in group for group in (FRACTIONS, BINOMIALS, DECORATIONS, FIGURES, OPENING, UNWORKED, OTHERS))
 
     def atom(self) -> Node:
         """One atom; raises Unreadable."""
@@ -118,11 +117,11 @@ class Atoms(Cursor):
                 return Fraction(read.args[0].value / read.args[1].value)
             return None
         over, sign, under = self.peek(), self.peek(1), self.peek(2)
-        if over.kind == "num" and over.spaced and sign.text == "/" and not sign.spaced and under.kind == "num":
-            if over.text.isdigit() and under.text.isdigit() and 0 < int(over.text) < int(under.text):
-                self.at += 3
-                return Fraction(int(over.text), int(under.text))
-        return None
+        written = over.spaced and sign.text == "/" and not sign.spaced and over.text.isdigit() and under.text.isdigit()
+        if not written or not 0 < int(over.text) < int(under.text):
+            return None
+        self.at += 3
+        return Fraction(int(over.text), int(under.text))
 
     def word(self) -> Node:
         """A function, a constant, or variables written together."""
@@ -216,7 +215,7 @@ class Atoms(Cursor):
     def _one_digit_or_atom(self) -> Node:
         """As LaTeX takes an unbraced script: one digit; `\\log_28` is the logarithm of 8 to base 2."""
         token = self.peek()
-        if token.kind == "num" and token.text.isdigit() and len(token.text) > 1 and not self.peek(1).kind == "word":
+        if token.kind == "num" and token.text.isdigit() and len(token.text) > 1 and self.peek(1).kind != "word":
             self.at += 1
             if self._ends_argument():
                 self.at -= 1
@@ -382,10 +381,7 @@ class Atoms(Cursor):
             token = self.peek()
             if token.text == "!" and self.peek(1).text != "=":
                 self.next()
-                if self.take("!"):
-                    value = Node("call", (value,), "double factorial")
-                else:
-                    value = Node("fact", (value,))
+                value = Node("call", (value,), "double factorial") if self.take("!") else Node("fact", (value,))
             elif token.text in ("%", r"\%"):
                 self.next()
                 value = Node("percent", (value,))

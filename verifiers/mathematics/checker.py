@@ -36,7 +36,7 @@ def _same_choice(one: Reading, other: Reading, rules: Rules) -> bool | None:
     """Where the gold answer, or the answer, names a choice."""
     if other.letter:
         if one.letter:
-            return one.letter == other.letter if other.text.isupper() or not one.nodes else None
+            return one.letter == other.letter if other.plain.isupper() or not one.nodes else None
         if one.label:
             return one.label[0] == other.letter
         return False if one.letters else None
@@ -98,7 +98,9 @@ def _same_mathematics(one: Reading, other: Reading, rules: Rules) -> bool | None
 def _unread(one: Reading, other: Reading) -> bool | None:
     """Where one of them is no mathematics that is read here: algebra may read it, unless it is prose."""
     if not one.nodes and not other.nodes:
-        return squeezed(one.plain.casefold()) == squeezed(other.plain.casefold()) or (None if _is_latex(one) and _is_latex(other) else False)
+        return squeezed(one.plain.casefold()) == squeezed(other.plain.casefold()) or (
+            None if _is_latex(one) and _is_latex(other) else False
+        )
     unread = one if not one.nodes else other
     return None if _is_latex(unread) else False
 

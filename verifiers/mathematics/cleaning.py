@@ -52,17 +52,22 @@ GREEK = dict(
     )
 )
 SIGNS = {
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "✕": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ",
-    "∙": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "∓": r"\mp ", "∞": r"\infty ", "π": r"\pi ", "𝜋": r"\pi ", "°": r"^\circ ",
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "✕": r"\times ", "·": r"\cdot ",
+    "⋅": r"\cdot ",
+    "∙": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "∓": r"\mp ", "∞": r"\infty ", "π": r"\pi ", "𝜋": r"\pi ",
+    "°": r"^\circ ",
     "º": r"^\circ ", "≤": r"\le ", "⩽": r"\le ", "≦": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≧": r"\ge ", "≠": r"\ne ",
     "≈": r"\approx ", "≃": r"\approx ", "≡": r"\equiv ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ", "∖": r"\setminus ",
-    "∅": r"\emptyset ", "Ø": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}",
-    "ℂ": r"\mathbb{C}", "√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
+    "∅": r"\emptyset ", "Ø": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}",
+    "ℚ": r"\mathbb{Q}",
+    "ℂ": r"\mathbb{C}", "√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]", "⌊": r"\lfloor ", "⌋": r"\rfloor ",
+    "⌈": r"\lceil ",
     "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle ", "∠": r"\angle ", "∧": r"\land ", "∨": r"\lor ", "→": r"\to ",
     "⇒": r"\Rightarrow ", "⁄": "/", "∕": "/", "∣": "|", "｜": "|", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"',
     "、": ",", "。": ".", "【": "[", "】": "]", "…": r"\ldots ", "⋯": r"\ldots ", "∆": r"\Delta ", "Δ": r"\Delta ",
     "Ω": r"\Omega ", "µ": r"\mu ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u3000": " ", "\ufe0f": "",
-    "\u200b": "", "\u200c": "", "\u200d": "", "\ufeff": "", "\u2061": "", "\u2062": "", "〈": r"\langle ", "〉": r"\rangle ",
+    "\u200b": "", "\u200c": "", "\u200d": "", "\ufeff": "", "\u2061": "", "\u2062": "", "〈": r"\langle ",
+    "〉": r"\rangle ",
 }  # fmt: skip
 TABLE = str.maketrans(
     {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
@@ -72,9 +77,11 @@ TABLE = str.maketrans(
 )
 SCRIPTED = re.compile(f"([{''.join(SUPERSCRIPTS)}]+)|([{''.join(SUBSCRIPTS)}]+)")
 INVISIBLE = re.compile(
-    r"\\(?:left|right|middle|displaystyle|textstyle|scriptstyle|bigl?|bigr?|Bigl?|Bigr?|biggl?|biggr?|Biggl?|Biggr?|limits|nolimits|nonumber|"
-    r"hfill|noindent|centering|rm|bf|it|sf)(?![a-zA-Z])\.?"
-    r"|(?<!\\)\\(?:[,;:! /]|q?quad(?![a-zA-Z])|thinspace|medspace|thickspace|enspace|\n)|(?<!\\)~|\\[hv]space\*?\{[^{}]*\}"
+    r"\\(?:left|right|middle|displaystyle|textstyle|scriptstyle|"
+    r"bigl?|bigr?|Bigl?|Bigr?|biggl?|biggr?|Biggl?|Biggr?|limits|"
+    r"nolimits|nonumber|hfill|noindent|centering|rm|bf|it|sf)(?![a-zA-Z])\.?"
+    r"|(?<!\\)\\(?:[,;:! /]|q?quad(?![a-zA-Z])|thinspace|medspace|thickspace|enspace|\n)"
+    r"|(?<!\\)~|\\[hv]space\*?\{[^{}]*\}"
 )
 THOUSANDS = re.compile(r"(?<=\d)(?:\\[,!:; ]|\{,\}|,\\!|\\,|\{\\,\}|~)(?=\d{3}(?!\d))")
 SPACED_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d ])")

@@ -242,7 +242,9 @@ def _multiplied_out(node: Node) -> Node:
     """A matrix, or a vector in brackets, with the factor before it in its cells."""
     if node.kind == "neg" and node.args[0].kind in ("matrix", "mul"):
         inner = _multiplied_out(node.args[0])
-        return inner._replace(args=tuple(Node("neg", (cell,)) for cell in inner.args)) if inner.kind == "matrix" else node
+        return (
+            inner._replace(args=tuple(Node("neg", (cell,)) for cell in inner.args)) if inner.kind == "matrix" else node
+        )
     if node.kind == "div" and node.args[0].kind == "matrix":
         return node.args[0]._replace(args=tuple(Node("div", (cell, node.args[1])) for cell in node.args[0].args))
     if node.kind != "mul" or sum(part.kind == "matrix" for part in node.args) != 1:

@@ -93,7 +93,11 @@ class Cursor:
         return phrase, place
 
     def _may_be_unit(self, place: int, token: Token) -> bool:
-        if (token.text in FUNCTIONS and token.text not in ("min", "sec")) or token.text in GREEK or token.text in NOT_UNITS:
+        if (
+            (token.text in FUNCTIONS and token.text not in ("min", "sec"))
+            or token.text in GREEK
+            or token.text in NOT_UNITS
+        ):
             return False
         if len(token.text) > 1 or place:
             return True

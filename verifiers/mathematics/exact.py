@@ -1,4 +1,4 @@
-"""Exact values of expressions without variables, and values modulo a large prime, which decide polynomial identities."""
+"""Exact values of expressions without variables, and values modulo a prime, which decide polynomial identities."""
 
 from __future__ import annotations
 

@@ -95,7 +95,9 @@ class Expressions(Atoms):
                 return False
             return not self.unit_ahead()[1]
         if token.kind == "op":
-            return (token.text in ("(", "[", "{") and not self.is_modulus() and not self.is_remark()) or (token.text == "|" and not self.bars)
+            return (token.text in ("(", "[", "{") and not self.is_modulus() and not self.is_remark()) or (
+                token.text == "|" and not self.bars
+            )
         return token.kind == "cmd" and self.is_atom_command(token.text)
 
     def is_modulus(self) -> bool:
@@ -113,7 +115,10 @@ class Expressions(Atoms):
         """Pass over words such as "the answer is", and over whole sentences up to their "is"."""
         copula = self._copula()
         self.at += copula
-        while (self.peek().kind in ("word", "text") and self.peek().text.lower() in LEADING) or self.peek().text in (":", '"'):
+        while (self.peek().kind in ("word", "text") and self.peek().text.lower() in LEADING) or self.peek().text in (
+            ":",
+            '"',
+        ):
             if self.peek().kind == "word" and len(self.peek().text) == 1:
                 break
             self.next()

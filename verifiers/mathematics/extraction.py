@@ -13,7 +13,7 @@ Anchor = Literal["boxed", "boxed_or_phrase"]
 
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?:\s*(\{)|\s*$|\s+(?P<bare>[0-9A-Za-z]+(?=[\s$.,]|$)))")
 PHRASE = re.compile(
-    r"(?:(?:the|my|our)\s+(?:final\s+|correct\s+|right\s+|required\s+|desired\s+)?answer(?:\s+to\s+[^.\n]{1,60}?)?"
+    r"(?:(?:the|my|our)\s+(?:final\s+|correct\s+|right\s+|required\s+|desired\s+)?answer(?:\s+to\s+[^.\n]{1,40}?)?"
     r"|final\s+answer|final\s+result|^\W{0,6}answer)[*_\"']{0,3}\s{0,4}(?:is|are|was|equals|must\s+be|should\s+be|:|=|：)"
     r"(?:\s{0,4}(?:therefore|then|thus|simply|just|indeed))?\s{0,4}[:：]?[*_]{0,3}"
     r"|(?:final\s+answer|^\W{0,6}answer)[*_:\s]{0,6}\n"
@@ -30,8 +30,8 @@ AFTERTHOUGHT = re.compile(
     re.IGNORECASE,
 )
 BETWEEN = re.compile(
-    r"(?:\s|[,;.$&、，；。或和与及/]|\\\\|\\[,;!() \[\]]|\\q?quad\b|(?:and|or|also|either|alternatively|otherwise|maybe|perhaps|possibly|"
-    r"could|be|it|else|otherwise|hence|the|other|answer|is|as|well|might|option|possible|another|also)\b"
+    r"(?:\s|[,;.$&、，；。或和与及/]|\\\\|\\[,;!() \[\]]|\\q?quad\b|"
+    r"(?:and|or|also|either|alternatively|otherwise|maybe|perhaps|possibly|could|be|it|else|otherwise|hence|the|other|answer|is|as|well|might|option|possible|another|also)\b"
     r"|\\text\{[^{}]{0,20}\}|[A-Za-z](?:_\{?\w\}?)?\s?=|\(\w\)|\d\)|或者|也可能是?|要么|还是|以及|[*_])*",
     re.IGNORECASE,
 )
@@ -66,7 +66,9 @@ def extract(text: str, anchor: Anchor = "boxed_or_phrase") -> Extraction:
         return Extraction(phrase)
     if not boxes:
         wanted = r"there is no \boxed{}"
-        return Extraction(None, wanted if anchor == "boxed" else wanted + ", and no phrase such as: the final answer is")
+        return Extraction(
+            None, wanted if anchor == "boxed" else wanted + ", and no phrase such as: the final answer is"
+        )
     answers = _last_group(text, boxes)
     if not answers[-1]:
         return Extraction(None, r"the last \boxed{} is empty")
@@ -129,11 +131,10 @@ def unboxed(text: str) -> str:
 
 def _phrase(text: str, after: int) -> str:
     """What the last answer phrase from `after` on announces, up to the end of its line or sentence."""
-    last = None
-    for last in PHRASE.finditer(text, after):
-        pass
-    if last is None:
+    found = list(PHRASE.finditer(text, after))
+    if not found:
         return ""
+    last = found[-1]
     if last.group().lower() == "<answer>":
         return re.split("</answer>", text[last.end() :], maxsplit=1, flags=re.IGNORECASE)[0].strip()
     lines = text[last.end() :].lstrip(" \t:：*").split("\n", 8)

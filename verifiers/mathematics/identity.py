@@ -50,7 +50,7 @@ def _rounded(one: Node, left: Fraction, other: Node, right: Fraction, tolerance:
     if contains(one, "dec") == contains(other, "dec"):
         return False
     written = right if contains(one, "dec") else left
-    return not _terminates(written) and abs(left - right) <= Fraction(tolerance) * abs(written)
+    return not _terminates(written) and abs(left - right) <= Fraction(str(tolerance)) * max(abs(left), abs(right))
 
 
 def _terminates(value: Fraction) -> bool:

@@ -14,7 +14,8 @@ SYSTEMS = frozenset({"cases", "dcases", "rcases", "aligned"})
 SAID_BEFORE_CONDITIONS = frozenset({"if", "for", "when", "where", "若", "当"})
 UNIONS = {r"\cup": "union", r"\cap": "cap", r"\setminus": "minus", r"\backslash": "minus", "U": "union", "∪": "union"}
 OPEN_TO_CLOSE = {
-    "(": (")", "]"), "[": ("]", ")"), r"\{": (r"\}", r"\rbrace", "}"), r"\lbrace": (r"\rbrace", r"\}"), r"\langle": (r"\rangle",)
+    "(": (")", "]"), "[": ("]", ")"), r"\{": (r"\}", r"\rbrace", "}"), r"\lbrace": (r"\rbrace", r"\}"),
+    r"\langle": (r"\rangle",)
 }  # fmt: skip
 MOST_ITEMS = 1000
 
@@ -222,10 +223,9 @@ class Answers(Expressions):
             rows[-1].append(self.side())
             if self.take("&"):
                 continue
-            if self.take(r"\\", r"\cr"):
-                if self.peek().text != r"\end":
-                    rows.append([])
-                    continue
+            if self.take(r"\\", r"\cr") and self.peek().text != r"\end":
+                rows.append([])
+                continue
             self.expect(r"\end")
             break
         self._raw_argument()
@@ -233,7 +233,6 @@ class Answers(Expressions):
         if any(len(row) != width for row in rows):
             raise Unreadable("the rows of a matrix differ in length")
         return Node("matrix", tuple(cell for row in rows for cell in row), (len(rows), width))
-
 
     def _system(self) -> Node:
         """The rows of `cases`: values with their conditions, or equations that hold together."""

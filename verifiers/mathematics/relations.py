@@ -1,4 +1,4 @@
-"""Comparing equations and inequalities of several variables: equal up to a constant factor, whose sign counts for `<`."""
+"""Comparing equations and inequalities of several variables: equal up to a factor, whose sign counts for `<`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bringing readings into shapes that compare: names before `=` set apart, plus-minus written out, conditions dropped."""
+"""Bringing readings into shapes that compare: names set apart, plus-minus written out, conditions dropped."""
 
 from __future__ import annotations
 

@@ -85,6 +85,7 @@ def _inside(command: str, grouped: bool, spaced: bool) -> Iterator[Token]:
 
 
 OPERATORS = {
-    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "log", "ln", "lg", "exp", "max", "min", "gcd", "lcm",
+    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "log", "ln", "lg", "exp", "max", "min",
+    "gcd", "lcm",
     "sinh", "cosh", "tanh", "sgn", "tg", "ctg", "arctg",
 }  # fmt: skip

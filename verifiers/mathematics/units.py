@@ -9,9 +9,11 @@ Unit = tuple[str, Fraction]
 """A dimension, and how many of its base unit one of this unit is."""
 
 _LENGTH = {"m": 1, "meter": 1, "metre": 1, "cm": "0.01", "centimeter": "0.01", "centimetre": "0.01", "mm": "0.001",
-           "millimeter": "0.001", "millimetre": "0.001", "km": 1000, "kilometer": 1000, "kilometre": 1000, "dm": "0.1", "in": "0.0254",
+           "millimeter": "0.001", "millimetre": "0.001", "km": 1000, "kilometer": 1000, "kilometre": 1000,
+           "dm": "0.1", "in": "0.0254",
            "inch": "0.0254", "inches": "0.0254", "ft": "0.3048", "foot": "0.3048", "feet": "0.3048", "yd": "0.9144",
-           "yard": "0.9144", "mi": "1609.344", "mile": "1609.344", "nm": "1e-9", "米": 1, "厘米": "0.01", "千米": 1000, "公里": 1000,
+           "yard": "0.9144", "mi": "1609.344", "mile": "1609.344", "nm": "1e-9", "米": 1, "厘米": "0.01",
+           "千米": 1000, "公里": 1000,
            "毫米": "0.001", "分米": "0.1"}  # fmt: skip
 _TIME = {"s": 1, "sec": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hr": 3600, "hour": 3600, "day": 86400,
          "week": 604800, "ms": "0.001", "秒": 1, "分钟": 60, "小时": 3600, "天": 86400}  # fmt: skip
@@ -31,10 +33,14 @@ _VOLUME = {
 _MONEY = {"dollar": 1, "usd": 1, "cent": "0.01", "$": 1, "us dollar": 1}
 _ANGLE = {"degree": 1, "deg": 1, "度": 1}
 _FREE = {
-    "€": "euro", "euro": "euro", "eur": "euro", "£": "gbp", "gbp": "gbp", "¥": "yuan", "yuan": "yuan", "rmb": "yuan", "元": "yuan",
-    "rupee": "rupee", "rs": "rupee", "₹": "rupee", "inr": "rupee", "n": "newton", "newton": "newton", "j": "joule", "joule": "joule", "w": "watt", "watt": "watt",
-    "v": "volt", "volt": "volt", "a": "ampere", "amp": "ampere", "ampere": "ampere", "k": "kelvin", "kelvin": "kelvin", "hz": "hertz",
-    "hertz": "hertz", "pa": "pascal", "pascal": "pascal", "mol": "mole", "mole": "mole", "rad": "radian", "radian": "radian",
+    "€": "euro", "euro": "euro", "eur": "euro", "£": "gbp", "gbp": "gbp", "¥": "yuan", "yuan": "yuan",
+    "rmb": "yuan", "元": "yuan",
+    "rupee": "rupee", "rs": "rupee", "₹": "rupee", "inr": "rupee", "n": "newton", "newton": "newton", "j": "joule",
+    "joule": "joule", "w": "watt", "watt": "watt",
+    "v": "volt", "volt": "volt", "a": "ampere", "amp": "ampere", "ampere": "ampere", "k": "kelvin",
+    "kelvin": "kelvin", "hz": "hertz",
+    "hertz": "hertz", "pa": "pascal", "pascal": "pascal", "mol": "mole", "mole": "mole", "rad": "radian",
+    "radian": "radian",
     "unit": "unit", "month": "month", "year": "year", "am": "am", "pm": "pm", "mph": "mile/hour",
 }  # fmt: skip
 TABLE: dict[str, Unit] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier
+from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier, run_as
 from qwq_rl.verifiers.mathematics.checker import equal
 from qwq_rl.verifiers.mathematics.comparison import Rules
 from qwq_rl.verifiers.mathematics.extraction import Anchor, extract, unboxed
@@ -18,6 +18,7 @@ LONGEST_FOR_ALGEBRA = 1000
 """Characters of an answer that math-verify is still asked about."""
 
 
+@run_as("inline", cached=True)
 def math(
     anchor: Anchor = "boxed_or_phrase",
     tolerance: float = 1e-6,

@@ -8,7 +8,10 @@ from fractions import Fraction
 NUMBERS = {
     word: value
     for value, word in enumerate(
-        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]
+        (
+            "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+            "seventeen eighteen nineteen twenty"
+        ).split()
     )
 } | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}  # fmt: skip
 SCALES = {
@@ -24,7 +27,8 @@ NOT_THERE = re.compile(
     r"(?:it |the limit |limit )?(?:does not|doesn't|do not|don't) exist|dne|undefined|not defined|diverges|divergent"
 )
 EVERYTHING = re.compile(
-    r"(?:the set of )?all (?:the )?reals?(?: numbers?)?|(?:x is )?any real(?: number)?|every real(?: number)?|the real numbers|real numbers|reals"
+    r"(?:the set of )?all (?:the )?reals?(?: numbers?)?|(?:x is )?any real(?: number)?|every real(?: number)?|"
+    r"the real numbers|real numbers|reals"
     r"|全体实数|所有实数|任意实数"
 )
 WITHOUT_END = re.compile(r"(?:positive )?infinity|infinite|infinitely many(?: solutions?)?|unbounded|无穷(?:大|多)?")

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
-import sys
 import threading
 import time
 import venv
 from itertools import pairwise
 from pathlib import Path
 
+import mpmath
 import pytest
 
 from qwq_rl.verifiers import Response, Verdict, load
-from qwq_rl.verifiers.math_answer import gold_answer, math
-from qwq_rl.verifiers.math_process import Died, MathProcess
+from qwq_rl.verifiers.mathematics.verifier import gold_answer, math
 
 BOMB = r"\prod_{k=1}^{10^7}k"
 
@@ -43,6 +41,8 @@ def boxed(text: str) -> str:
         ("(x-1)(x+2)", "x^2-1", 0.0),
         (r"\sqrt{17}", "4", 0.0),
         ("5x", "5", 0.0),
+        (r"\sum_{k=1}^{3} k", "6", 1.0),
+        (r"\sum_{k=1}^{3} k", "7", 0.0),
     ],
 )
 def test_algebra_decides_what_is_not_plain_arithmetic(answer: str, gold: str, score: float) -> None:
@@ -82,13 +82,13 @@ def test_several_boxes_are_one_list_so_that_hedging_fails() -> None:
 
 
 def test_a_very_long_answer_is_not_compared() -> None:
-    verdict = said(boxed("x+" * 600 + "x"), "4x")
+    verdict = said(boxed("x+" * 2000 + "x"), "4x")
     assert verdict.score == 0.0
-    assert "at most 1000" in verdict.reason
+    assert "at most 3000" in verdict.reason
 
 
 def test_braces_that_do_not_match_reach_no_parser() -> None:
-    assert "do not match" in said("the answer is x}+{y", "x+y").reason
+    assert "cannot be read" in said(r"the answer is \foo{x}}+{y", "x+y").reason
 
 
 def test_a_bomb_scores_nothing_and_the_next_answer_is_judged() -> None:
@@ -106,39 +106,14 @@ def test_a_bomb_scores_nothing_and_the_next_answer_is_judged() -> None:
 def test_a_reference_that_hangs_is_not_the_response_s_fault() -> None:
     verdict = math(deadline_s=1.0)({"reference": BOMB}, Response(text="", answer=boxed(r"\sqrt{2}")))
     assert isinstance(verdict, Verdict)
-    assert (verdict.score, verdict.status) == (None, "fault")
-
-
-def test_a_killed_process_is_replaced_and_each_has_its_memory_limit() -> None:
-    process = MathProcess(deadline_s=20.0, memory_mb=1024)
-    assert process.equal("x+x", "2x") == "equal"
-    assert process._process is not None
-    limits = Path(f"/proc/{process._process.pid}/limits").read_text()
-    assert f"Max address space         {1024 << 20}" in limits
-    process._process.kill()
-    process._process.wait()
-    assert process.equal("x+x", "2x") == "equal"
-    process.close()
-
-
-def test_a_process_that_ends_over_a_question_is_told_at_once() -> None:
-    process = MathProcess(deadline_s=20.0, memory_mb=1024)
-    process.equal("x+x", "2x")
-    assert process._process is not None
-    process._process.send_signal(signal.SIGSTOP)
-    killer = threading.Timer(0.2, process._process.kill)
-    killer.start()
-    with pytest.raises(Died, match="ended with status -9"):
-        process.equal("x+x", "2x")
-    killer.join()
-    process.close()
+    assert (verdict.score, verdict.status) == (None, "undecided")
 
 
 def test_threads_get_their_own_answers() -> None:
     found: dict[int, float | None] = {}
 
     def ask(number: int) -> None:
-        found[number] = said(boxed(f"\\sqrt{{{number * number}}}+x"), f"x+{number - number % 2}").score
+        found[number] = said(boxed(f"\\sum_{{k=1}}^{{{number}}} 1"), f"{number - number % 2}").score
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(2, 10)]
     for thread in threads:
@@ -149,39 +124,40 @@ def test_threads_get_their_own_answers() -> None:
 
 
 def test_a_forked_child_asks_a_process_of_its_own() -> None:
-    assert said(boxed("y+y"), "2y").score == 1.0
+    assert said(boxed(r"\sum_{k=1}^{3} k"), "6").score == 1.0
     child = os.fork()
     if child == 0:
-        os._exit(0 if said(boxed("z+z+z"), "3z").score == 1.0 else 1)
+        os._exit(0 if said(boxed(r"\sum_{k=1}^{4} k"), "10").score == 1.0 else 1)
     assert os.waitpid(child, 0)[1] == 0
-    assert said(boxed("3y-y"), "2y").score == 1.0
+    assert said(boxed(r"\sum_{k=1}^{5} k"), "15").score == 1.0
 
 
 def test_without_math_verify_only_algebra_is_a_fault(tmp_path: Path) -> None:
     venv.create(tmp_path / "bare", symlinks=True)
     script = (
-        "from qwq_rl.verifiers.math_answer import math\n"
+        "from qwq_rl.verifiers.mathematics.verifier import math\n"
         "from qwq_rl.verifiers.contract import Response\n"
         "said = lambda answer, gold: math()({'reference': gold}, Response(text='', answer=answer))\n"
         "assert said(r'\\boxed{0.5}', '1/2').score == 1.0\n"
-        "verdict = said(r'\\boxed{x+x}', '2x')\n"
-        "assert (verdict.score, verdict.status) == (None, 'fault'), verdict\n"
+        "verdict = said(r'\\boxed{\\sum_{k=1}^{3} k}', '6')\n"
+        "assert (verdict.score, verdict.status) == (None, 'undecided'), verdict\n"
         "assert \"pip install 'qwq-rl[math]'\" in verdict.reason, verdict\n"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
+    (tmp_path / "mpmath").symlink_to(Path(mpmath.__file__).parent)
     bare = tmp_path / "bare" / "bin" / "python"
-    subprocess.run([bare, "-c", script], check=True, env={"PYTHONPATH": str(root)}, cwd=tmp_path, timeout=120)
+    subprocess.run(
+        [bare, "-c", script], check=True, env={"PYTHONPATH": f"{root}:{tmp_path}"}, cwd=tmp_path, timeout=120
+    )
 
 
 def test_ordinary_answers_start_no_process_and_import_no_algebra(published: Path) -> None:
     with (published / "math" / "gsm8k_test.jsonl").open() as file:
         golds = [gold_answer(json.loads(line)["answer"]) for line in file]
-    verifier = math(deadline_s=4.5)  # a process of its own, if it were started
+    verifier, before = math(deadline_s=4.5), _children()  # a process of its own, if it were started
     scores = [verifier({"reference": gold}, Response(text="", answer=boxed(f"{gold}.0"))) for gold in golds]
     assert [score for score in scores if not isinstance(score, Verdict) or score.score != 1.0] == []
-    from qwq_rl.verifiers.math_process import shared
-
-    assert shared(4.5, 2048)._process is None
+    assert _children() == before
 
 
 def test_published_golds_pass_against_themselves_and_not_against_the_next(published: Path) -> None:
@@ -192,27 +168,6 @@ def test_published_golds_pass_against_themselves_and_not_against_the_next(publis
     assert [pair for pair in pairs if said(boxed(pair[0]), pair[1]).score != 0.0] == []
 
 
-def test_the_process_ends_with_its_parent_however_that_ends() -> None:
-    script = (
-        "import time; from qwq_rl.verifiers.math_process import MathProcess\n"
-        "process = MathProcess(20.0, 1024); process.equal('x+x', '2x')\n"
-        "print(process._process.pid, flush=True); time.sleep(60)\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    worker = Path("/proc") / parent.stdout.readline().strip()
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
-    end = time.monotonic() + 20
-    while _runs(worker) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not _runs(worker)
-
-
-def _runs(process: Path) -> bool:
-    """Whether a process does more than wait for its parent to collect its status."""
-    try:
-        return ") Z " not in (process / "stat").read_text()
-    except FileNotFoundError:
-        return False
+def _children() -> set[str]:
+    """The processes that this one has started."""
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())

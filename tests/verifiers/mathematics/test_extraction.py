@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from qwq_rl.verifiers.math_extraction import extract
+from qwq_rl.verifiers.mathematics.extraction import extract
 
 
 @pytest.mark.parametrize(
