@@ -40,6 +40,9 @@ OTHERWISE = re.compile(
     r"(?=[-+−]?[\d.]|[a-z]\s?=|\\[df]?frac|\\sqrt)([^\n]{1,80})",
     re.IGNORECASE,
 )
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+MOST_BOXES = 20
+"""Boxes around one answer that are taken off."""
 LONGEST_GAP = 60
 """Characters between two boxes that still belong to one answer."""
 
@@ -80,17 +83,11 @@ def extract(text: str, anchor: Anchor = "boxed_or_phrase") -> Extraction:
 
 def closing_brace(text: str, start: int) -> int:
     """The index of the brace that closes the one opened before `start`, or -1; escaped braces do not count."""
-    depth, at = 1, start
-    while at < len(text):
-        if text[at] == "\\":
-            at += 1
-        elif text[at] == "{":
-            depth += 1
-        elif text[at] == "}":
-            depth -= 1
-            if depth == 0:
-                return at
-        at += 1
+    depth = 1
+    for found in BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(found.group(), 0)
+        if depth == 0:
+            return found.start()
     return -1
 
 
@@ -123,7 +120,9 @@ def unboxed(text: str) -> str:
     match = BOX.match(text)
     if match and match["bare"] and match.end() == len(text):
         return match["bare"]
-    while match and match.group(1) and closing_brace(text, match.end()) == len(text) - 1:
+    for _ in range(MOST_BOXES):
+        if not match or not match.group(1) or closing_brace(text, match.end()) != len(text) - 1:
+            break
         text = text[match.end() : -1].strip()
         match = BOX.match(text)
     return text

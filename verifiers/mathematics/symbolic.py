@@ -58,6 +58,10 @@ class _Lost(Exception):
     """A worker is gone through no fault of the question."""
 
 
+class _Starved(Exception):
+    """A question had no time, because the machine is busy with something else."""
+
+
 @dataclass(frozen=True)
 class _Zygote:
     process: subprocess.Popen[bytes]
@@ -101,31 +105,38 @@ class SymbolicPool:
         self._missing = ""
         self._deaths, self._paused_until = 0, 0.0
 
-    def equal(self, gold: str, answer: str) -> Outcome:
+    def equal(self, gold: str, answer: str, seconds: float | None = None) -> Outcome:
         """Compare two LaTeX formulas; `gold_unread` where math-verify cannot read the gold.
 
-        Raises Died over this question (`timeout`: its deadline passed), Unavailable where no answer could be judged.
+        `seconds`: another deadline for this question. Raises Died over this question (`timeout`: its deadline passed),
+        Unavailable where no answer could be judged. A question that had less than half of its time on a processor is
+        asked again, twice at most.
         """
-        question = {"gold": gold, "answer": answer, "seconds": self.deadline_s * SOFT}
+        limit = self.deadline_s if seconds is None else seconds
+        question = json.dumps({"gold": gold, "answer": answer, "seconds": limit * SOFT}).encode() + b"\n"
+        failure: Exception = Unavailable(f"the process for math-verify ended {ATTEMPTS} times over one question")
         with self._turns:
             for _ in range(ATTEMPTS):
                 worker = self._worker()
                 try:
-                    return self._asked(worker, json.dumps(question).encode() + b"\n")
+                    return self._asked(worker, question, limit)
                 except _Lost:
                     self._discard(worker)
+                except _Starved as starved:
+                    self._discard(worker)
+                    failure = Died(str(starved), timeout=True)
                 except BaseException:
                     self._discard(worker)
                     raise
-        raise Unavailable(f"the process for math-verify ended {ATTEMPTS} times over one question")
+        raise failure
 
-    async def aequal(self, gold: str, answer: str) -> Outcome:
+    async def aequal(self, gold: str, answer: str, seconds: float | None = None) -> Outcome:
         """As `equal`, while the event loop runs on."""
         with self._lock:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(self.workers, "symbolic")
             threads = self._threads
-        return await asyncio.get_running_loop().run_in_executor(threads, self.equal, gold, answer)
+        return await asyncio.get_running_loop().run_in_executor(threads, self.equal, gold, answer, seconds)
 
     def warm(self) -> None:
         """Start importing math-verify in the background; returns at once, and never fails."""
@@ -183,23 +194,24 @@ class SymbolicPool:
         self._zygote = _started(self.memory_mb)
         return self._zygote
 
-    def _asked(self, worker: _Worker, question: bytes) -> Outcome:
+    def _asked(self, worker: _Worker, question: bytes, limit: float) -> Outcome:
         """The outcome of one question; the worker goes back to the idle ones where it may be asked again."""
         if not worker.ready:
             self._await_ready(worker)
         try:
-            worker.channel.settimeout(self.deadline_s)
+            worker.channel.settimeout(limit)
             worker.channel.sendall(question)
-            reply = _line(worker.channel, self.deadline_s)
+            reply = _line(worker.channel, limit)
         except TimeoutError:
-            raise Died(f"no result within {self.deadline_s:g} s", timeout=True) from None
+            raise Died(f"no result within {limit:g} s", timeout=True) from None
         except OSError:
             if _hung_up(worker.zygote.commands):
                 raise _Lost from None
             raise Died("the process ended over this question", timeout=False) from None
         self._deaths = 0
         if "late" in reply:
-            raise Died(f"no result within {reply['late']:g} s", timeout=True)
+            how = f"no result within {reply['late']:g} s"
+            raise _Starved(how) if reply["cpu"] < reply["late"] / 2 else Died(how, timeout=True)
         if "error" in reply:
             raise Died(str(reply["error"]), timeout=False)
         if reply["last"]:

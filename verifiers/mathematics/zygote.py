@@ -20,6 +20,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -164,7 +165,7 @@ def _die_with_parent() -> None:
 
 def _limited(question: dict[str, Any]) -> dict[str, Any]:
     """The reply to one question, or that its `seconds` are over, or what went wrong."""
-    running = True
+    running, started = True, time.process_time()
 
     def late(*_: object) -> None:
         if running:
@@ -182,7 +183,7 @@ def _limited(question: dict[str, Any]) -> dict[str, Any]:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except Late:
         signal.setitimer(signal.ITIMER_REAL, 0)  # it may have fired again before it was stopped
-        return {"late": question["seconds"]}
+        return {"late": question["seconds"], "cpu": time.process_time() - started}
     except (Exception, RecursionError, MemoryError) as error:
         return {"error": f"{type(error).__name__}: {str(error)[:200]}"}
 
