@@ -159,13 +159,18 @@ def _prove(cases: Sequence[_Case], judging: Judging) -> None:
                 case.right, case.said = claim.responses[at], _said(results[at])
                 case.wrong = claim.wrong[at] if claim.wrong else None
             elif claim.needed:
-                case.find(claim.kind, _refusal(claim, results))
+                faulty = all(_is_fault(scored) for scored in results)
+                case.find("fault" if faulty else claim.kind, _refusal(claim, results))
 
 
 def passes(scored: Scored, has_score: bool = True) -> bool:
     """Whether a response has the whole score and every gate holds; penalties do not count."""
     judged = all(verdict.score is not None for verdict in scored.verdicts.values())
     return judged and all(scored.gates.values()) and (scored.score == 1.0 or not has_score)
+
+
+def _is_fault(scored: Scored) -> bool:
+    return any(said.score is None and said.status != "bad_reference" for said in scored.verdicts.values())
 
 
 def _refusal(claim: Claim, results: Sequence[Scored]) -> str:

@@ -94,6 +94,10 @@ def test_a_solution_that_does_not_pass_is_broken() -> None:
     assert "5 is not the reference 4" in found("math", reference="4", solution=r"2 + 2 </think> \boxed{5}")["solution"]
 
 
+def test_a_right_answer_without_a_verdict_is_a_fault_of_the_verifier(own: str) -> None:
+    assert "not what I know" in found(f"{own}:breaks", reference="Paris", solution="Rome")["fault"]
+
+
 def test_a_solution_proves_a_reference_that_is_no_answer() -> None:
     schema = {"type": "object", "required": ["a"]}
     assert found("json_schema", reference=schema, solution='{"a": 1}') == {}

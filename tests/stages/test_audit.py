@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_runs import SmallRun
 
 from qwq_rl.errors import UserError
 from qwq_rl.recipe import RlRecipe, load_stage
-from qwq_rl.runfolder import StageFolder
+from qwq_rl.runfolder import StageFolder, write_lines
 from qwq_rl.scoring import Scorer
 from qwq_rl.stages.audit import ROWS, audit_stage
 
@@ -120,3 +121,18 @@ def test_what_was_refused_is_audited_again(tmp_path: Path) -> None:
 def test_of_many_rows_the_first_that_training_sees_are_audited(tmp_path: Path) -> None:
     data = rows(ROWS + 50)
     assert Stage(tmp_path / "s").audit([*data, *data])["rows"] == ROWS + 1
+
+
+def test_a_stage_whose_rows_are_broken_does_not_begin(small: SmallRun, tmp_path: Path) -> None:
+    run = small.beside(tmp_path / "run", "0_cold_start")
+    write_lines(tmp_path / "rows.jsonl", rows(8, broken=8)[:8])
+    options = (
+        f"--data.0.source={tmp_path}/rows.jsonl",
+        "--data.1.source=tiny/code",
+        "--domains.code.verifiers.code={}",
+    )
+
+    with pytest.raises(UserError, match="of 8 of 8 rows a right answer is not"):
+        small.train(run, "1_math_code", *options)
+
+    assert not run.stage("1_math_code").metrics.exists()

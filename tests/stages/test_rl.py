@@ -270,7 +270,7 @@ def test_a_stage_stops_where_too_much_could_not_be_judged(small: SmallRun, tmp_p
     run = small.beside(tmp_path / "run", "0_cold_start")
 
     with pytest.raises(UserError) as stopped:
-        small.train(run, "1_math_code", faulty)
+        small.train(run, "1_math_code", faulty, "--limits.broken_share=1.0")
 
     said = str(stopped.value)
     assert said.startswith("update 1: ")
@@ -282,7 +282,8 @@ def test_a_stage_stops_where_too_much_could_not_be_judged(small: SmallRun, tmp_p
 def test_what_could_not_be_judged_is_counted_and_teaches_nothing(small: SmallRun, tmp_path: Path, faulty: str) -> None:
     run = small.beside(tmp_path / "run", "0_cold_start")
 
-    assert small.train(run, "1_math_code", faulty, "--limits.fault_share=1.0", "--gates=[]") == 0
+    limits = ("--limits.fault_share=1.0", "--limits.broken_share=1.0")
+    assert small.train(run, "1_math_code", faulty, *limits, "--gates=[]") == 0
 
     stage = run.stage("1_math_code")
     counted = 0
@@ -302,7 +303,8 @@ def test_a_round_of_which_nothing_could_be_judged_changes_no_weight(small: Small
     (tmp_path / "broken.py").write_text("def verify(problem, response):\n    return None\n")
     run = small.beside(tmp_path / "run", "0_cold_start")
     broken = f"{tmp_path / 'broken.py'}:verify"
-    options = ("--limits.fault_share=1.0", "--gates=[]", f"--domains.math.verifiers.math={broken}")
+    limits = ("--limits.fault_share=1.0", "--limits.broken_share=1.0")
+    options = (*limits, "--gates=[]", f"--domains.math.verifiers.math={broken}")
 
     assert small.train(run, "1_math_code", f"--domains.code.verifiers.code={broken}", *options) == 0
 
