@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier
+from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier, run_as
 from qwq_rl.verifiers.outcomes import bad_reference, correct, empty_answer, no_answer, shown, wrong
 
 LETTERS = "ABCDEFGHIJ"
@@ -34,6 +34,7 @@ GOES_ON = re.compile(r"[AI] (?:because|since|as|for|which|or|and|is correct|is r
 LABELLED = re.compile(rf"({ONE})[ ]?(?:[.:)\-][ ]?|(?<=[)\]}}])[ ])(\S[^\n]*)")
 
 
+@run_as("inline")
 def choice() -> Verifier:
     """A verifier: the answer commits to the letter of the reference, A to J, and to no other.
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from typing import Any
+
+from qwq_rl.verifiers.outcomes import shown
+
+DEEPEST = 100
 
 
 class NotJson(ValueError):
@@ -12,9 +18,12 @@ class NotJson(ValueError):
 
 
 def parse_one(text: str) -> Any:
-    """The one JSON value that `text` is; raises NotJson for anything else, NaN and a repeated key included."""
+    """The one JSON value that `text` is; raises NotJson for anything else.
+
+    No JSON either: NaN, a repeated key, more than `DEEPEST` levels, and half a surrogate pair, which no file can hold.
+    """
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite)
     except RecursionError:
         raise NotJson("it is nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -23,6 +32,11 @@ def parse_one(text: str) -> Any:
         raise
     except ValueError:
         raise NotJson("a number in it has too many digits") from None
+    if _deeper(value, DEEPEST):
+        raise NotJson(f"it is nested too deeply: {DEEPEST} levels are allowed")
+    if "\\ud" in text.lower() and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+        raise NotJson("a text in it holds half a surrogate pair")
+    return value
 
 
 def unfenced(text: str) -> str:
@@ -47,11 +61,22 @@ def _integral(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether `value` holds arrays and objects within each other on more than so many levels."""
+    level = [value]
+    for _ in range(levels + 1):
+        level = [one for one in level if isinstance(one, dict | list)]
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+        if not level:
+            return False
+    return True
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise NotJson(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise NotJson(f"the key {shown(twice)!r} stands twice in one object")
     return found
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from qwq_rl.errors import UserError
-from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier
+from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier, run_as
 from qwq_rl.verifiers.outcomes import bad_reference, empty_answer
 from qwq_rl.verifiers.roles import count, placed, role_of, share
 from qwq_rl.verifiers.scripts import LANGUAGES, words_by_script
@@ -16,6 +16,7 @@ ACCEPTED = 0.2
 """A script that holds this share of the prompt's words is the prompt's own."""
 
 
+@run_as("inline")
 def language_consistency(
     language: str = PROMPT, threshold: float = 0.8, least_words: int = 10, most: float = 1.0
 ) -> Verifier:
@@ -55,7 +56,8 @@ def _scripts_of_prompt(problem: Problem) -> tuple[str, ...]:
     prompt = problem.get("prompt") or ""
     texts = [prompt] if isinstance(prompt, str) else [one.get("content") for one in prompt if one.get("role") == "user"]
     found = words_by_script("\n".join(text for text in texts if isinstance(text, str)))
-    return tuple(script for script, number in found.items() if number >= ACCEPTED * found.total())
+    own = [script for script, number in found.items() if number >= ACCEPTED * found.total()]
+    return tuple([*own, "Han"] if "Kana" in own and "Han" not in own else own)  # Japanese is written in both
 
 
 def _judged(response: Response, scripts: tuple[str, ...], least_words: int) -> tuple[float, dict[str, float], str]:

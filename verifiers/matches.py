@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from qwq_rl.errors import UserError
-from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier
+from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier, run_as
 from qwq_rl.verifiers.json_text import NotJson, parse_one, unfenced
 from qwq_rl.verifiers.outcomes import bad_reference, correct, empty_answer, no_answer, shown, wrong
 
@@ -25,6 +25,7 @@ ALMOST = 0.99
 """The F1 of 50 items and one too many."""
 
 
+@run_as("inline", cached=True)
 def exact(case: bool = True, punctuation: bool = True, white_space: WhiteSpace = "collapse") -> Verifier:
     """A verifier: the whole answer is the reference text, or one of a list of them.
 
@@ -49,6 +50,7 @@ def exact(case: bool = True, punctuation: bool = True, white_space: WhiteSpace =
     return verify
 
 
+@run_as("inline", cached=True)
 def set_match(case: bool = False, partial: bool = False) -> Verifier:
     """A verifier: the answer names exactly the items of the reference, a list; order and repeats are free.
 
@@ -63,6 +65,7 @@ def set_match(case: bool = False, partial: bool = False) -> Verifier:
     return _items_verifier(shared, case, partial)
 
 
+@run_as("inline", cached=True)
 def list_match(order: Literal["kept", "free"] = "kept", case: bool = False, partial: bool = False) -> Verifier:
     """A verifier: the answer lists the items of the reference, repeats included, in its order or in any.
 

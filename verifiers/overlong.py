@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from qwq_rl.errors import UserError
-from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier
+from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier, run_as
 from qwq_rl.verifiers.outcomes import fault
 from qwq_rl.verifiers.roles import count, placed, role_of, share
 
 
-def overlong(max_tokens: int, buffer: int, most: float = 1.0) -> Verifier:
+@run_as("inline")
+def overlong(*, max_tokens: int, buffer: int, most: float = 1.0) -> Verifier:
     """A verifier of role penalty: DAPO's soft overlong punishment (arXiv 2503.14476, equation 13), times `most`.
 
     With n tokens: 0 up to `max_tokens - buffer`, then `(max_tokens - buffer - n) / buffer` down to -1 at `max_tokens`

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
-from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier
+from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier, run_as
 from qwq_rl.verifiers.outcomes import empty_answer, shown
 from qwq_rl.verifiers.roles import count, placed, role_of, share
 
-UNIT = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿]|[^\W぀-ヿ㐀-䶿一-鿿豈-﫿]{1,20}|[^\w\s]")
-"""A word of at most 20 letters, a Chinese or Japanese character, or a symbol."""
+CJK = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+UNIT = re.compile(rf"[{CJK}]|[^\W{CJK}]{{1,20}}|-+|=+|\*+|#+|~+|\.+|[^\w\s]")
+"""A word of at most 20 letters, a Chinese or Japanese character, a ruler, or another symbol."""
 LONGEST = 400_000
 """Characters of a text that are judged, the last ones: more than 100,000 tokens."""
 LOOP_TIMES, LOOP_CHARACTERS, LOOP_SYMBOLS = 5, 200, 1000
@@ -17,14 +18,15 @@ SUFFIX, CANDIDATES = 40, 500
 """The last characters, whose earlier places suggest a period, and how many of these are tried."""
 
 
+@run_as("inline")
 def repetition(n: int = 12, allowed: float = 0.2, most: float = 1.0) -> Verifier:
     """A verifier of role penalty: how much of the reasoning or of the answer, whichever is worse, repeats itself.
 
     A text is cut into units: words, Chinese and Japanese characters, symbols. With g runs of `n` units in a row, of
     which d are distinct, r = 1 - d / g; a text of fewer than 4 n units has r = 0. A text that ends in a loop, 5 times
-    or more the same characters and 200 characters in all (see `final_loop`), has r = 1. The excess is e = max(0, (r - allowed) / (1 -
-    allowed)), the penalty -`most` * e, the score 1 - e, the gate 1 where e = 0. Raises UserError for values out of
-    range.
+    or more the same characters and 200 characters in all (see `final_loop`), has r = 1. The excess is
+    e = max(0, (r - allowed) / (1 - allowed)), the penalty -`most` * e, the score 1 - e, the gate 1 where e = 0. Raises
+    UserError for values out of range.
     """
     count("n", n)
     share("most", most)

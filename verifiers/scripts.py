@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 RANGES: Mapping[str, str] = {
     "Latin": "A-Za-zªºÀ-ÖØ-öø-ʯḀ-ỿﬀ-ﬆＡ-Ｚａ-ｚ",
-    "Han": "々〇㐀-䶿一-鿿豈-﫿\U00020000-\U000323af",
+    "Han": "々〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af",
     "Kana": "ぁ-ゖゝ-ゟァ-ヺー-ヿㇰ-ㇿｦ-ﾟ",
     "Hangul": "ᄀ-ᇿㄱ-ㆎ가-힣",
     "Cyrillic": "Ѐ-ԯ",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from qwq_rl.errors import UserError
-from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier
+from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier, run_as
 from qwq_rl.verifiers.outcomes import empty_answer, shown
 from qwq_rl.verifiers.roles import placed, role_of
 
 
+@run_as("inline")
 def think_format(open_tag: str = "<think>", close_tag: str = "</think>") -> Verifier:
     """A verifier: one thinking block that starts the response, closes exactly once and is followed by an answer.
 
