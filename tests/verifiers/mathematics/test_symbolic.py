@@ -134,6 +134,30 @@ def test_a_worker_that_no_signal_handler_stops_is_killed(hasty: SymbolicPool) ->
     assert pool.equal("x+x", "2x") == "equal"
 
 
+def test_a_question_that_had_no_processor_is_asked_again(pool: SymbolicPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "deadline_s", 1.5)
+    held = asked_next(pool)
+    steps = [
+        threading.Timer(0.2, os.kill, (held, signal.SIGSTOP)),
+        threading.Timer(1.35, os.kill, (held, signal.SIGCONT)),  # after its soft deadline of 1.2 s, before the hard one
+    ]
+    for step in steps:
+        step.start()
+    started = time.monotonic()
+    with pytest.raises(Died, match=r"no result within 1\.[25]"):
+        pool.equal("x^2", BOMB)
+    assert time.monotonic() - started > 1.35 + 1.1, "a second worker had all its time"
+    for step in steps:
+        step.join()
+
+
+def test_a_question_may_have_a_deadline_of_its_own(pool: SymbolicPool) -> None:
+    started = time.monotonic()
+    with pytest.raises(Died, match=r"no result within 0\.\d+ s"):
+        pool.equal("x^2", BOMB, seconds=0.3)
+    assert time.monotonic() - started < LATE_S
+
+
 def test_a_worker_that_ends_over_a_question_is_told_at_once(pool: SymbolicPool) -> None:
     asked = asked_next(pool)
     os.kill(asked, signal.SIGSTOP)
@@ -218,6 +242,7 @@ def test_a_forked_child_has_processes_of_its_own(pool: SymbolicPool) -> None:
 def test_a_zygote_that_dies_is_replaced(pool: SymbolicPool) -> None:
     old, orphans = zygote(pool), workers(pool)
     os.kill(old, signal.SIGKILL)
+    assert eventually(lambda: not alive(old))
 
     assert pool.equal("x+x", "2x") == "equal"
     assert zygote(pool) != old
