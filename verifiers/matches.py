@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -47,6 +48,7 @@ def exact(case: bool = True, punctuation: bool = True, white_space: WhiteSpace =
         rest = f" or {len(accepted) - 1} more" if len(accepted) > 1 else ""
         return wrong(f"{shown(answer)} is not {shown(accepted[0])}{rest}", answer)
 
+    verify.self_answer = _first  # type: ignore[attr-defined]
     return verify
 
 
@@ -145,6 +147,7 @@ def _items_verifier(
         status = "partial" if partial and both else "wrong"
         return Verdict(f1 if partial else 0.0, status, _difference(named, asked, both), ", ".join(named), metrics)
 
+    verify.self_answer = _as_json  # type: ignore[attr-defined]
     if partial:
         verify.largest_failing_score = ALMOST  # type: ignore[attr-defined]
     return verify
@@ -156,6 +159,19 @@ def _difference(named: list[str], asked: list[str], both: int) -> str:
     parts = [f"missing {shown(missing[0])}"] if missing else []
     parts += [f"not asked for {shown(extra[0])}"] if extra else []
     return f"{both} of {len(asked)} items match: {'; '.join(parts) or 'the order differs'}"
+
+
+def _first(problem: Problem) -> str | None:
+    """The answer that a reference of `exact` stands for."""
+    reference = problem.get("reference")
+    accepted = reference if isinstance(reference, list | tuple) else [reference]
+    return str(accepted[0]) if accepted and _is_item(accepted[0]) else None
+
+
+def _as_json(problem: Problem) -> str | None:
+    """The answer that a list of items stands for."""
+    reference = problem.get("reference")
+    return json.dumps(list(reference), ensure_ascii=False) if isinstance(reference, list | tuple) else None
 
 
 def _is_item(one: Any) -> bool:

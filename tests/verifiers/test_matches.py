@@ -116,6 +116,15 @@ def test_unknown_values_are_refused(name: str, params: dict[str, Any]) -> None:
         load(name, params)
 
 
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [("exact", "red"), ("exact", ["red", "blue"]), ("set_match", ["a, b", 2]), ("list_match", [1])],
+)
+def test_the_answer_that_a_reference_stands_for_passes(name: str, reference: Any) -> None:
+    answer = load(name).verifier.self_answer({"reference": reference})  # type: ignore[attr-defined]
+    assert said(name, answer, reference).score == 1.0
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(max_size=10) | st.integers(), min_size=1))
 def test_a_json_array_is_read_back(items: list[str | int]) -> None:
