@@ -131,6 +131,8 @@ class Atoms(Cursor):
             return self.function(name)
         if name in CONSTANTS:
             return Node("const", (), CONSTANTS[name])
+        if name == "Gamma" and self.peek().text == "(":
+            return self.function(name)
         if name in GREEK:
             return self.subscripted(name)
         if name == "C" and self.peek().text == "(" and self.peek(2).text == ",":
@@ -271,6 +273,8 @@ class Atoms(Cursor):
             return self.function(name)
         if name in CONSTANTS and len(name) > 1:
             return Node("const", (), CONSTANTS[name])
+        if name == "Gamma" and self.peek().text == "(":
+            return self.function(name)
         if name in GREEK:
             return self.subscripted(name)
         if text in (r"\{", r"\lbrace", r"\langle"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from qwq_rl.verifiers.mathematics.comparison import Rules, same
 from qwq_rl.verifiers.mathematics.node import EMPTY, INFINITY, REALS, Node, number
@@ -91,8 +92,16 @@ def _words_for(words: Reading, rest: Reading, rules: Rules) -> bool | None:
 def _same_mathematics(one: Reading, other: Reading, rules: Rules) -> bool | None:
     if not one.nodes or not other.nodes:
         return _unread(one, other)
-    verdicts = [same(node, gold, rules) for node in one.nodes for gold in other.nodes]
+    verdicts = [same(node, gold, rules) for node, gold in _pairs(one.nodes, other.nodes)]
     return True if True in verdicts else None if None in verdicts else False
+
+
+def _pairs(answers: Sequence[Node], golds: Sequence[Node]) -> list[tuple[Node, Node]]:
+    """Readings to compare; where both texts have a comma that may group digits, it does so in both or in neither."""
+    if len(answers) < 2 or len(golds) < 2:
+        return [(answer, gold) for answer in answers for gold in golds]
+    pairs = list(zip(answers, golds, strict=True))
+    return pairs if answers[0].kind in ("set", "tuple", "list") else pairs[:1]
 
 
 def _unread(one: Reading, other: Reading) -> bool | None:

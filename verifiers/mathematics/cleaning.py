@@ -63,7 +63,8 @@ SIGNS = {
     "ℂ": r"\mathbb{C}", "√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]", "⌊": r"\lfloor ", "⌋": r"\rfloor ",
     "⌈": r"\lceil ",
     "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle ", "∠": r"\angle ", "∧": r"\land ", "∨": r"\lor ", "→": r"\to ",
-    "⇒": r"\Rightarrow ", "⁄": "/", "∕": "/", "∣": "|", "｜": "|", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"',
+    "⇒": r"\Rightarrow ", "¢": r"\text{ cents}", "℃": r"\text{ degC}", "℉": r"\text{ degF}",
+    "⁄": "/", "∕": "/", "∣": "|", "｜": "|", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"',
     "、": ",", "。": ".", "【": "[", "】": "]", "…": r"\ldots ", "⋯": r"\ldots ", "∆": r"\Delta ", "Δ": r"\Delta ",
     "Ω": r"\Omega ", "µ": r"\mu ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u3000": " ", "\ufe0f": "",
     "\u200b": "", "\u200c": "", "\u200d": "", "\ufeff": "", "\u2061": "", "\u2062": "", "〈": r"\langle ",
@@ -89,6 +90,9 @@ REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s?\{(\d{1,40})\}|\((\
 DOTTED = re.compile(r"(\d*)\.(\d*)\\dot\s?\{?(\d)\}?(?:(\d*)\\dot\s?\{?(\d)\}?)?")
 ELLIPSIS = re.compile(r"(\d*)\.(\d*?)(\d{1,12}?)\3{2,}(?:\.{2,3}|\\(?:ld|cd|d)ots)")
 HALVES_OF_DAY = re.compile(r"\b([apAP])\.\s?[mM]\.?(?![a-zA-Z])")
+CELSIUS = re.compile(r"\^\s?\{?\s?\\circ\s?\}?\s?(?:\\(?:text|mathrm|textrm)\s?\{\s?)?([CF])(?![a-zA-Z])\s?\}?")
+SIGNED = re.compile(r"\{([-+])\}")
+FRENCH = re.compile(r"([\[\]])([^\[\]]*?[,;][^\[\]]*?)([\[\]])")
 RUPEES = re.compile(r"\bRs\.?\s?(?=\d)")
 DELIMITERS = re.compile(r"\\[()\[\]]|(?<!\\)\$\$?")
 EMPHASIS = re.compile(r"^(\*{1,3}|__)(?=\S)(.*?\S)\1$", re.DOTALL)
@@ -106,10 +110,13 @@ def clean(text: str) -> str:
     text = _without_emphasis(text)
     text = _without_delimiters(THOUSANDS.sub("", text))
     text = RUPEES.sub("₹", INVISIBLE.sub(" ", text))
+    text = SIGNED.sub(r"\1", CELSIUS.sub(r"\\text{ deg\1}", text))
     if "." in text:
         text = ELLIPSIS.sub(_repeating_tail, DOTTED.sub(_dotted, REPEATING.sub(_repeating, text)))
     text = " ".join(HALVES_OF_DAY.sub(r"\1m", text).split())
     text = SPACED_THOUSANDS.sub(lambda found: found.group().replace(" ", ""), text)
+    if text.count("[") != text.count("]") or text.startswith("]"):
+        text = FRENCH.sub(_french, text)
     return _without_end(_without_emphasis(text))
 
 
@@ -138,6 +145,12 @@ def _without_delimiters(text: str) -> str:
     if bare % 2 and re.search(r"(?<!\\)\$\s?[\d.]", text):
         text = re.sub(r"(?<!\\)\$(?=\s?[\d.])", r"\\$", text, count=1)
     return DELIMITERS.sub(" ", text)
+
+
+def _french(found: re.Match[str]) -> str:
+    """`]1,2[`, the open interval as it is written in France."""
+    opening, inside, closing = found.groups()
+    return f"{'(' if opening == ']' else '['}{inside}{')' if closing == '[' else ']'}"
 
 
 def _script(found: re.Match[str]) -> str:

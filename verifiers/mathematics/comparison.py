@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qwq_rl.verifiers.mathematics.node import INFINITY, Node, contains, every, symbol, symbols
+from qwq_rl.verifiers.mathematics.node import INFINITY, ONE, ZERO, Node, contains, every, symbol, symbols
 from qwq_rl.verifiers.mathematics.quantities import Percent, same_amount, same_ratio, same_residue_class
 from qwq_rl.verifiers.mathematics.real_sets import is_certain, same_reals
 from qwq_rl.verifiers.mathematics.relations import same_relation
@@ -13,6 +13,7 @@ from qwq_rl.verifiers.mathematics.shapes import BOUND, Named, is_name, items_of,
 
 CONSTANTS = frozenset({"C", "c", "K", "k", "A", "B", "C_1", "c_1", "C_2", "c_2"})
 """Names that people give to constants of integration."""
+UNIT_VECTORS = {"hat i": 0, "hat j": 1, "hat k": 2}
 MOST_PAIRS = 10_000
 
 
@@ -94,6 +95,7 @@ def _renamed(one: Node, other: Node) -> Node:
 def _same_value(one: Node, other: Node, rules: Rules) -> bool | None:
     if one == other:
         return True
+    one, other = _from_unit_vectors(one, other), _from_unit_vectors(other, one)
     if contains(one, "matrix") or contains(other, "matrix"):
         return _same_matrix(one, other, rules)
     if "cases" in (one.kind, other.kind):
@@ -252,6 +254,16 @@ def _multiplied_out(node: Node) -> Node:
     factors = [part for part in node.args if part.kind != "matrix"]
     matrix = next(part for part in node.args if part.kind == "matrix")
     return matrix._replace(args=tuple(Node("mul", (*factors, cell)) for cell in matrix.args))
+
+
+def _from_unit_vectors(node: Node, like: Node) -> Node:
+    """A sum of the vectors i, j and k as a tuple, where the other answer is a vector."""
+    names = symbols(node)
+    if not names or not names <= set(UNIT_VECTORS) or like.kind not in ("tuple", "matrix"):
+        return node
+    places = range(len(like.args))
+    parts = [replaced(node, {name: ONE if UNIT_VECTORS[name] == place else ZERO for name in names}) for place in places]
+    return node if max(UNIT_VECTORS[name] for name in names) >= len(like.args) else Node("tuple", tuple(parts), "()")
 
 
 def _rows(node: Node) -> list[list[Node]] | None:

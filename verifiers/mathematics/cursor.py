@@ -124,6 +124,7 @@ class Cursor:
             or token.text in RELATIONS
             or token.text.lower() in JOINS
             or token.text in CONDITIONS
+            or (token.kind == "num" and self.peek(place + 1).kind in ("word", "text"))
             or (token.text == "(" and self.peek(place + 1).kind in ("word", "text", "num", "cmd"))
         )
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from qwq_rl.verifiers.mathematics.atoms import Atoms
 from qwq_rl.verifiers.mathematics.names import CONDITIONS, COPULAS, JOINS, LEADING, OVER, REFUSED, RELATIONS, TIMES
-from qwq_rl.verifiers.mathematics.node import Node, number
+from qwq_rl.verifiers.mathematics.node import Node, number, symbol
 from qwq_rl.verifiers.mathematics.tokens import Unreadable
 from qwq_rl.verifiers.mathematics.words import SCALES
 
@@ -69,7 +69,7 @@ class Expressions(Atoms):
         base = self.postfix(self.atom())
         while self.peek().text in ("^", "**") and self.peek().kind == "op":
             self.next()
-            base = self.postfix(Node("pow", (base, self.exponent())))
+            base = self.postfix(_raised(base, self.exponent()))
         return base
 
     def exponent(self) -> Node:
@@ -132,6 +132,17 @@ class Expressions(Atoms):
             if token.text.lower() in COPULAS:
                 return place + 1
         return 0
+
+
+def _raised(base: Node, exponent: Node) -> Node:
+    """A power; a vector or matrix to the T is transposed."""
+    if exponent not in (symbol("T"), symbol("top")) or base.kind not in ("tuple", "matrix"):
+        return Node("pow", (base, exponent))
+    if base.kind == "tuple":
+        return base
+    rows, columns = base.value
+    cells = tuple(base.args[row * columns + column] for column in range(columns) for row in range(rows))
+    return Node("matrix", cells, (columns, rows))
 
 
 def _added(terms: list[Node]) -> Node:

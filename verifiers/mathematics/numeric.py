@@ -146,6 +146,8 @@ def _call(mp: Any, name: str, values: list[Any], log_base: int) -> Any:
     if name in ("binom", "perm"):
         found = mp.binomial(_modest(values[0]), _modest(values[1]))
         return found if name == "binom" else found * _gamma(mp, values[1] + 1)
+    if name == "Gamma":
+        return _gamma(mp, value)
     return _whole_numbers(mp, name, values)
 
 

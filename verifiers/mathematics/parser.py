@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from qwq_rl.verifiers.mathematics.expressions import Expressions
 from qwq_rl.verifiers.mathematics.names import CONDITIONS, JOINS, REFUSED, RELATIONS
-from qwq_rl.verifiers.mathematics.node import EMPTY, Node, symbol
+from qwq_rl.verifiers.mathematics.node import EMPTY, Node, number, symbol
 from qwq_rl.verifiers.mathematics.tokens import Unreadable, tokenize
+from qwq_rl.verifiers.mathematics.units import unit_of
 
 MATRICES = frozenset(
     ["matrix", "pmatrix", "bmatrix", "Bmatrix", "array", "smallmatrix", "psmallmatrix", "bsmallmatrix"]
@@ -144,8 +145,25 @@ class Answers(Expressions):
         unit, length = self.unit_ahead()
         if length:
             self.at += length
-            value = Node("quantity", (value,), unit)
+            value = self._compound(Node("quantity", (value,), unit))
         return self._with_remark(value)
+
+    def _compound(self, value: Node) -> Node:
+        """`2 hours 30 minutes` as one amount, in the first unit."""
+        place, first = self.at, unit_of(str(value.value))
+        self.take("and", ",")
+        if first is None or self.peek().kind != "num":
+            self.at = place
+            return value
+        rest = self.power()
+        name, length = self.unit_ahead()
+        second = unit_of(name) if length else None
+        if second is None or second[0] != first[0] or second[1] >= first[1]:
+            self.at = place
+            return value
+        self.at += length
+        part = Node("mul", (rest, number(second[1] / first[1])))
+        return Node("quantity", (Node("add", (value.args[0], part)),), value.value)
 
     def _with_remark(self, value: Node) -> Node:
         """Pass over a remark in brackets that follows a unit."""

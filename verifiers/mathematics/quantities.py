@@ -5,8 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Literal
 
+from qwq_rl.verifiers.mathematics.exact import Undefined
 from qwq_rl.verifiers.mathematics.identity import same_expression
 from qwq_rl.verifiers.mathematics.node import Node, contains, number, symbol, symbols
+from qwq_rl.verifiers.mathematics.numeric import Unworkable, evaluate
 from qwq_rl.verifiers.mathematics.units import Unit, same_thing, unit_of
 
 Percent = Literal["lenient", "strict"]
@@ -66,7 +68,17 @@ def _same_percent(
     if unit:
         return False
     share = same_expression(Node("div", (marked, number(100))), bare, tolerance)
-    return share or (percent == "lenient" and same_expression(marked, bare, tolerance))
+    if share is not False or percent == "strict":
+        return share
+    return same_expression(marked, bare, tolerance) and not _is_share(bare)
+
+
+def _is_share(node: Node) -> bool:
+    """Whether a number is at most 1, so that it is a share and no number of percent."""
+    try:
+        return bool(abs(evaluate(node, {})) <= 1)
+    except (Undefined, Unworkable):
+        return False
 
 
 def _same_with_units(left: Node, left_unit: str, right: Node, right_unit: str, tolerance: float) -> bool | None:
@@ -97,7 +109,10 @@ def _below(node: Node) -> list[Node]:
 
 
 def _same_in_base(one: Node, other: Node) -> bool:
-    based, rest = (one, other) if one.kind == "base" else (other, one)
+    """The base may be left out where the gold answer tells it; a bare gold answer is a decimal number."""
+    if other.kind != "base":
+        return bool(same_expression(one, other))
+    based, rest = other, one
     if rest.kind == "base":
         return bool(
             one.value[1] == other.value[1] and one.value[0].lstrip("0").upper() == other.value[0].lstrip("0").upper()

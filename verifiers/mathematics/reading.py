@@ -7,14 +7,22 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from qwq_rl.verifiers.mathematics.cleaning import clean
-from qwq_rl.verifiers.mathematics.node import Node
+from qwq_rl.verifiers.mathematics.node import Node, number
 from qwq_rl.verifiers.mathematics.parser import parse
 from qwq_rl.verifiers.mathematics.tokens import TEXT, Unreadable
-from qwq_rl.verifiers.mathematics.words import amount, choice, choices, labelled, meaning
+from qwq_rl.verifiers.mathematics.words import CHINESE, amount, chinese_amount, choice, choices, labelled, meaning
 
 LONGEST = 3000
 """Characters of an answer that is still read."""
 WORDY = re.compile(r"(?=.*?(?:[^\W\d_]{2}|[\u3400-\u9fff]))[^\W\d_][^\d=+*/^_\\{}<>|$]*")
+UNIT_VECTOR = re.compile(
+    r"\\(?:mathbf|boldsymbol|bm|vec|hat|overrightarrow)\s?\{(?:\\hat\s?\{)?\s?\\?([ijk])(?:math)?\s?\}(?:\})?"
+)
+EXCEPTION = re.compile(
+    r"(?:\\text\s?\{)?(?:the set of )?(?:all )?reals?(?: numbers?)?(?: x)? except(?: for)?\s?\}?"
+    r"(?: x =)?\s?([-\w\\{}/., ]+?)",
+    re.IGNORECASE,
+)
 GROUPED = re.compile(r"\d,\d{3}(?!\d)")
 BASE = re.compile(r"\(?([0-9A-Fa-f]+)\)?_\{?\(?(1[1-6])\)?\}?|0x([0-9A-Fa-f]+)|([0-9A-Fa-f]+)\s?\(?base[\s-](\d\d?)\)?")
 COMMANDS = re.compile(r"\\[a-zA-Z]+")
@@ -44,7 +52,10 @@ def read(text: str) -> Reading:
     """Read a text; what is too long has no readings."""
     if len(text) > LONGEST:
         return Reading(text, text, ())
-    cleaned = without_brackets(clean(text))
+    cleaned = without_brackets(clean(UNIT_VECTOR.sub(r"\\hat{\1}", text)))
+    exception = EXCEPTION.fullmatch(cleaned)
+    if exception:
+        cleaned = rf"\mathbb{{R}} \setminus \{{ {exception.group(1)} \}}"
     plain = " ".join(TEXT.sub(r" \1 ", cleaned).replace(r"\ ", " ").split()).strip(" .")
     letter = choice(plain)
     return Reading(
@@ -64,6 +75,9 @@ def readings(cleaned: str, plain: str) -> tuple[Node, ...]:
     if based:
         digits = based.group(1) or based.group(3) or based.group(4)
         return (Node("base", (), (digits.upper(), int(based.group(2) or based.group(5) or 16))),)
+    chinese = chinese_amount(cleaned) if CHINESE.fullmatch(cleaned) else None
+    if chinese is not None:
+        return (Node("percent", (number(chinese * 100),)) if cleaned.startswith("百分之") else number(chinese),)
     found = []
     for grouped in (True, False) if GROUPED.search(cleaned) else (True,):
         try:
@@ -77,7 +91,7 @@ def readings(cleaned: str, plain: str) -> tuple[Node, ...]:
 
 def _words(plain: str) -> str:
     """The meaning of a text that has words only."""
-    if not WORDY.fullmatch(plain) or len(plain) > 400:
+    if not WORDY.fullmatch(plain) or len(plain) > 400 or CHINESE.fullmatch(plain):
         return ""
     value = amount(plain)
     return str(value) if value is not None else meaning(plain)

@@ -124,6 +124,10 @@ def named(node: Node) -> Named:
 def _named(node: Node, sides: list[Node]) -> Named:
     if len(sides) == 1:
         return Named(sides[0])
+    if _coordinates(sides[0]) and sides[-1].kind == "tuple" and len(sides[0].args) == len(sides[-1].args):
+        order = sorted(range(len(sides[0].args)), key=lambda place: str(sides[0].args[place].value))
+        arranged = tuple(sides[-1].args[place] for place in order)
+        return Named(sides[-1]._replace(args=arranged), None, _all_equal(sides[1:]))
     if is_name(sides[0]) and not symbols(sides[0]) & symbols(Node("list", tuple(sides[1:]))):
         return Named(sides[-1], sides[0], _all_equal(sides[1:]))
     if is_name(sides[-1]) and len(sides) == 2 and not symbols(sides[-1]) & symbols(sides[0]):
@@ -133,6 +137,10 @@ def _named(node: Node, sides: list[Node]) -> Named:
     if not symbols(node):
         return Named(sides[-1], None, _all_equal(sides))
     return Named(node)
+
+
+def _coordinates(node: Node) -> bool:
+    return node.kind == "tuple" and all(part.kind == "sym" for part in node.args)
 
 
 def _all_equal(sides: list[Node]) -> bool:

@@ -52,6 +52,29 @@ TABLE: dict[str, Unit] = {
 } | {word: (name, Fraction(1)) for word, name in _FREE.items()}  # fmt: skip
 TABLE["mph"] = ("length/time", Fraction("1609.344") / 3600)
 TABLE["kph"] = TABLE["kmh"] = ("length/time", Fraction(1000, 3600))
+_PREFIXES = {
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "m": Fraction(1, 10**3),
+    "c": Fraction(1, 100),
+    "n": Fraction(1, 10**9),
+}
+_PREFIXED = {
+    "W": "watt",
+    "J": "joule",
+    "N": "newton",
+    "V": "volt",
+    "A": "ampere",
+    "Pa": "pascal",
+    "Hz": "hertz",
+    "mol": "mole",
+}
+SYMBOLS: dict[str, Unit] = {
+    prefix + symbol: (name, Fraction(factor))
+    for symbol, name in _PREFIXED.items()
+    for prefix, factor in _PREFIXES.items()
+} | {"degC": ("celsius", Fraction(1)), "degF": ("fahrenheit", Fraction(1)), "celsius": ("celsius", Fraction(1))}
 LETTERS = frozenset({"m", "s", "g", "h", "L", "N", "J", "W", "V", "A", "K"})
 """Units of one letter, which may be variables as well."""
 
@@ -59,6 +82,8 @@ LETTERS = frozenset({"m", "s", "g", "h", "L", "N", "J", "W", "V", "A", "K"})
 @lru_cache(maxsize=4096)
 def unit_of(text: str) -> Unit | None:
     """The unit that `text` names (`km/h`, `square feet`, `m s^-2`), or None: then it is some thing that is counted."""
+    for written, symbol in (("celsius", "degC"), ("fahrenheit", "degF")):
+        text = text.replace(f"degrees {written.title()}", symbol).replace(f"degree {written.title()}", symbol)
     powers: dict[str, int] = {}
     factor = Fraction(1)
     sides = text.replace(" per ", "/").replace("^", " ^").split("/")
@@ -102,7 +127,8 @@ def _canonical(powers: dict[str, int], factor: Fraction) -> Unit:
     flat: dict[str, int] = {}
     for name, power in powers.items():
         for place, part in enumerate(name.split("/")):
-            flat[part] = flat.get(part, 0) + (power if place == 0 else -power)
+            base, times = (part[:-1], int(part[-1])) if part[-1].isdigit() else (part, 1)
+            flat[base] = flat.get(base, 0) + times * (power if place == 0 else -power)
     if "volume" in flat:
         power = flat.pop("volume")
         flat["length"] = flat.get("length", 0) + 3 * power
@@ -111,7 +137,13 @@ def _canonical(powers: dict[str, int], factor: Fraction) -> Unit:
 
 
 def single(word: str) -> Unit | None:
-    """The unit that one word names, in the singular or plural."""
+    """The unit that one word names, in the singular or plural; the case of SI symbols counts (mW and MW)."""
+    if word in SYMBOLS:
+        return SYMBOLS[word]
+    for prefix, power in (("平方", 2), ("立方", 3)):
+        inner = single(word.removeprefix(prefix)) if word.startswith(prefix) else None
+        if inner:
+            return f"{inner[0]}{power}", inner[1] ** power
     lower = word.lower().rstrip(".")
     if word in ("M", "S", "G", "H"):
         return None

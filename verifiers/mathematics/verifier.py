@@ -16,6 +16,8 @@ from qwq_rl.verifiers.outcomes import bad_reference, correct, empty_answer, no_a
 
 LONGEST_FOR_ALGEBRA = 1000
 """Characters of an answer that math-verify is still asked about."""
+PAIR, ALONE, AGAIN = 0.7, 0.3, 0.2
+"""Shares of the deadline: for a pair, then for its reference alone, then for the pair where it crashed."""
 
 
 @run_as("inline", cached=True)
@@ -104,22 +106,23 @@ def _algebra(pool: SymbolicPool | None, answer: str, gold: str) -> Verdict:
     if pool is None:
         raise Unavailable("the recipe says symbolic: false")
     try:
-        outcome = pool.equal(gold, answer)
-    except Died:
-        return _again(pool, answer, gold)
+        outcome = pool.equal(gold, answer, seconds=PAIR * pool.deadline_s)
+    except Died as error:
+        return _failed(pool, answer, gold, error)
     if outcome == "gold_unread":
         return wrong(f"{shown(answer)} is not the reference {shown(gold)}, which only text can equal", answer)
     return _verdict(outcome == "equal", answer, gold)
 
 
-def _again(pool: SymbolicPool, answer: str, gold: str) -> Verdict:
-    """A failure that comes back alone, while the reference compares with 0, is the response's doing."""
+def _failed(pool: SymbolicPool, answer: str, gold: str, error: Died) -> Verdict:
+    """A failure is the response's doing where the reference compares with 0, and a crash where it comes back."""
     try:
-        pool.equal(gold, "0")
-    except Died as error:
-        raise Unavailable(f"the reference alone fails: {error}") from error
+        pool.equal(gold, "0", seconds=ALONE * pool.deadline_s)
+    except Died as alone:
+        raise Unavailable(f"the reference alone fails: {alone}") from alone
     try:
-        return _verdict(pool.equal(gold, answer) == "equal", answer, gold)
-    except Died as error:
-        status = "timeout" if error.timeout else "wrong"
-        return Verdict(0.0, status, f"{shown(answer)} cannot be compared: {error}", answer)
+        if not error.timeout:
+            return _verdict(pool.equal(gold, answer, seconds=AGAIN * pool.deadline_s) == "equal", answer, gold)
+    except Died as again:
+        error = again
+    return Verdict(0.0, "timeout" if error.timeout else "wrong", f"{shown(answer)} cannot be compared: {error}", answer)

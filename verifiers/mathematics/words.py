@@ -18,6 +18,8 @@ SCALES = {
     "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
     "百": 100, "千": 1000, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8,
 }  # fmt: skip
+DIGITS = {char: value for value, char in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
+CHINESE = re.compile("负?[零〇一二两三四五六七八九十百千万亿]+(?:分之[零〇一二两三四五六七八九十百千万亿]+)?")
 NOTHING = re.compile(
     r"(?:there (?:is|are) )?(?:no|none|zero|without)(?: such| real| valid| possible| integer| positive)*"
     r"(?: (?:solutions?|roots?|answers?|values?|numbers?|x|integers?))?(?: exists?)?"
@@ -74,6 +76,27 @@ def amount(text: str) -> Fraction | None:
         else:
             return None
     return Fraction(total + current)
+
+
+def chinese_amount(text: str) -> Fraction | None:
+    """The number that Chinese numerals spell: 三分之二, 百分之二十, 一百零五; or None."""
+    under, parted, over = text.partition("分之")
+    if parted:
+        below, above = chinese_amount(under), chinese_amount(over)
+        return above / below if above is not None and below else None
+    total, section, digit = 0, 0, 0
+    for char in text:
+        if char in DIGITS:
+            digit = DIGITS[char]
+        elif char in "十百千":
+            section += (digit or 1) * {"十": 10, "百": 100, "千": 1000}[char]
+            digit = 0
+        elif char in "万亿":
+            total = (total + section + digit) * (10**4 if char == "万" else 10**8)
+            section = digit = 0
+        else:
+            return None
+    return Fraction(total + section + digit)
 
 
 def choice(text: str) -> str:
