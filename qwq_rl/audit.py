@@ -26,6 +26,8 @@ HOSTILE_SECONDS = 20.0
 """How long a verdict on a hostile text may take."""
 
 Item = tuple[Row, Response]
+_Said = list[tuple[float | None, str]]
+"""Score and status of each verdict on a response."""
 
 
 class Judging(Protocol):
@@ -72,8 +74,8 @@ class _Case:
     claims: list[Claim] = field(default_factory=list)
     right: Response | None = None
     """A response that passed, as it must."""
-    said: list[tuple[float | None, str]] = field(default_factory=list)
-    """Score and status of its verdicts."""
+    heard: dict[str, _Said] = field(default_factory=dict)
+    """What was said of responses, by their texts."""
     wrong: str | None = None
     """The answer that stands for another reference, in the form that passed for the row's own."""
     findings: list[Finding] = field(default_factory=list)
@@ -156,7 +158,8 @@ def _prove(cases: Sequence[_Case], judging: Judging) -> None:
             results = said[id(case), id(claim)]
             at = next((at for at, scored in enumerate(results) if passes(scored, case.scored)), None)
             if at is not None:
-                case.right, case.said = claim.responses[at], _said(results[at])
+                case.right = claim.responses[at]
+                case.heard[case.right.text] = _said(results[at])
                 case.wrong = claim.wrong[at] if claim.wrong else None
             elif claim.needed:
                 faulty = all(_is_fault(scored) for scored in results)
@@ -204,6 +207,7 @@ def _must_fail(
 ) -> None:
     asked = [(case, response) for case in cases for response in responses(case)]
     for (case, response), scored in zip(asked, judging.score([(c.row, r) for c, r in asked]), strict=True):
+        case.heard[response.text] = _said(scored)
         unjudged = _unjudged(scored)
         if unjudged is not None:
             said: Kind = "reference" if unjudged.status == "bad_reference" else "fault"
@@ -218,26 +222,18 @@ def _unjudged(scored: Scored) -> Verdict | None:
 
 def _repeat(cases: Sequence[_Case], judging: Judging) -> None:
     """Round three: what passed passes again, and garbage fails as it did, in another company."""
-    garbage = answered(GARBAGE[0])
-    items = [(case.row, case.right or garbage) for case in cases] + [(case.row, garbage) for case in cases]
-    first, again = judging.score(items), judging.score(items[::-1])[::-1]
-    for case, *scored in zip(cases, first, again, strict=False):
-        _compare(case, [case.said, *map(_said, scored)])
-    for case, *scored in zip(cases, first[len(cases) :], again[len(cases) :], strict=True):
-        _compare(case, [*map(_said, scored)])
+    asked = [(case, response) for case in cases[::-1] for response in (answered(GARBAGE[0]), case.right) if response]
+    for (case, response), scored in zip(asked, judging.score([(c.row, r) for c, r in asked]), strict=True):
+        before, now = case.heard[response.text], _said(scored)
+        if before != now:
+            case.find("unstable", f"{shown(repr(response.text))} got {_words(before)}, and then {_words(now)}")
 
 
-def _said(scored: Scored) -> list[tuple[float | None, str]]:
+def _said(scored: Scored) -> _Said:
     return [(verdict.score, verdict.status) for verdict in scored.verdicts.values()]
 
 
-def _compare(case: _Case, said: Sequence[list[tuple[float | None, str]]]) -> None:
-    other = next((one for one in said if one != said[0]), None)
-    if other is not None:
-        case.find("unstable", f"the same response got {_words(said[0])}, and then {_words(other)}")
-
-
-def _words(said: Sequence[tuple[float | None, str]]) -> str:
+def _words(said: _Said) -> str:
     return ", ".join(f"{status} ({score})" for score, status in said)
 
 

@@ -64,7 +64,11 @@ def recorded(stage: StageFolder, updates: range | None) -> Iterator[Line]:
     """The rollouts of a stage in order of update."""
     for path in sorted((stage.path / "rollouts").glob("update-*.jsonl")):
         if updates is None or int(path.stem.removeprefix("update-")) in updates:
-            yield from read_lines(path)
+            for line in read_lines(path):
+                for part in line["segments"]:  # long, and nothing here needs them
+                    part.pop("logprobs", None)
+                    part.pop("loss_mask", None)
+                yield line
 
 
 def recipe_of(stage: StageFolder) -> RlRecipe:

@@ -11,6 +11,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -286,6 +287,7 @@ _of_worker: Verifier
 
 def _start_worker(spec: str, params: Mapping[str, Any], folder: str) -> None:
     global _of_worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that writes
     os.chdir(folder)
     _of_worker = load(spec, params)
 

@@ -17,9 +17,9 @@ from qwq_rl.rows import Row
 from qwq_rl.runfolder import StageFolder, read_json, write_json
 from qwq_rl.scoring import Scorer
 
-ROWS = 100
+ROWS = 64
 """Rows of each domain that are audited: the first ones that the stage trains on."""
-SECONDS = 20.0
+SECONDS = 15.0
 """How long the audit of a stage may take; at least one batch of rows is audited."""
 
 
