@@ -4,52 +4,157 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Generator
+from dataclasses import dataclass, replace
 from typing import Any
 
+from qwq_rl.sandbox import outfits
 from qwq_rl.sandbox.compare import same_output, same_value
 from qwq_rl.sandbox.inside.values import decode_json
+from qwq_rl.sandbox.languages import LANGUAGES
 from qwq_rl.sandbox.link import Ending, Payload
 from qwq_rl.sandbox.protocol import CaseResult, CaseVerdict, Job, Limits, bytes_of
 
 _SHOWN_STDOUT, _SHOWN_STDERR = 1 << 16, 1 << 13
+_SLACK, _LEAST_SLACK = 0.25, 0.05
+"""How far over its CPU limit a case may run among others, as a share and in seconds, before it is given up: what ends
+in that time is judged by a run alone, since neighbours cost it CPU time (caches, hyperthreads)."""
+_STARVED = 0.05
+"""CPU seconds a second of wall time: who used so much when the wall limit struck was not asleep but kept waiting."""
+_CHECKER_LIMITS = Limits(cpu_s=10.0, wall_s=60.0, memory_mb=512, output_kb=1024)
+COMPILE_LIMITS = Limits(cpu_s=30.0, wall_s=120.0, memory_mb=2048, output_kb=65536)
 
 
-def payloads(job: Job, index: int) -> list[Payload]:
+@dataclass(frozen=True)
+class Step:
+    """Processes to be run together in jails of their own, on the way to the verdict on a case."""
+
+    kind: outfits.Kind
+    payloads: tuple[Payload, ...]
+    limits: Limits
+    alone: bool = False
+    """Nothing else of this sandbox may run meanwhile."""
+
+
+Outcome = tuple[float, list[Ending]]
+"""Wall seconds, and how the processes ended."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A verdict on one case, and the kinds of attempts to get out that were seen."""
+
+    case: CaseResult
+    attempts: tuple[str, ...] = ()
+
+
+Steps = Generator[Step, Outcome, Judged]
+Compilation = Generator[Step, Outcome, "bytes | Judged"]
+
+
+def compilation(job: Job) -> Compilation:
+    """Make the program that all cases of a job share: what is executed, or the verdict that it does not compile."""
+    language = LANGUAGES.get(job.language)
+    text = job.code.encode("utf-8", "surrogateescape")
+    if language is None or not language.compile:
+        return text
+    payload = Payload("compile", {"argv": [language.path, *language.compile]}, text)
+    wall_s, (ending,) = yield Step("native", (payload,), COMPILE_LIMITS)
+    if not ending.shut_in:
+        return Judged(_not_shut(wall_s, ending))
+    if ending.exit == 0 and len(ending.stdout) <= COMPILE_LIMITS.output_kb * 1024:
+        return ending.stdout
+    said = replace(ending, stdout=b"")
+    why = "the compiler did not end in time" if ending.ended_for else "the program does not compile"
+    return Judged(_result("compile_error", wall_s, said, why))
+
+
+def judging(job: Job, index: int, program: bytes) -> Steps:
+    """All that leads to the verdict on one case."""
+    step = _first_step(job, index, program)
+    limit = job.limits.cpu_s
+    roomy = replace(step.limits, cpu_s=limit + max(_SLACK * limit, _LEAST_SLACK))
+    wall_s, endings = yield replace(step, limits=roomy)
+    if any(_is_doubtful(ending, job.limits) for ending in endings):
+        wall_s, endings = yield replace(step, alone=True)
+    attempts = endings[0].attempts
+    judged = _verdict(job, index, wall_s, endings)
+    if judged is not None:
+        return Judged(judged, attempts)
+    checked = yield _checker_step(job, index, endings[0])
+    return Judged(_checked(wall_s, endings[0], checked[1][0]), attempts)
+
+
+def _first_step(job: Job, index: int, program: bytes) -> Step:
     """What the processes of one case are given: the code and this case's input, never what is expected."""
     test = job.tests[index]
+    language = LANGUAGES.get(job.language)
+    if language is not None:
+        argv = [language.path, *language.run] if language.run else [""]
+        # a runtime's reservations are no use of memory; where control groups hold, they bound what is used
+        limits = replace(job.limits, memory_mb=job.limits.memory_mb + language.address_space_mb)
+        return Step("native", (Payload("native", {"argv": argv}, bytes_of(test, "input"), program),), limits)
+    kind = outfits.kind_of(job.code)
     if "assert" in test:
-        return [
-            Payload("solve", {"code": job.code}),
-            Payload("check", {"code": test["assert"], "entry_point": job.entry_point}),
-        ]
+        check = {"code": test["assert"], "entry_point": job.entry_point}
+        return Step(kind, (Payload("solve", {"code": job.code}), Payload("check", check)), job.limits)
     if "args" in test:
-        return [Payload("call", {"code": job.code, "entry_point": job.entry_point, "args": list(test["args"])})]
-    return [Payload("program", {"code": job.code}, bytes_of(test, "input"))]
+        fields = {"code": job.code, "entry_point": job.entry_point, "args": list(test["args"])}
+        return Step(kind, (Payload("call", fields),), job.limits)
+    return Step(kind, (Payload("program", {"code": job.code}, bytes_of(test, "input")),), job.limits)
 
 
-def judge(job: Job, index: int, wall_s: float, endings: Sequence[Ending]) -> CaseResult:
-    """The verdict on one case from how its processes ended."""
+def _is_doubtful(ending: Ending, limits: Limits) -> bool:
+    """Whether a limit may have been broken only because of what ran beside."""
+    if ending.ended_for == "wall":
+        return ending.cpu_s >= _STARVED * limits.wall_s
+    return not ending.ended_for and ending.cpu_s > limits.cpu_s
+
+
+def _verdict(job: Job, index: int, wall_s: float, endings: list[Ending]) -> CaseResult | None:
+    """The verdict on one case from how its processes ended; None where a checker decides."""
     test, mine = job.tests[index], endings[0]
-    if not all(ending.shut_in for ending in endings):
-        fault = next(ending for ending in endings if not ending.shut_in)
-        return _result("sandbox_error", wall_s, mine, f"the jail was not shut (exit {fault.exit})")
-    said = _last_report(mine.report)
+    for ending in endings:
+        if not ending.shut_in:
+            return _not_shut(wall_s, ending)
+    said = {} if job.language in LANGUAGES else _last_report(mine.report)
     verdict, why = _broken_limit(mine, said, job.limits)
     if "assert" in test:
         verdict, why = _asserted(endings[1], said, verdict, why, job.limits)
     elif verdict is None and "args" in test:
         verdict, why = _returned(job, index, said)
+    elif verdict is None and job.run_only:
+        verdict = "accepted"
+    elif verdict is None and job.checker is not None:
+        return None
     elif verdict is None:
-        expected = bytes_of(test, "output")
-        same = same_output(mine.stdout, expected, job.compare)
+        same = same_output(mine.stdout, bytes_of(test, "output"), job.compare)
         verdict, why = ("accepted", "") if same else ("wrong_answer", "")
+    assert verdict is not None
     return _result(verdict, wall_s, mine, why)
+
+
+def _checker_step(job: Job, index: int, ending: Ending) -> Step:
+    test = job.tests[index]
+    texts = {"input": bytes_of(test, "input"), "expected": bytes_of(test, "output"), "output": ending.stdout}
+    fields = {"code": job.checker, **{name: text.hex() for name, text in texts.items()}}
+    return Step(outfits.kind_of(job.checker or ""), (Payload("checker", fields),), _CHECKER_LIMITS)
+
+
+def _checked(wall_s: float, ending: Ending, checker: Ending) -> CaseResult:
+    """The verdict of a checker; one that fails itself is a fault of ours, or of the data set, and no wrong answer."""
+    score = _last_report(checker.report).get("score")
+    if not checker.shut_in or checker.ended_for or not isinstance(score, int | float) or isinstance(score, bool):
+        said = checker.stderr[-500:].decode("utf-8", "replace").strip()
+        return _result("sandbox_error", wall_s, ending, f"the checker gave no verdict: {said or checker.exit}")
+    return _result("accepted" if score >= 1 else "wrong_answer", wall_s, ending, f"the checker says {score:g}")
 
 
 def _broken_limit(ending: Ending, said: dict[str, Any], limits: Limits) -> tuple[CaseVerdict | None, str]:
     """The verdict that an ending alone gives; None where the answer decides."""
-    if ending.ended_for or ending.cpu_s > limits.cpu_s:
+    if ending.ended_for == "refused":
+        return "runtime_error", "tried over and over what a program may not do"
+    if ending.ended_for or ending.cpu_s > limits.cpu_s or ending.exit == -signal.SIGXCPU:
         wall = ending.ended_for == "wall"
         return "time_limit", f"more than {limits.wall_s} s" if wall else f"more than {limits.cpu_s} s of CPU"
     size = limits.output_kb * 1024
@@ -57,11 +162,15 @@ def _broken_limit(ending: Ending, said: dict[str, Any], limits: Limits) -> tuple
         return "output_limit", f"more than {limits.output_kb} KiB"
     if said.get("error") == "compile":
         return "compile_error", str(said.get("message"))
-    if said.get("error") == "memory":
+    if said.get("error") == "memory" or (ending.exit != 0 and any(sign in ending.stderr for sign in _NO_MEMORY)):
         return "memory_limit", f"more than {limits.memory_mb} MiB"
     if ending.exit != 0:
         return "runtime_error", str(said.get("message", f"exit status {ending.exit}"))
     return None, ""
+
+
+_NO_MEMORY = (b"std::bad_alloc", b"heap out of memory", b"annot allocate memory")
+"""What C++, Node and shells say before they end for want of memory."""
 
 
 def _returned(job: Job, index: int, said: dict[str, Any]) -> tuple[CaseVerdict, str]:
@@ -104,6 +213,10 @@ def _last_report(report: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _not_shut(wall_s: float, ending: Ending) -> CaseResult:
+    return _result("sandbox_error", wall_s, ending, f"the jail was not shut (exit {ending.exit})")
 
 
 def _result(verdict: CaseVerdict, wall_s: float, ending: Ending, why: str) -> CaseResult:

@@ -8,11 +8,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwq_rl.sandbox.inside import seccomp
+from qwq_rl.sandbox.inside.plan import Plan
 from qwq_rl.sandbox.inside.wire import FILES, PROCESS, READY, REPLY, REQUEST
 from qwq_rl.sandbox.protocol import Limits
 
@@ -23,8 +25,9 @@ for name, path in {packages!r}:
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [path]
 from qwq_rl.sandbox.inside import mother
+from qwq_rl.sandbox.inside.plan import Outfit, Plan
 os.register_at_fork = register
-mother.main({fd}, {slots}, {without!r})
+mother.main({fd}, {plan!r})
 """
 """Empty parent packages stand in for ours, so that the mother loads what is inside, nothing else.
 
@@ -45,6 +48,8 @@ class Payload:
     role: str
     fields: Mapping[str, Any]
     stdin: bytes = b""
+    program: bytes = b""
+    """What stands in the report file beforehand: the program that a native process becomes."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Ending:
     exit: int
     """Exit status, or minus a signal's number."""
     ended_for: str
-    """`cpu` or `wall` where the mother ended it, else empty."""
+    """`cpu`, `wall`, `refused` (too many calls that it may not make) or `cancelled` where the mother ended it."""
     cpu_s: float
     memory_mb: float
     shut_in: bool
@@ -62,18 +67,24 @@ class Ending:
     stdout: bytes
     stderr: bytes
     report: bytes
+    attempts: tuple[str, ...] = ()
+    """Kinds of refused calls that only an attempt to get out makes (`seccomp.KINDS`)."""
+
+
+_ENDED_FOR = {b"c": "cpu", b"w": "wall", b"r": "refused", b"x": "cancelled"}
 
 
 class Mother:
     """One running mother. Not thread-safe; `close` it."""
 
-    def __init__(self, slots: int, without: Collection[str] = ()) -> None:
+    def __init__(self, plan: Plan) -> None:
         """Start it and wait for its greeting. Raises `MotherDied`."""
+        self.plan = plan
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._said = os.memfd_create("mother")
         folder = Path(__file__).resolve().parent
         packages = [("qwq_rl", str(folder.parent)), ("qwq_rl.sandbox", str(folder))]
-        start = _START.format(packages=packages, fd=theirs.fileno(), slots=slots, without=sorted(without))
+        start = _START.format(packages=packages, fd=theirs.fileno(), plan=plan)
         # as isolated as -I is, but with a hash seed that is fixed: a verdict must not depend on it
         self.process = subprocess.Popen(
             [sys.executable, "-S", "-s", "-P", "-B", "-c", start],
@@ -81,7 +92,7 @@ class Mother:
             stdout=subprocess.DEVNULL,
             stderr=self._said,
             pass_fds=[theirs.fileno()],
-            env={"PYTHONHASHSEED": "0"},
+            env={"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             cwd="/",
             start_new_session=True,
         )
@@ -105,6 +116,17 @@ class Mother:
         except OSError as error:
             raise MotherDied(f"{error}: {self._last_words()}") from None
 
+    def cancel(self, number: int) -> None:
+        """End a case; it is still received. Raises `MotherDied`."""
+        try:
+            self._control.send(REQUEST.pack(number, 0, 0.0, 0.0, 0, 0))
+        except OSError as error:
+            raise MotherDied(f"{error}: {self._last_words()}") from None
+
+    def fileno(self) -> int:
+        """The descriptor that is readable when there is something to receive."""
+        return self._control.fileno()
+
     def receive(self) -> tuple[int, float, list[Ending]]:
         """Wait for a case to end: its number, its wall seconds and how its processes ended. Raises `MotherDied`."""
         patience = max((limits.wall_s for _, limits in self._cases.values()), default=0.0) * 2 + 30
@@ -113,12 +135,13 @@ class Mother:
         files, _ = self._cases.pop(number)
         endings = []
         for place, group in enumerate(files):
-            status, cpu_s, memory, reason = PROCESS.unpack_from(packet, REPLY.size + place * PROCESS.size)
+            status, cpu_s, memory, reason, seen = PROCESS.unpack_from(packet, REPLY.size + place * PROCESS.size)
             stdout, stderr, report, payload = map(_read, group[1:])
             code = os.waitstatus_to_exitcode(status)
-            ended_for = {b"c": "cpu", b"w": "wall"}.get(reason, "")
-            shut_in = payload.startswith(READY)
-            endings.append(Ending(code, ended_for, cpu_s, memory / 2**20, shut_in, stdout, stderr, report))
+            shut_in = payload.startswith(READY) or reason == b"x"
+            attempts = tuple(kind for place, kind in enumerate(seccomp.KINDS) if seen >> place & 1)
+            ended_for = _ENDED_FOR.get(reason, "")
+            endings.append(Ending(code, ended_for, cpu_s, memory / 2**20, shut_in, stdout, stderr, report, attempts))
             _close(group)
         return number, wall_s, endings
 
@@ -160,7 +183,7 @@ def _files(payload: Payload) -> list[int]:
     """Standard input, output, error, report and payload, as files in memory that no name leads to."""
     text = json.dumps({"role": payload.role, **payload.fields}).encode("ascii")
     files = [os.memfd_create("case") for _ in range(FILES)]
-    for file, content in ((files[0], payload.stdin), (files[4], text)):
+    for file, content in ((files[0], payload.stdin), (files[3], payload.program), (files[4], text)):
         if content:
             _write(file, content)
             os.lseek(file, 0, os.SEEK_SET)

@@ -1,47 +1,91 @@
-"""Judging jobs on this machine: a mother of our own, cases handed to her, verdicts from what comes back."""
+"""Judging jobs on this machine: an engine of our own, started when first needed."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import resource
+import shutil
 import sys
+import tempfile
 import threading
 import weakref
-from collections import deque
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from queue import SimpleQueue
+from typing import Any
 
-from qwq_rl.sandbox import cases, probes
+from qwq_rl.sandbox import languages, outfits, probes
+from qwq_rl.sandbox.engine import Engine, House, Load
 from qwq_rl.sandbox.link import Mother, MotherDied
-from qwq_rl.sandbox.protocol import CaseResult, CaseVerdict, Job, Limits, Result
+from qwq_rl.sandbox.outfits import Kind
+from qwq_rl.sandbox.protocol import (
+    LANGUAGES,
+    LEVELS,
+    CaseResult,
+    Job,
+    JobError,
+    Limits,
+    Result,
+    check_test,
+    tests_hash,
+)
+from qwq_rl.sandbox.runs import Run, Waiter
 
-_SKIPPED = CaseResult("skipped")
 _MOST_SLOTS = 32
 """More than one mother can feed."""
+_AHEAD = 2
+"""Cases that wait with a mother, so that she never waits for us."""
+_TEST_SETS = 4096
+WALLS = ("cgroups", "root", "namespaces", "landlock", "seccomp", "notices")
+"""What can be left out, to see what a machine that lacks it would give."""
 
 
 class SandboxUnavailable(RuntimeError):
     """This machine cannot judge as asked; the text says what is missing and what to do."""
 
 
-class LocalSandbox:
-    """Judges jobs in jailed children of a warm interpreter, started when first needed; a context manager.
+class Ticket:
+    """Jobs that are being judged; `cancel` ends those that nobody else asked for."""
 
-    Safe to share between threads, which take turns. A forked copy of this process gets a mother of its own.
+    def __init__(self, engine: Engine, waiters: Sequence[Waiter]) -> None:
+        """Made by `LocalSandbox.submit`."""
+        self._engine, self._waiters = engine, waiters
+
+    def cancel(self) -> None:
+        """Wait for no more results; some may still be delivered."""
+        self._engine.call(lambda: [self._engine.drop(waiter) for waiter in self._waiters])
+
+
+class LocalSandbox:
+    """Judges jobs in jailed children of warm interpreters; a context manager, to be shared between threads.
+
+    A forked copy of this process gets mothers of its own.
     """
 
-    def __init__(self, slots: int | None = None, *, allow_unsafe: bool = False, without: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        slots: int | None = None,
+        *,
+        require: str = "L1",
+        allow_unsafe: bool = False,
+        without: Collection[str] = (),
+        remember: int = 4096,
+    ) -> None:
         """At most `slots` cases run at once (default: the cores this process may use, at most 32).
 
-        Isolation L0 is refused unless `allow_unsafe`. `without` leaves walls out (`namespaces`, `landlock`, `seccomp`),
-        to see what a machine that lacks them would give.
+        Isolation below `require` (L0 to L4) is refused, and L0 unless `allow_unsafe` besides. `without` leaves out
+        some of `WALLS`, to see what a machine that lacks them would give. The results of the last `remember` jobs answer the same job again.
         """
+        if require not in LEVELS:
+            raise ValueError(f"require is {require!r}: give one of {', '.join(LEVELS)}")
         self.slots = slots or min(_MOST_SLOTS, _cores())
-        # a few cases wait with the mother, so that she never waits for us; each holds ten descriptors at most
-        self._window = max(1, min(self.slots + 4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 20))
-        self._allow_unsafe, self._without = allow_unsafe, without
-        self._mother: Mother | None = None
-        self._isolation = ""
+        self._floor = LEVELS.index("L0" if allow_unsafe and require == "L1" else require)
+        self._allow_unsafe, self._without, self._remember = allow_unsafe, tuple(without), remember
+        self._engine: Engine | None = None
+        self._test_sets: OrderedDict[str, Sequence[Mapping[str, Any]]] = OrderedDict()
         self._lock = threading.RLock()
         _living.add(self)
 
@@ -49,42 +93,90 @@ class LocalSandbox:
         """Run every job's tests; results in the jobs' order.
 
         A mother that dies is replaced and what was unfinished is judged again, once; then it is `sandbox_error`.
-        Raises `SandboxUnavailable` where no mother starts or the isolation is L0.
+        Raises `SandboxUnavailable` where none starts or the isolation is below what is required, and `JobError` for a
+        test set that was not put in or a language that this machine lacks.
         """
-        runs = [_Run(job) for job in jobs]
-        events: tuple[str, ...] = ()
+        found = dict(self.judge_each(jobs))
+        return [found[index] for index in range(len(jobs))]
+
+    def judge_each(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Result]]:
+        """As `judge`, but each result, with its job's place, as soon as it stands. Leaving the loop cancels the rest."""
+        queue: SimpleQueue[tuple[int, Result | BaseException]] = SimpleQueue()
+        ticket = self.submit(jobs, lambda index, result: queue.put((index, result)))
+        left = len(jobs)
+        try:
+            while left:
+                index, result = queue.get()
+                if isinstance(result, BaseException):
+                    raise _unavailable(result) from result
+                left -= 1
+                yield index, result
+        finally:
+            if left:
+                ticket.cancel()
+
+    def submit(self, jobs: Sequence[Job], deliver: Callable[[int, Result | BaseException], None]) -> Ticket:
+        """Have jobs judged and return at once; `deliver` gets each job's place and result, or why there is none.
+
+        It is called by the sandbox's thread and must be short (`loop.call_soon_threadsafe`, a queue).
+        """
+        hashes: dict[int, str] = {}
+        runs = [self._run(self._resolved(job), index, deliver, hashes) for index, job in enumerate(jobs)]
+        engine = self._started()
+        engine.call(lambda: [engine.add(run) for run in runs])
+        return Ticket(engine, [run.waiters[0] for run in runs])
+
+    def run(
+        self, code: str, stdin: bytes = b"", *, language: str = "python", limits: Limits | None = None
+    ) -> CaseResult:
+        """Only run a program: `accepted` means that it ended well within its limits. Nothing is remembered."""
+        given = {"input_b64": base64.b64encode(stdin).decode()}
+        job = Job("run", code, [given], language=language, limits=limits or Limits(), run_only=True)
+        return self.judge([job])[0].cases[0]
+
+    def put_tests(self, tests: Sequence[Mapping[str, Any]], entry_point: str | None = None) -> str:
+        """Keep a test set; the hash that jobs name as `tests_ref`. The least used of many go. Raises `JobError`."""
+        for index, test in enumerate(tests):
+            check_test(test, entry_point or "f", f"tests[{index}]")
+        name = tests_hash(tests)
         with self._lock:
-            for _ in range(2):
-                mother = self._started()
-                try:
-                    _judge(mother, [run for run in runs if not run.finished], self._window)
-                    break
-                except MotherDied as error:
-                    self._discard()
-                    events = (*events, f"the sandbox's mother died: {error}"[:500])
-                except BaseException:
-                    self._discard()  # replies are under way that nobody waits for any more
-                    raise
-            runtime = mother.greeting["runtime"]
-            return [run.result(self._isolation, runtime, events) for run in runs]
+            self._test_sets[name] = tuple(tests)
+            self._test_sets.move_to_end(name)
+            while len(self._test_sets) > _TEST_SETS:
+                self._test_sets.popitem(last=False)
+        return name
+
+    def has_tests(self, name: str) -> bool:
+        """Whether a test set is kept under this hash."""
+        return name in self._test_sets
 
     @property
     def isolation(self) -> str:
-        """The level reached, proven by attempts in the jail: L0, L1 or L2. Raises `SandboxUnavailable`."""
-        with self._lock:
-            self._started()
-            return self._isolation
+        """The level that Python programs get, proven by attempts in the jail. Raises `SandboxUnavailable`."""
+        return self._ask(lambda engine: engine.house("lean")).isolation
 
-    def probe(self) -> tuple[dict[str, bool], dict[str, object]]:
-        """Which attempts to break out succeed, and what the mother found available."""
-        with self._lock:
-            mother = self._started()
-            return _attempt(mother), dict(mother.greeting)
+    @property
+    def load(self) -> Load:
+        """What is going on: counts since the start, and what is waiting."""
+        return self._started().state()
+
+    def languages(self) -> dict[str, str]:
+        """The languages that this machine has, with their versions."""
+        python = f"python {'.'.join(map(str, sys.version_info[:3]))}"
+        found = {"python": python, **{name: languages.runtime(name) for name in LANGUAGES if name != "python"}}
+        return {name: version for name, version in found.items() if version}
+
+    def probe(self, kind: Kind = "lean") -> tuple[dict[str, bool], dict[str, object]]:
+        """Which attempts to break out succeed, and what the mother of that kind found available."""
+        house = self._ask(lambda engine: engine.house(kind))
+        return dict(house.succeeded), dict(house.mother.greeting)
 
     def close(self) -> None:
-        """End the mother and all that runs; a later `judge` starts another."""
+        """End the mothers and all that runs; a later `judge` starts others."""
         with self._lock:
-            self._discard()
+            engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.stop()
 
     def __enter__(self) -> LocalSandbox:
         return self
@@ -92,42 +184,103 @@ class LocalSandbox:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _started(self) -> Mother:
-        if self._mother is not None:
-            return self._mother
-        if sys.platform != "linux":
-            raise SandboxUnavailable(
-                f"the sandbox needs Linux, this is {sys.platform}: use a Linux machine or container"
-            )
+    @property
+    def _mother(self) -> Mother | None:
+        house = None if self._engine is None else self._engine.houses.get("lean")
+        return None if house is None else house.mother
+
+    def _started(self) -> Engine:
+        with self._lock:
+            if self._engine is None:
+                if sys.platform != "linux":
+                    raise SandboxUnavailable(
+                        f"the sandbox needs Linux, this is {sys.platform}: use a Linux machine or container"
+                    )
+                # a case holds ten descriptors at most
+                window = max(1, min(self.slots + _AHEAD, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 20))
+                opening = _Opening(self.slots, self._floor, self._allow_unsafe, self._without)
+                self._engine = Engine(self.slots, window, self._remember, opening.house)
+                self._engine.start()
+                weakref.finalize(self, self._engine.dismiss)
+            return self._engine
+
+    def _ask(self, question: Callable[[Engine], House]) -> House:
+        """Have the engine's thread answer."""
+        engine = self._started()
+        answer: SimpleQueue[House | BaseException] = SimpleQueue()
+
+        def act() -> None:
+            try:
+                answer.put(question(engine))
+            except Exception as error:
+                answer.put(error)
+
+        engine.call(act)
+        found = answer.get()
+        if isinstance(found, BaseException):
+            raise _unavailable(found) from found
+        return found
+
+    def _resolved(self, job: Job) -> Job:
+        """With its tests, and a language that is here."""
+        if job.language != "python" and languages.runtime(job.language) is None:
+            tool = languages.LANGUAGES[job.language].tool
+            raise JobError(f"language is {job.language!r}, but this machine has no {tool}: install it, or leave it out")
+        if job.tests_ref is None:
+            return job
+        with self._lock:
+            tests = self._test_sets.get(job.tests_ref)
+            if tests is None:
+                raise JobError(f"tests_ref {job.tests_ref!r}: no such test set was put in")
+            self._test_sets.move_to_end(job.tests_ref)
+        return replace(job, tests=tests, tests_ref=None)
+
+    def _run(self, job: Job, index: int, deliver: Callable[[int, Any], None], hashes: dict[int, str]) -> Run:
+        if id(job.tests) not in hashes:
+            hashes[id(job.tests)] = tests_hash(job.tests)
+        told = (job.code, job.language, job.entry_point, job.compare, job.mode, job.limits, job.checker)
+        # what is only run may be meant to differ from time to time
+        once = os.urandom(8).hex() if job.run_only else ""
+        key = hashlib.sha256(repr((told, hashes[id(job.tests)], once)).encode("utf-8", "surrogatepass")).hexdigest()
+        return Run(job, key, [Waiter(job.id, lambda result: deliver(index, result))])
+
+    def _forget(self) -> None:
+        """In a forked copy of the process: the engine belongs to the original."""
+        self._lock = threading.RLock()
+        if self._engine is not None:
+            self._engine.abandon()
+            self._engine = None
+
+
+class _Opening:
+    """Starts mothers with one sandbox's settings."""
+
+    def __init__(self, slots: int, floor: int, allow_unsafe: bool, without: Collection[str]) -> None:
+        self._slots, self._floor, self._allow_unsafe, self._without = slots, floor, allow_unsafe, without
+
+    def house(self, kind: Kind) -> House:
+        """A mother whose walls were tried. Raises `SandboxUnavailable`."""
+        scratch = tempfile.mkdtemp(prefix="qwq-sandbox-") if kind == "native" else ""
         try:
-            mother = Mother(self.slots, self._without)
+            mother = Mother(outfits.plan(kind, self._slots, self._without, scratch))
         except (MotherDied, OSError) as error:
+            shutil.rmtree(scratch, ignore_errors=True)
             raise SandboxUnavailable(f"the sandbox did not start: {error}") from error
         try:
-            self._isolation = probes.level(_attempt(mother), mother.greeting)
+            succeeded = probes.attempt(mother)
         except MotherDied as error:
             mother.close()
             raise SandboxUnavailable(f"the sandbox died when it was tried: {error}") from error
-        if self._isolation == "L0" and not self._allow_unsafe:
+        reached = probes.level(succeeded, mother.greeting, native=kind == "native")
+        lacking = probes.what_is_lacking(reached, LEVELS[self._floor], self._allow_unsafe)
+        if lacking:
             mother.close()
-            raise SandboxUnavailable(
-                "isolation is L0: programs could reach the network or other processes. The kernel must allow seccomp "
-                "filters; `qwq-rl sandbox doctor` shows what works. LocalSandbox(allow_unsafe=True) runs trusted code"
-            )
-        self._mother = mother
-        return mother
+            raise SandboxUnavailable(lacking)
+        return House(mother, reached, succeeded)
 
-    def _discard(self) -> None:
-        if self._mother is not None:
-            self._mother.close()
-            self._mother = None
 
-    def _forget(self) -> None:
-        """In a forked copy of the process: the mother belongs to the original."""
-        self._lock = threading.RLock()
-        if self._mother is not None:
-            self._mother.abandon()
-            self._mother = None
+def _unavailable(error: BaseException) -> BaseException:
+    return error if isinstance(error, SandboxUnavailable) else SandboxUnavailable(f"the sandbox failed: {error!r}")
 
 
 _living: weakref.WeakSet[LocalSandbox] = weakref.WeakSet()
@@ -141,103 +294,5 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-@dataclass
-class _Run:
-    """One job on its way."""
-
-    job: Job
-    cases: dict[int, CaseResult] = field(default_factory=dict)
-    running: set[int] = field(default_factory=set)
-    following: int = 0
-    """The next case to start."""
-
-    @property
-    def first_failure(self) -> int:
-        """The first failed case's index; the number of tests where none failed."""
-        failed = (index for index, case in self.cases.items() if case.verdict != "accepted")
-        return min(failed, default=len(self.job.tests))
-
-    @property
-    def waiting(self) -> bool:
-        """Whether another case is to be started."""
-        end = len(self.job.tests) if self.job.mode == "all" else self.first_failure
-        return self.following < end
-
-    @property
-    def finished(self) -> bool:
-        return not self.running and not self.waiting
-
-    def rewind(self) -> None:
-        """Forget the cases that were running when their mother died."""
-        self.following = min(self.running, default=self.following)
-        self.running.clear()
-        for index in [index for index in self.cases if index >= self.following]:
-            del self.cases[index]
-
-    def result(self, isolation: str, runtime: str, events: tuple[str, ...]) -> Result:
-        """The verdict on the whole job."""
-        if not self.finished:
-            self.rewind()
-            error = CaseResult("sandbox_error", stderr=events[-1] if events else "")
-            self.cases[self.following] = error
-        total = len(self.job.tests)
-        last = total if self.job.mode == "all" else self.first_failure
-        shown = tuple(self.cases.get(index, _SKIPPED) if index <= last else _SKIPPED for index in range(total))
-        passed = sum(case.verdict == "accepted" for case in shown)
-        return Result(self.job.id, _overall(shown), passed, total, isolation, shown, runtime, events=events)
-
-
-def _overall(shown: Sequence[CaseResult]) -> CaseVerdict:
-    failures: list[CaseVerdict] = [case.verdict for case in shown if case.verdict not in ("accepted", "skipped")]
-    by_itself: list[CaseVerdict] = [verdict for verdict in failures if verdict != "sandbox_error"]
-    return (by_itself or failures or ["accepted"])[0]
-
-
-def _judge(mother: Mother, runs: Sequence[_Run], window: int) -> None:
-    """Run every waiting case of `runs`, `window` under way at once. Raises `MotherDied`."""
-    for run in runs:
-        run.rewind()
-    fresh = deque(run for run in runs if run.waiting)
-    started: list[_Run] = []
-    under_way: dict[int, tuple[_Run, int]] = {}
-    number = 0
-    while True:
-        while len(under_way) < window:
-            chosen = _next(fresh, started)
-            if chosen is None:
-                break
-            index, chosen.following = chosen.following, chosen.following + 1
-            chosen.running.add(index)
-            number += 1
-            under_way[number] = (chosen, index)
-            mother.send(number, cases.payloads(chosen.job, index), chosen.job.limits)
-        if not under_way:
-            return
-        ended, wall_s, endings = mother.receive()
-        run, index = under_way.pop(ended)
-        run.running.remove(index)
-        run.cases[index] = cases.judge(run.job, index, wall_s, endings)
-
-
-def _next(fresh: deque[_Run], started: list[_Run]) -> _Run | None:
-    """The job whose next case is started; jobs with nothing to start leave `started`."""
-    started[:] = [run for run in started if run.waiting]
-    idle = next((run for run in started if not run.running), None)
-    if idle is not None:
-        return idle
-    if fresh:
-        started.append(fresh.popleft())
-        return started[-1]
-    return min(started, key=lambda run: len(run.running), default=None)
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def _attempt(mother: Mother) -> dict[str, bool]:
-    """Run the program of attempts in the jail."""
-    test = {"input": os.path.realpath(sys.executable) + "\n", "output": ""}
-    run = _Run(Job("probe", probes.ATTEMPTS, [test], limits=Limits(cpu_s=10, wall_s=60, memory_mb=64)))
-    _judge(mother, [run], 1)
-    return probes.read(run.cases[0].stdout)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
+
+from qwq_rl.sandbox.inside.values import encode
 
 Compare = Literal["exact", "tokens", "float", "unordered"]
 Mode = Literal["first_failure", "all"]
@@ -23,6 +27,8 @@ CaseVerdict = Literal[
     "skipped",
     "sandbox_error",
 ]
+LANGUAGES = ("python", "cpp", "javascript", "bash")
+LEVELS = ("L0", "L1", "L2", "L3", "L4")
 TEST_SHAPES = 'a test is {"input", "output"}, {"args", "expected"} or {"assert"}'
 
 
@@ -67,8 +73,9 @@ class Job:
 
     id: str
     code: str
-    tests: Sequence[Mapping[str, Any]]
+    tests: Sequence[Mapping[str, Any]] = ()
     language: str = "python"
+    """`python`; `cpp`, `javascript` and `bash` for stdin programs."""
     entry_point: str | None = None
     """The function that `args` tests call and assert tests see as `candidate`; a method of `Solution` is found too."""
     compare: Compare = "tokens"
@@ -77,6 +84,12 @@ class Job:
     to 1e-6, `unordered` a list's elements in any order."""
     mode: Mode = "first_failure"
     limits: Limits = field(default_factory=Limits)
+    tests_ref: str | None = None
+    """In place of `tests`: the hash under which a test set was put into the sandbox."""
+    checker: str | None = None
+    """For stdin programs: Python that says whether an output is right, in place of `compare` (inside/checker.py)."""
+    run_only: bool = False
+    """Nothing is judged: each test is an `input`, and `accepted` means that the program ended well within its limits."""
 
     def __post_init__(self) -> None:
         """Raise `JobError` for the first field that is wrong."""
@@ -84,18 +97,38 @@ class Job:
             raise JobError(f"id is {self.id!r}: give a string")
         if not isinstance(self.code, str):
             raise JobError(f"code is a {type(self.code).__name__}: give a string")
-        if self.language != "python":
-            raise JobError(f"language is {self.language!r}: give 'python'")
+        if self.language not in LANGUAGES:
+            raise JobError(f"language is {self.language!r}: give one of {', '.join(LANGUAGES)}")
         if self.compare not in get_args(Compare):
             raise JobError(f"compare is {self.compare!r}: give one of {', '.join(get_args(Compare))}")
         if self.mode not in get_args(Mode):
             raise JobError(f"mode is {self.mode!r}: give one of {', '.join(get_args(Mode))}")
         if not (self.entry_point is None or (isinstance(self.entry_point, str) and self.entry_point.isidentifier())):
             raise JobError(f"entry_point is {self.entry_point!r}: give a function's name or null")
+        if not isinstance(self.run_only, bool):
+            raise JobError(f"run_only is {self.run_only!r}: give true or false")
+        if self.checker is not None and ((mistake := _python_mistake(self.checker)) is not None or self.run_only):
+            raise JobError(f"checker: {mistake or 'there is nothing to check with run_only'}")
+        if self.tests_ref is not None:
+            if not (isinstance(self.tests_ref, str) and not self.tests):
+                raise JobError(f"tests_ref is {self.tests_ref!r}: give the hash of a test set, and no tests")
+            return
         if isinstance(self.tests, str | bytes) or not isinstance(self.tests, Sequence) or not self.tests:
             raise JobError("tests: give a list of at least one test")
         for index, test in enumerate(self.tests):
-            check_test(test, self.entry_point, f"tests[{index}]")
+            self._check(test, f"tests[{index}]")
+
+    def _check(self, test: object, where: str) -> None:
+        if self.run_only:
+            if not isinstance(test, Mapping) or set(test) not in ({"input"}, {"input_b64"}):
+                raise JobError(f'{where}: with run_only a test is {{"input"}} alone')
+            bytes_of(test, "input", where)
+            return
+        check_test(test, self.entry_point, where)
+        assert isinstance(test, Mapping)
+        if (self.language != "python" or self.checker is not None) and not set(test) & {"input", "input_b64"}:
+            what = f"language {self.language!r}" if self.language != "python" else "a checker"
+            raise JobError(f'{where}: with {what} a test is {{"input", "output"}}')
 
     @classmethod
     def from_dict(cls, value: object) -> Job:
@@ -103,17 +136,19 @@ class Job:
         given = _mapping(value, "a job")
         _refuse_unknown(given, cls, "")
         for name in ("id", "code", "tests"):
-            if name not in given:
+            if name not in given and not (name == "tests" and "tests_ref" in given):
                 raise JobError(f"{name} is missing")
         return cls(**{**given, "limits": Limits.from_dict(given.get("limits", {}))})
 
     def to_dict(self) -> dict[str, Any]:
-        """The job as JSON."""
+        """The job as JSON; fields that few jobs have only where they are set."""
+        rare = {"tests_ref": self.tests_ref, "checker": self.checker, "run_only": self.run_only or None}
         return {
             "id": self.id,
             "code": self.code,
             "language": self.language,
-            "tests": [dict(test) for test in self.tests],
+            **({} if self.tests_ref else {"tests": [dict(test) for test in self.tests]}),
+            **{name: value for name, value in rare.items() if value is not None},
             "entry_point": self.entry_point,
             "compare": self.compare,
             "mode": self.mode,
@@ -157,12 +192,15 @@ class Result:
     passed: int
     total: int
     isolation: str
-    """L0 none that holds, L1 no network, files, processes or signals, by seccomp; L2 Landlock as well."""
+    """L0 none that holds; L1 no network, files, processes or signals, by seccomp; L2 Landlock as well; L3 namespaces and
+    a file tree of its own as well; L4 control groups as well."""
     cases: tuple[CaseResult, ...]
     """One a test, in order; those after the first failure are `skipped` in mode first_failure."""
     runtime: str = ""
     cached: bool = False
     events: tuple[str, ...] = ()
+    """What happened besides: `attempt: KIND` for a refused call that only an attempt to get out makes, and faults of
+    ours that were mended."""
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Result:
@@ -201,13 +239,22 @@ def check_test(test: object, entry_point: str | None, where: str) -> None:
     elif names == {"assert"}:
         if not isinstance(test["assert"], str):
             raise JobError(f"{where}.assert is a {type(test['assert']).__name__}: give Python text")
-        if (mistake := _syntax_mistake(test["assert"])) is not None:
+        if (mistake := _python_mistake(test["assert"])) is not None:
             raise JobError(f"{where}.assert is not Python: {mistake}")
     elif len(names) == 2 and len(names & {"input", "input_b64"}) == 1 and len(names & {"output", "output_b64"}) == 1:
         bytes_of(test, "input", where)
         bytes_of(test, "output", where)
     else:
         raise JobError(f"{where} has the keys {', '.join(sorted(map(str, names))) or '(none)'}: {TEST_SHAPES}")
+
+
+def tests_hash(tests: Sequence[Mapping[str, Any]]) -> str:
+    """The hash that names a test set: SHA-256 of its JSON with sorted keys and no spaces."""
+    try:
+        text = json.dumps(list(tests), sort_keys=True, separators=(",", ":"))
+    except ValueError:  # an integer of more digits than Python likes to write
+        text = json.dumps(encode(list(tests)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def bytes_of(test: Mapping[str, Any], name: str, where: str = "test") -> bytes:
@@ -225,8 +272,10 @@ def bytes_of(test: Mapping[str, Any], name: str, where: str = "test") -> bytes:
 
 
 @functools.lru_cache(maxsize=4096)
-def _syntax_mistake(text: str) -> str | None:
+def _python_mistake(text: object) -> str | None:
     """What the parser says of Python text; None where it parses."""
+    if not isinstance(text, str):
+        return f"it is a {type(text).__name__}, give Python text"
     try:
         compile(text, "test", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

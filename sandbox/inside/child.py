@@ -16,13 +16,21 @@ import os
 import sys
 from typing import cast
 
-from qwq_rl.sandbox.inside import jail, program, split
-from qwq_rl.sandbox.inside.wire import HIGH, PAYLOAD, READY
+from qwq_rl.sandbox.inside import checker, jail, native, program, split
+from qwq_rl.sandbox.inside.wire import FORKED, HIGH, PAYLOAD, READY
 
-ROLES = {"program": program.main, "call": program.call, "solve": split.solve, "check": split.check}
+ROLES = {
+    "program": program.main,
+    "call": program.call,
+    "solve": split.solve,
+    "check": split.check,
+    "checker": checker.main,
+    "compile": native.build,
+    "native": native.start,
+}
 
 
-def main(walls: jail.Walls, files: list[int], link: int | None, limits: tuple[int, float, int]) -> None:
+def main(walls: jail.Walls, slot: int, files: list[int], link: int | None, limits: tuple[int, float, int]) -> None:
     """Never returns. `files` as in wire.py; `limits`: bytes of memory, CPU seconds, bytes a file."""
     _arrange([*files[:4], link, files[4]])
     payload = json.loads(os.pread(PAYLOAD, os.fstat(PAYLOAD).st_size, 0))
@@ -30,7 +38,11 @@ def main(walls: jail.Walls, files: list[int], link: int | None, limits: tuple[in
     _open_standard_files()
     sys.argv[:] = ["main.py"]
     gc.enable()
-    jail.enter(walls, *limits, keep=PAYLOAD + 1)
+    if walls.scratch:
+        os.chdir(f"{walls.scratch}/{slot}")
+    if walls.listener is not None and not walls.native:
+        os.register_at_fork(before=_tell_of_fork)
+    jail.enter(walls, slot, *limits, keep=PAYLOAD + 1)
     os.pwrite(PAYLOAD, READY, 0)
     os.close(PAYLOAD)
     status = 0
@@ -49,6 +61,11 @@ def _arrange(files: list[int | None]) -> None:
             os.dup2(file, place)
         elif place > 2:
             _close(place)
+
+
+def _tell_of_fork() -> None:
+    with contextlib.suppress(OSError):
+        os.kill(FORKED, 0)
 
 
 def _close(file: int) -> None:

@@ -1,4 +1,4 @@
-"""The walls: namespaces and identity once for the mother, limits, Landlock and seccomp for every child.
+"""The walls: namespaces, file tree and identity once for the mother; limits, Landlock and seccomp for every child.
 
 Constants: linux/prctl.h, linux/sched.h, linux/capability.h.
 """
@@ -11,25 +11,24 @@ import os
 import resource
 import signal
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from qwq_rl.sandbox.inside import landlock, seccomp
+from qwq_rl.sandbox.inside import landlock, notices, rooms, seccomp
+from qwq_rl.sandbox.inside.plan import Outfit
 from qwq_rl.sandbox.inside.wire import HIGH
 
 _NEW_USER, _NEW_PID, _NEW_NET, _NEW_IPC, _NEW_UTS = 0x10000000, 0x20000000, 0x40000000, 0x08000000, 0x04000000
-_SET_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _SET_NO_NEW_PRIVS = 1, 4, 22, 38
+_SET_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _SET_SUBREAPER, _SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _FIRST_UID = 0x70000000
 """User ids from here on belong to nobody: a mother that starts as root takes one of its own."""
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-_OPEN_FILES, _MOTHERS_FILES, _THREADS = 64, 1024, 64
+_OPEN_FILES, _MOTHERS_FILES, _THREADS, _SCRATCH_MB = 64, 1024, 64, 512
+_SIGNALS_SCOPED = 6
+"""From this version on Landlock keeps signals in."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _FilterProgram(ctypes.Structure):
-    _fields_ = (("count", ctypes.c_ushort), ("code", ctypes.c_void_p))
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,21 @@ class Walls:
 
     namespaces: bool
     """Own network, IPC, UTS and process namespaces."""
+    own_root: bool
+    """A file tree of its own, with little in it."""
     threads: int | None
     """How many threads all children together may have; None where the user id is shared with others that count too."""
     filter: bytes | None
     """The short seccomp program that a child adds to the mother's; None where none can be installed."""
-    rules: int | None
-    """The file descriptor of the Landlock rules; None where it cannot be used."""
+    listener: int | None
+    """Where the kernel tells of refused calls; None where they are refused silently."""
+    rules: tuple[int, ...]
+    """File descriptors of the Landlock rules, one a slot; empty where it cannot be used."""
     landlock: int
     """The version of Landlock in use; 0 for none."""
+    scratch: str
+    """The folder of folders that slots may write in; empty for none."""
+    native: bool
 
 
 def leave_host(without: Collection[str]) -> bool:
@@ -64,29 +70,43 @@ def leave_host(without: Collection[str]) -> bool:
     return True
 
 
-def prepare(namespaces: bool, slots: int, without: Collection[str]) -> Walls:
+def prepare(outfit: Outfit, namespaces: bool, slots: int, without: Collection[str]) -> Walls:
     """Give up every privilege and build what children put on; each wall is tried in a child before it is counted on."""
     user_namespace = namespaces and os.geteuid() != 0
-    own_user = _take_own_uid() or user_namespace
+    readable = [*outfit.readable, os.path.dirname(os.__file__)]
+    own_root = namespaces and "root" not in without and _move_house(readable, outfit)
+    scratch = rooms.SCRATCH if own_root and outfit.scratch else outfit.scratch
+    own_user = _take_own_uid(scratch) or user_namespace
     _drop_capabilities()
     prctl(_SET_DUMPABLE, 1)  # off after a change of user, and then /dev/stdin could not be opened
     prctl(_SET_NO_NEW_PRIVS, 1)
+    if outfit.native:
+        prctl(_SET_SUBREAPER, 1)
     die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _lower(resource.RLIMIT_NOFILE, _MOTHERS_FILES)
-    version = landlock.version()
-    rules = None if "landlock" in without or not version else _landlock_rules()
-    added = None if "seccomp" in without else _filter_calls(may_open=rules is not None)
+    version = 0 if "landlock" in without else landlock.version()
+    folders = [f"{scratch}/{slot}" if scratch else None for slot in range(slots)]
+    for folder in folders:
+        if folder:
+            os.mkdir(folder, 0o700)
+    rules = _landlock_rules(readable, folders, outfit.native) if version else ()
+    version = version if rules else 0
+    added, listener = None, None
+    if "seccomp" not in without and seccomp.supported():
+        added, listener = _filter_calls(outfit.native, version, quiet="notices" in without)
     threads = _THREADS * slots if own_user else None
-    return Walls(namespaces, threads, added, rules, 0 if rules is None else version)
+    return Walls(namespaces, own_root, threads, added, listener, rules, version, scratch, outfit.native)
 
 
-def enter(walls: Walls, memory_bytes: int, cpu_s: float, file_bytes: int, keep: int) -> None:
+def enter(walls: Walls, slot: int, memory_bytes: int, cpu_s: float, file_bytes: int, keep: int) -> None:
     """Shut this child in, for good: limits on bytes of address space, CPU seconds, bytes a file; Landlock; seccomp.
 
     Of its descriptors, only those below `keep` stay open.
     """
     die_with_parent()
+    if walls.native:
+        os.setpgid(0, 0)  # what it starts stays in this group: the filter refuses to leave it
     seconds = int(cpu_s) + 2  # the mother ends it at cpu_s; this holds should she be late
     _lower(resource.RLIMIT_CPU, seconds)
     _lower(resource.RLIMIT_AS, memory_bytes)
@@ -94,8 +114,8 @@ def enter(walls: Walls, memory_bytes: int, cpu_s: float, file_bytes: int, keep: 
     _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
     if walls.threads is not None:
         _lower(resource.RLIMIT_NPROC, walls.threads)
-    if walls.rules is not None:
-        landlock.restrict(walls.rules)
+    if walls.rules:
+        landlock.restrict(walls.rules[slot % len(walls.rules)])
     os.closerange(keep, _MOTHERS_FILES)
     if walls.filter is not None:
         _install(seccomp.of_process(walls.filter, os.getpid()))
@@ -125,27 +145,48 @@ def works(action: Callable[[], object]) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def _landlock_rules() -> int | None:
-    rules = fcntl.fcntl(landlock.ruleset(_standard_library(), _DEVICES), fcntl.F_DUPFD_CLOEXEC, HIGH)
-    return rules if works(lambda: landlock.restrict(rules)) else None
+def _move_house(readable: Sequence[str], outfit: Outfit) -> bool:
+    """Go to a file tree of our own, if that can be had; tried in a child first, since half a move cannot be undone."""
+
+    def move() -> None:
+        rooms.enter(readable, _DEVICES, _SCRATCH_MB if outfit.scratch else 0)
+
+    if not works(move):
+        return False
+    move()
+    return True
 
 
-def _filter_calls(*, may_open: bool) -> bytes | None:
-    """Put on the mother's filter; what each child adds, or None where filters cannot be had."""
-    if not seccomp.supported():
-        return None
-    inherited, added = seccomp.mothers(may_open=may_open), seccomp.childs()
-    if not works(lambda: _install(inherited)):
-        return None
-    _install(inherited)
-    return added
+def _landlock_rules(readable: Sequence[str], folders: Sequence[str | None], native: bool) -> tuple[int, ...]:
+    kinds = folders if native else folders[:1]
+    made = [landlock.ruleset(readable, _DEVICES, runnable=native, writable=folder) for folder in kinds]
+    rules = tuple(fcntl.fcntl(item, fcntl.F_DUPFD_CLOEXEC, HIGH) for item in made)
+    for item in made:
+        os.close(item)
+    return rules if works(lambda: landlock.restrict(rules[0])) else ()
 
 
-def _take_own_uid() -> bool:
+def _filter_calls(native: bool, landlock_version: int, *, quiet: bool) -> tuple[bytes | None, int | None]:
+    """Put on the mother's filter: what each child adds, and where refused calls are told; None for what is not had."""
+    scoped, opens = landlock_version >= _SIGNALS_SCOPED, landlock_version > 0
+    telling = seccomp.mothers(may_open=opens, native=native, tells=True)
+    if not quiet and works(lambda: notices.install(telling)):
+        added = seccomp.childs(native=native, tells=True, scoped=scoped)
+        return added, fcntl.fcntl(notices.install(telling), fcntl.F_DUPFD_CLOEXEC, HIGH)
+    silent = seccomp.mothers(may_open=opens, native=native, tells=False)
+    if not works(lambda: _install(silent)):
+        return None, None
+    _install(silent)
+    return seccomp.childs(native=native, tells=False, scoped=scoped), None
+
+
+def _take_own_uid(scratch: str) -> bool:
     """As root, become a user id that nothing else has, if it can read the standard library."""
     uid = _FIRST_UID + int.from_bytes(os.urandom(2), "little")
     if os.geteuid() != 0 or not works(lambda: _read_library_as(uid)):
         return False
+    if scratch:
+        os.chown(scratch, uid, uid)
     _become(uid)
     return True
 
@@ -158,12 +199,7 @@ def _become(uid: int) -> None:
 
 def _read_library_as(uid: int) -> None:
     _become(uid)
-    for folder in _standard_library():
-        os.listdir(folder)
-
-
-def _standard_library() -> list[str]:
-    return [os.path.dirname(os.__file__)]
+    os.listdir(os.path.dirname(os.__file__))
 
 
 def _drop_capabilities() -> None:
@@ -179,7 +215,6 @@ def _lower(kind: int, value: int) -> None:
 
 
 def _install(program: bytes) -> None:
-    # struct sock_fprog: a count of 8-byte instructions, and where they are
-    header = _FilterProgram(len(program) // 8, ctypes.cast(ctypes.c_char_p(program), ctypes.c_void_p))
+    header = notices.FilterProgram(len(program) // 8, ctypes.cast(ctypes.c_char_p(program), ctypes.c_void_p))
     if _libc.prctl(_SET_SECCOMP, ctypes.c_ulong(2), ctypes.byref(header), ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
         raise OSError(ctypes.get_errno(), "seccomp")

@@ -1,4 +1,4 @@
-"""Landlock: a child may read the standard library and a few devices, and sends signals to none but itself.
+"""Landlock: a child may read the standard library and a few devices, and sends signals to none but its own.
 
 Constants and struct layout: linux/landlock.h. https://docs.kernel.org/userspace-api/landlock.html
 """
@@ -12,7 +12,8 @@ from collections.abc import Iterable
 
 _CREATE, _ADD_RULE, _RESTRICT = 444, 445, 446
 _VERSION_FLAG, _PATH_BENEATH = 1, 1
-_WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 1, 1 << 2, 1 << 3
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+_REMOVE_DIR, _REMOVE_FILE, _MAKE_DIR, _MAKE_FILE, _TRUNCATE = 1 << 4, 1 << 5, 1 << 7, 1 << 8, 1 << 14
 _FILE_RIGHTS_BY_VERSION = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 """How many access rights to files each version of the interface knows; later versions as the last."""
 _TCP_RIGHTS, _SCOPES = 0b11, 0b11
@@ -25,17 +26,27 @@ def version() -> int:
     return max(0, _libc.syscall(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION_FLAG)))
 
 
-def ruleset(readable: Iterable[str], devices: Iterable[str]) -> int:
-    """A descriptor of the rules: folders that can be read, devices that can be read and written. Raises OSError."""
+def ruleset(
+    readable: Iterable[str], devices: Iterable[str], *, runnable: bool = False, writable: str | None = None
+) -> int:
+    """A descriptor of the rules. Raises OSError.
+
+    Folders and files that can be read, and with `runnable` executed; devices that can be read and written; a folder
+    that can be written.
+    """
     abi = version()
     rights = (1 << _FILE_RIGHTS_BY_VERSION[min(abi, 5)]) - 1
     fields = [rights] + [_TCP_RIGHTS] * (abi >= 4) + [_SCOPES] * (abi >= 6)
     attributes = struct.pack(f"={len(fields)}Q", *fields)
     rules = _check(_libc.syscall(_CREATE, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)))
+    execute = _EXECUTE if runnable else 0
     for path in readable:
-        _allow(rules, path, _READ_FILE | _READ_DIR)
+        _allow(rules, path, _READ_FILE | execute | (_READ_DIR if os.path.isdir(path) else 0))
     for path in devices:
         _allow(rules, path, _READ_FILE | _WRITE_FILE)
+    if writable is not None:
+        change = _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_FILE | (_TRUNCATE if abi >= 3 else 0)
+        _allow(rules, writable, _READ_FILE | _READ_DIR | _WRITE_FILE | change)
     return rules
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _sitebuiltins
 import builtins
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -24,14 +25,17 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Collection
+from collections import deque
 from dataclasses import dataclass, field
 
-from qwq_rl.sandbox.inside import child, jail
-from qwq_rl.sandbox.inside.wire import FILES, PROCESS, REPLY, REQUEST
+from qwq_rl.sandbox.inside import cgroups, child, jail, notices, seccomp
+from qwq_rl.sandbox.inside.plan import Plan
+from qwq_rl.sandbox.inside.wire import FILES, FORKED, PROCESS, REPLY, REQUEST
 
 _CPU_SLACK = 0.002
 _WATCH_MS = 1000
+_MOST_NOTICES = 1000
+"""Refused calls after which a process is ended: each costs the mother time."""
 _WARM = """
     abc array bisect calendar cmath collections contextlib copy dataclasses datetime decimal encodings.ascii
     encodings.idna encodings.latin_1 enum fractions functools hashlib heapq io itertools json math mmap numbers operator
@@ -43,31 +47,41 @@ _WARM = """
 @dataclass
 class _Process:
     pid: int
+    handle: int
+    """Its descriptor: readable when it has ended."""
     look_at: float
     """When its CPU clock is read next."""
     ended_for: bytes = b"-"
     result: bytes | None = None
+    seen: int = 0
+    """A bit for each kind of refused call."""
+    notices: int = 0
 
 
 @dataclass
 class _Case:
     number: int
+    slot: int
     cpu_s: float
     started: float
     deadline: float
     processes: list[_Process] = field(default_factory=list)
 
 
-def main(control_fd: int, slots: int, without: Collection[str]) -> None:
+def main(control_fd: int, plan: Plan) -> None:
     """Launch, and stay until the trainer is gone."""
     trainer = os.getppid()
-    namespaces = jail.leave_host(without)
+    groups = None if "cgroups" in plan.without else cgroups.make(plan.memory_bytes, plan.tasks)
+    namespaces = jail.leave_host(plan.without)
     pid = os.fork()
     if pid == 0:
         jail.die_with_parent()
         try:
+            grouped = groups is not None and cgroups.enter(groups)
+            for file in () if groups is None else (*groups.parents, *groups.members):
+                os.close(file)
             control = socket.socket(fileno=control_fd)
-            Mother(control, slots, namespaces, without).serve()
+            Mother(control, plan, namespaces, grouped).serve()
         except BaseException:
             traceback.print_exc()
         finally:
@@ -78,51 +92,89 @@ def main(control_fd: int, slots: int, without: Collection[str]) -> None:
     while not watched.poll(_WATCH_MS):
         if os.getppid() != trainer:
             os.kill(pid, signal.SIGKILL)
+    if groups is not None:
+        os.waitpid(pid, 0)
+        groups.remove()
     os._exit(0)
 
 
 class Mother:
     """Forks children as requests come, at most `slots` cases at once, and says how each ended."""
 
-    def __init__(self, control: socket.socket, slots: int, namespaces: bool, without: Collection[str]) -> None:
-        self._control, self._slots = control, slots
-        _warm()
+    def __init__(self, control: socket.socket, plan: Plan, namespaces: bool, grouped: bool) -> None:
+        self._control = control
+        _warm(plan)
         self._memory = _address_space()
-        self._walls = jail.prepare(namespaces, slots, without)
+        self._walls = jail.prepare(plan.outfit, namespaces, plan.slots, plan.without)
+        self._free = list(range(plan.slots))
+        self._slots = plan.slots
         self._cases: dict[int, _Case] = {}
+        self._waiting: deque[tuple[bytes, list[int]]] = deque()
         self._running: dict[int, tuple[_Case, _Process]] = {}
         self._poll = select.poll()
         greeting = {
             "seccomp": self._walls.filter is not None,
             "landlock": self._walls.landlock,
             "namespaces": namespaces,
+            "own_root": self._walls.own_root,
             "own_user": self._walls.threads is not None,
+            "cgroups": grouped,
+            "notices": self._walls.listener is not None,
             "runtime": f"python {sys.version_info.major}.{sys.version_info.minor}",
         }
         control.send(json.dumps(greeting).encode())
 
     def serve(self) -> None:
         """Until the other end of the control socket closes."""
-        control = self._control.fileno()
+        control, listener = self._control.fileno(), self._walls.listener
         gc.collect()
         gc.freeze()
+        self._poll.register(control, select.POLLIN)
+        if listener is not None:
+            self._poll.register(listener, select.POLLIN)
         while True:
-            # a full house takes no requests, but hears the trainer leave
-            self._poll.register(control, select.POLLIN if len(self._cases) < self._slots else 0)
             for fd, event in self._poll.poll(self._patience()):
-                if fd != control:
+                if fd == listener:
+                    self._hear(fd)
+                elif fd != control:
                     self._reap(fd)
-                elif not event & select.POLLIN or not self._start():
+                elif not event & select.POLLIN or not self._take():
                     return
             self._enforce(time.monotonic())
 
-    def _start(self) -> bool:
+    def _take(self) -> bool:
+        """The next request; False at the end."""
         packet, files, _, _ = socket.recv_fds(self._control, REQUEST.size, 2 * FILES)
         if not packet:
             return False
-        number, count, cpu_s, wall_s, memory, file_bytes = REQUEST.unpack(packet)
-        now = time.monotonic()
-        case = _Case(number, cpu_s, now, now + wall_s)
+        number, count, *_ = REQUEST.unpack(packet)
+        if count:
+            self._waiting.append((packet, files))
+            self._start_waiting()
+        else:
+            self._cancel(number)
+        return True
+
+    def _start_waiting(self) -> None:
+        while self._free and self._waiting:
+            packet, files = self._waiting.popleft()
+            number, count, cpu_s, wall_s, memory, file_bytes = REQUEST.unpack(packet)
+            now = time.monotonic()
+            case = self._cases[number] = _Case(number, self._free.pop(), cpu_s, now, now + wall_s)
+            self._start(case, count, files, (self._memory + memory, cpu_s, file_bytes))
+
+    def _cancel(self, number: int) -> None:
+        if number in self._cases:
+            for process in self._cases[number].processes:
+                self._end(process, b"x")
+        for item in [item for item in self._waiting if REQUEST.unpack(item[0])[0] == number]:
+            self._waiting.remove(item)
+            for file in item[1]:
+                os.close(file)
+            count = REQUEST.unpack(item[0])[1]
+            self._control.send(REPLY.pack(number, 0.0) + PROCESS.pack(signal.SIGKILL, 0.0, 0, b"x", 0) * count)
+
+    def _start(self, case: _Case, count: int, files: list[int], limits: tuple[int, float, int]) -> None:
         links = socket.socketpair() if count == 2 else ()
         for place in range(count):
             mine = files[place * FILES : (place + 1) * FILES]
@@ -130,34 +182,78 @@ class Mother:
             pid = os.fork()
             if pid == 0:
                 try:
-                    child.main(self._walls, mine, link, (self._memory + memory, cpu_s, file_bytes))
+                    child.main(self._walls, case.slot, mine, link, limits)
                 except BaseException:
                     traceback.print_exc()
                 finally:
                     os._exit(1)
-            process = _Process(pid, now + cpu_s)
+            process = _Process(pid, os.pidfd_open(pid), case.started + case.cpu_s)
             case.processes.append(process)
-            handle = os.pidfd_open(pid)
-            self._running[handle] = (case, process)
-            self._poll.register(handle, select.POLLIN)
+            self._running[process.handle] = (case, process)
+            self._poll.register(process.handle, select.POLLIN)
         for file in files:
             os.close(file)
         for end in links:
             end.close()
-        self._cases[number] = case
-        return True
 
     def _reap(self, handle: int) -> None:
         case, process = self._running.pop(handle)
         self._poll.unregister(handle)
         os.close(handle)
+        if self._walls.native:
+            _kill_group(process.pid)  # while its leader is not reaped, the number is nobody else's
         _, status, usage = os.wait4(process.pid, 0)
         cpu_s = usage.ru_utime + usage.ru_stime
-        process.result = PROCESS.pack(status, cpu_s, usage.ru_maxrss * 1024, process.ended_for)
+        process.result = PROCESS.pack(status, cpu_s, usage.ru_maxrss * 1024, process.ended_for, process.seen)
         results = [item.result for item in case.processes if item.result is not None]
-        if len(results) == len(case.processes):
-            del self._cases[case.number]
-            self._control.send(REPLY.pack(case.number, time.monotonic() - case.started) + b"".join(results))
+        if len(results) < len(case.processes):
+            return
+        if self._walls.native:
+            self._reap_orphans()
+        if self._walls.scratch:
+            _empty(f"{self._walls.scratch}/{case.slot}")
+        del self._cases[case.number]
+        self._free.append(case.slot)
+        self._control.send(REPLY.pack(case.number, time.monotonic() - case.started) + b"".join(results))
+        self._start_waiting()
+
+    def _reap_orphans(self) -> None:
+        """What native programs left and was ended with their group has come to the mother."""
+        known = {process.pid for _, process in self._running.values()}
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                if ended.si_pid in known:
+                    return  # its own turn comes; orphans behind it wait for the next case
+                os.waitpid(ended.si_pid, 0)
+
+    def _hear(self, listener: int) -> None:
+        """Answer a refused call: signals to oneself are let through, all else is noted and stays refused."""
+        notice = notices.take(listener)
+        if notice is None:
+            return
+        process = self._process_of(notice.thread)
+        if process is None:
+            notices.answer(listener, notice, allow=False)
+            return
+        about_signal = seccomp.names_target(notice.call)
+        if about_signal and notice.target in (process.pid, 0):
+            notices.answer(listener, notice, allow=notice.target == process.pid)
+            return
+        kind = seccomp.kind_of(notice.call)
+        if about_signal and notice.target == FORKED:
+            kind = seccomp.KINDS.index("process")
+        process.seen |= 0 if kind is None else 1 << kind
+        process.notices += 1
+        if process.notices > _MOST_NOTICES:
+            self._end(process, b"r")
+        notices.answer(listener, notice, allow=False)
+
+    def _process_of(self, thread: int) -> _Process | None:
+        processes = [process for _, process in self._running.values()]
+        for process in processes:
+            if process.pid == thread:
+                return process
+        return next((item for item in processes if notices.is_thread_of(thread, item.pid)), None)
 
     def _patience(self) -> int | None:
         """Milliseconds to the next time a running process must be looked at."""
@@ -177,8 +273,24 @@ class Mother:
                 process.look_at = now + max(left / self._slots, _CPU_SLACK)
 
     def _end(self, process: _Process, reason: bytes) -> None:
-        process.ended_for, process.look_at = reason, float("inf")
-        os.kill(process.pid, signal.SIGKILL)
+        if process.result is None and process.ended_for == b"-":
+            process.ended_for, process.look_at = reason, float("inf")
+            signal.pidfd_send_signal(process.handle, signal.SIGKILL)
+
+
+def _kill_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _empty(folder: str) -> None:
+    """Remove everything in a folder that a compiler wrote in."""
+    for item in list(os.scandir(folder)):
+        if item.is_dir(follow_symlinks=False):
+            _empty(item.path)
+            os.rmdir(item.path)
+        else:
+            os.unlink(item.path)
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -197,10 +309,14 @@ def _address_space() -> int:
         return 128 << 20
 
 
-def _warm() -> None:
+def _warm(plan: Plan) -> None:
     """Do once what every child would otherwise do: imports, the compiler's first run, what `site` adds to builtins."""
+    sys.path += plan.search
+    for name in plan.preload:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     random.seed(0)  # every child starts from here: a verdict must not depend on luck
-    for name in _WARM.split():
+    for name in () if plan.outfit.native else _WARM.split():
         importlib.import_module(name)
     for name in ("exit", "quit"):
         setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D (i.e. EOF)"))

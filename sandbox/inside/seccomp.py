@@ -13,8 +13,12 @@ from collections.abc import Sequence
 
 _LOAD, _AND, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x45, 0x06
 _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
-_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_CLONE_THREAD, _AF_UNIX, _SOCK_STREAM, _FIONBIO = 0x10000, 1, 1, 0x5421
+_ALLOW, _KILL, _ERRNO, _TELL = 0x7FFF0000, 0x80000000, 0x00050000, 0x7FC00000
+_CLONE_THREAD, _AF_UNIX, _SOCK_STREAM = 0x10000, 1, 1
+_HARMLESS_IOCTLS = (0x5421, 0x5450, 0x5451, 0x541B)
+"""FIONBIO, FIONCLEX, FIOCLEX, FIONREAD."""
+NEXT_NOTICE, ANSWER_NOTICE = 0xC0502100, 0xC0182101
+"""The two requests (ioctl) on a filter's listener: take the next refused call, answer it."""
 _OWN_PID = 0x5EEDF00D
 """Stands for the child's own process id until `of_process` is told it."""
 
@@ -45,11 +49,47 @@ _PLAIN = {
 }  # fmt: skip
 _OPENING = {"open": (2, -1), "openat": (257, 56)}
 _CLONE3, _IOCTL, _FCNTL, _SOCKETPAIR, _SENDTO = (435, 435), (16, 29), (72, 25), (53, 199), (44, 206)
-_CLONE, _KILL_CALL, _TGKILL, _PRLIMIT = (56, 220), (62, 129), (234, 131), (302, 261)
+_CLONE, _KILL_CALL, _TGKILL, _PRLIMIT, _PRCTL = (56, 220), (62, 129), (234, 131), (302, 261), (157, 167)
+_NAMING = (15, 16, 0x53564D41)
+"""PR_SET_NAME, PR_GET_NAME, PR_SET_VMA: the prctl calls that a native program may make."""
 _MOTHERS_ALONE = {
     "recvmsg": (47, 212), "prctl": (157, 167), "pidfd_open": (434, 434), "close_range": (436, 436),
-    "landlock_restrict_self": (446, 446),
+    "landlock_restrict_self": (446, 446), "pidfd_send_signal": (424, 424), "waitid": (247, 95), "setpgid": (109, 154),
+    "unlinkat": (263, 35), "unlink": (87, -1), "rmdir": (84, -1),
 }  # fmt: skip
+_TOLD = {
+    "network": ((41, 198), (42, 203), (43, 202), (46, 211), (49, 200), (50, 201), (288, 242)),
+    "process": ((57, -1), (58, -1), (59, 221), (322, 281)),
+    "memory of others": ((101, 117), (310, 270), (311, 271), (312, 272), (438, 438)),
+    "signal": ((62, 129), (234, 131), (200, 130), (129, 138), (297, 240)),
+    "namespace": ((272, 97), (308, 268), (165, 40), (166, 39), (155, 41), (161, 51)),
+    "identity": ((105, 146), (106, 144), (113, 145), (117, 147), (119, 149), (116, 159), (126, 91)),
+    "shared memory": ((29, 194), (64, 190), (68, 186), (240, 180)),
+    "kernel": ((321, 280), (298, 241), (250, 219), (248, 217), (323, 282), (425, 425), (304, 265), (169, 142)),
+}
+"""Calls that only an attempt to get out makes, by what it is after: refused, and where possible told to the mother.
+
+socket, connect, accept, sendmsg, bind, listen, accept4; fork, vfork, execve, execveat; ptrace, process_vm_readv and
+_writev, kcmp, pidfd_getfd; kill, tgkill, tkill, rt_sigqueueinfo, rt_tgsigqueueinfo; unshare, setns, mount, umount2,
+pivot_root, chroot; setuid, setgid, setreuid, setresuid, setresgid, setgroups, capset; shmget, semget, msgget, mq_open;
+bpf, perf_event_open, keyctl, add_key, userfaultfd, io_uring_setup, open_by_handle_at, reboot.
+"""
+KINDS = tuple(_TOLD)
+"""What an attempt can be after, in the order of the bits that stand for it."""
+_NATIVE = {
+    "fork": (57, -1), "vfork": (58, -1), "execve": (59, 221), "execveat": (322, 281), "waitid": (247, 95),
+    "arch_prctl": (158, -1), "chdir": (80, 49), "umask": (95, 166), "getpgrp": (111, -1), "getpgid": (121, 155),
+    "mkdir": (83, -1), "mkdirat": (258, 34), "rmdir": (84, -1), "unlink": (87, -1), "unlinkat": (263, 35),
+    "rename": (82, -1), "renameat": (264, 38), "renameat2": (316, 276), "ftruncate": (77, 46), "fallocate": (285, 47),
+    "getdents": (78, -1), "fchdir": (81, 50), "sched_setaffinity": (203, 122), "sched_getparam": (143, 121),
+    "sched_getscheduler": (145, 120), "mlock": (149, 228), "mincore": (27, 232), "eventfd": (284, -1),
+    "get_mempolicy": (239, 236), "getcpu": (309, 168), "capget": (125, 90), "sendfile": (40, 71),
+    "splice": (275, 76), "copy_file_range": (326, 285), "fadvise64": (221, 223), "timerfd_create": (283, 85),
+    "timerfd_settime": (286, 86), "sched_get_priority_max": (146, 125), "sched_get_priority_min": (147, 126),
+    "openat2": (437, 437), "pkey_alloc": (330, 289), "pkey_mprotect": (329, 288),
+    "fdatasync": (75, 83), "setrlimit": (160, 164), "readahead": (187, 213),
+}  # fmt: skip
+"""What compilers, shells and other interpreters need beyond a warm Python; files are Landlock's to guard."""
 _SIGNALLING_FCNTL = (8, 10, 15, 1024, 1026)
 """F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY: ways to have the kernel send a signal."""
 
@@ -64,36 +104,61 @@ def supported() -> bool:
     return platform.machine() in _ARCHITECTURES and struct.calcsize("P") == 8
 
 
-def mothers(*, may_open: bool) -> bytes:
+def mothers(*, may_open: bool, native: bool, tells: bool) -> bytes:
     """The long filter, which the mother puts on and her children inherit: calls that a child or she herself needs.
 
-    Without `may_open` no file can be opened at all.
+    Without `may_open` no file can be opened at all; `native` adds what programs need that are not a fork of a warm
+    Python; with `tells` the calls that betray an attempt wait for the mother's refusal, so that she knows of them.
     """
     opening = _give(_ALLOW) if may_open else _give(_ERRNO | errno.EACCES)
-    allowed = [*_PLAIN.values(), *_MOTHERS_ALONE.values(), _CLONE, _KILL_CALL, _TGKILL, _PRLIMIT]
+    allowed = [*_PLAIN.values(), *_MOTHERS_ALONE.values(), _CLONE, _PRLIMIT, *(_NATIVE.values() if native else ())]
+    if native or not tells:
+        allowed += [_KILL_CALL, _TGKILL]
     rules: list[Rule] = [(calls, [_give(_ALLOW)]) for calls in allowed]
     rules += [(calls, [opening]) for calls in _OPENING.values()]
     rules += [
         (_CLONE3, [_give(_ERRNO | errno.ENOSYS)]),  # the C library then takes clone, whose flags can be read
-        (_IOCTL, [_load_argument(1), (_EQUAL, 0, 1, _FIONBIO), _give(_ALLOW), _give(_ERRNO | errno.ENOTTY)]),
+        (_IOCTL, [_load_argument(1), *_only_these_ioctls(), _give(_ERRNO | errno.ENOTTY)]),
         (_FCNTL, [_load_argument(1), *_no_signals(), _give(_ALLOW)]),
         # asyncio needs a pair of stream sockets; a datagram one could be sent to an address
         (_SOCKETPAIR, [_load_argument(0), (_EQUAL, 1, 0, _AF_UNIX), _refuse(), *_stream_only()]),
         (_SENDTO, [_load_argument(4), (_EQUAL, 1, 0, 0), _refuse(), _load_argument(4, high=True), *_only_if(0)]),
     ]
+    if tells:
+        rules += [(calls, [_give(_TELL)]) for group in _TOLD.values() for calls in group if calls not in allowed]
     return _program(rules, _refuse())
 
 
-def childs() -> bytes:
-    """The short filter that every child adds, with a place for its process id: what is hers alone is refused."""
-    rules: list[Rule] = [(calls, [_refuse()]) for calls in _MOTHERS_ALONE.values()]
-    rules += [
-        (_CLONE, [_load_argument(0), (_ANY_BIT, 0, 1, _CLONE_THREAD), _give(_ALLOW), _refuse()]),
-        (_KILL_CALL, [_load_argument(0), *_only_if(_OWN_PID)]),
-        (_TGKILL, [_load_argument(0), *_only_if(_OWN_PID)]),
-        (_PRLIMIT, [_load_argument(0), *_only_if(0)]),
-    ]
+def childs(*, native: bool, tells: bool, scoped: bool) -> bytes:
+    """The short filter that every child adds, with a place for its process id: what is hers alone is refused.
+
+    Signals: where the mother is told of them she lets those to the child itself pass; where Landlock keeps them in
+    (`scoped`), a native program may send them; else only to its first process.
+    """
+    kept = _NATIVE.values() if native else ()
+    rules: list[Rule] = [(calls, [_refuse()]) for calls in _MOTHERS_ALONE.values() if calls not in kept]
+    rules += [(_PRLIMIT, [_load_argument(0), *_only_if(0)])]
+    if native:
+        rules[:] = [rule for rule in rules if rule[0] != _PRCTL]
+        rules += [(_PRCTL, [_load_argument(0), *_only_these(_NAMING), _refuse()])]
+    else:
+        rules += [(_CLONE, [_load_argument(0), (_ANY_BIT, 0, 1, _CLONE_THREAD), _give(_ALLOW), _refuse()])]
+    if not (scoped if native else tells):
+        rules += [(calls, [_load_argument(0), *_only_if(_OWN_PID)]) for calls in (_KILL_CALL, _TGKILL)]
     return _program(rules, _give(_ALLOW))
+
+
+def kind_of(number: int) -> int | None:
+    """Which of `KINDS` a refused system call is an attempt at; None where it is none."""
+    column = list(_ARCHITECTURES).index(platform.machine())
+    found = (place for place, calls in enumerate(_TOLD.values()) if any(pair[column] == number for pair in calls))
+    return next(found, None)
+
+
+def names_target(number: int) -> bool:
+    """Whether a system call is `kill` or `tgkill`, whose first argument is the process that is meant."""
+    column = list(_ARCHITECTURES).index(platform.machine())
+    return number in (_KILL_CALL[column], _TGKILL[column])
 
 
 def of_process(filter_program: bytes, pid: int) -> bytes:
@@ -118,6 +183,14 @@ def _give(value: int) -> Instruction:
 
 def _refuse() -> Instruction:
     return _give(_ERRNO | errno.EPERM)
+
+
+def _only_these(values: Sequence[int]) -> Sequence[Instruction]:
+    return [step for value in values for step in ((_EQUAL, 0, 1, value), _give(_ALLOW))]
+
+
+def _only_these_ioctls() -> Sequence[Instruction]:
+    return _only_these((*_HARMLESS_IOCTLS, NEXT_NOTICE, ANSWER_NOTICE))
 
 
 def _no_signals() -> Sequence[Instruction]:

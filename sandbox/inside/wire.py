@@ -5,11 +5,17 @@ from __future__ import annotations
 import struct
 
 REQUEST = struct.Struct("=IBddQQ")
-"""Case number, processes, CPU seconds, wall seconds, bytes of memory, bytes a file; `FILES` descriptors a process."""
+"""Case number, processes, CPU seconds, wall seconds, bytes of memory, bytes a file; `FILES` descriptors a process.
+
+No processes: the case of that number is to be ended.
+"""
 REPLY = struct.Struct("=Id")
 """Case number, wall seconds; one `PROCESS` a process follows."""
-PROCESS = struct.Struct("=idQc")
-"""Wait status, CPU seconds, largest resident bytes, what the mother ended it for: `-`, `c` CPU or `w` wall."""
+PROCESS = struct.Struct("=idQcH")
+"""Wait status, CPU seconds, largest resident bytes, what the mother ended it for: `-`, `c` CPU, `w` wall, `x` since it
+was told to, `r` too many refused calls; and a bit for each kind of refused call (seccomp.py) it was seen to try."""
+FORKED = 0x7FFFFFFF
+"""No process: a child asks to signal it, and is refused, so that the mother hears of a fork."""
 FILES = 5
 """Standard input, output, error, the report and the payload."""
 

@@ -42,7 +42,7 @@ def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_the_doctor_shows_both_sides(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    assert "network         succeeds         fails" in printed
+    assert "network           succeeds         fails" in printed
     assert "isolation L" in printed
 
 

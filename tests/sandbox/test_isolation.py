@@ -14,7 +14,7 @@ import pytest
 from qwq_rl.sandbox import Job, LocalSandbox, SandboxUnavailable, probes
 
 SUM = Job("sum", "print(2 + 3)", [{"input": "", "output": "5"}])
-GREETING = {"seccomp": True, "landlock": 7}
+GREETING = {"seccomp": True, "landlock": 7, "namespaces": True, "own_root": True, "cgroups": True}
 
 
 def test_every_attempt_succeeds_outside_and_fails_inside(sandbox: LocalSandbox) -> None:
@@ -27,15 +27,52 @@ def test_every_attempt_succeeds_outside_and_fails_inside(sandbox: LocalSandbox) 
 
 
 def test_a_result_states_the_isolation(sandbox: LocalSandbox) -> None:
-    assert sandbox.judge([SUM])[0].isolation == sandbox.isolation in ("L1", "L2")
+    assert sandbox.judge([SUM])[0].isolation == sandbox.isolation in ("L1", "L2", "L3", "L4")
 
 
-def test_one_attempt_that_succeeds_is_no_isolation() -> None:
-    assert probes.level({"network": False, "fork": False}, GREETING) == "L2"
-    assert probes.level({"network": True, "fork": False}, GREETING) == "L0"
-    assert probes.level({"network": False}, GREETING | {"landlock": 0}) == "L1"
-    assert probes.level({"network": False}, GREETING | {"seccomp": False}) == "L0"
+ALL_FAIL = {"network": False, "fork": False, "see files": False, "see parent": False}
+
+
+@pytest.mark.parametrize(
+    ("succeeds", "lacks", "level"),
+    [
+        ({}, {}, "L4"),
+        ({}, {"cgroups": False}, "L3"),
+        ({"see files": True}, {}, "L2"),
+        ({"see parent": True}, {}, "L2"),
+        ({}, {"own_root": False}, "L2"),
+        ({}, {"landlock": 0}, "L1"),
+        ({}, {"seccomp": False}, "L0"),
+        ({"network": True}, {}, "L0"),
+        ({"fork": True}, {}, "L0"),
+    ],
+)
+def test_the_level_is_what_attempts_and_walls_prove(
+    succeeds: dict[str, bool], lacks: dict[str, object], level: str
+) -> None:
+    assert probes.level(ALL_FAIL | succeeds, GREETING | lacks) == level
+
+
+def test_native_programs_may_fork_but_need_landlock() -> None:
+    assert probes.level(ALL_FAIL | {"fork": True}, GREETING, native=True) == "L4"
+    assert probes.level(ALL_FAIL, GREETING | {"landlock": 0}, native=True) == "L0"
+
+
+def test_no_sensible_answer_is_no_isolation() -> None:
     assert probes.level(probes.read("no JSON"), GREETING) == "L0"
+
+
+def test_a_floor_that_cannot_be_reached_is_refused() -> None:
+    with (
+        LocalSandbox(1, require="L3", without=["namespaces"]) as weak,
+        pytest.raises(SandboxUnavailable, match="isolation is L2 and L3 is required: the machine must allow user"),
+    ):
+        weak.judge([SUM])
+
+
+def test_without_control_groups_the_rest_holds() -> None:
+    with LocalSandbox(1, without=["cgroups"]) as weak:
+        assert weak.isolation in ("L2", "L3")
 
 
 def test_without_landlock_no_file_can_be_opened_at_all() -> None:
@@ -110,6 +147,7 @@ def run_elsewhere(root: Path, prefix: list[str]) -> tuple[str, list[object], dic
 )
 def test_it_holds_for_root_and_for_ordinary_users(prefix: list[str], root: Path) -> None:
     isolation, said, found = run_elsewhere(root, prefix)
-    assert isolation == "L2"
+    assert isolation in ("L2", "L3", "L4")
     assert said == [["accepted", [], ""]] * 51
     assert found["own_user"] or not found["namespaces"]
+    assert (isolation > "L2") == (found["namespaces"] and found["own_root"])

@@ -1,0 +1,315 @@
+"""The thread that judges: it owns the mothers, hands them steps of cases, and delivers results as they come.
+
+All of its state is its own; others put calls into its inbox and wake it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from qwq_rl.sandbox.cases import Step
+from qwq_rl.sandbox.link import Mother, MotherDied
+from qwq_rl.sandbox.outfits import Kind
+from qwq_rl.sandbox.protocol import Result
+from qwq_rl.sandbox.runs import PREPARATION, Run, Waiter, next_of
+
+_STARTED = 64
+"""Jobs that are begun before others are finished."""
+_REMEMBERED_BYTES = 1 << 26
+_LASTING = ("accepted", "wrong_answer", "memory_limit", "output_limit", "runtime_error", "compile_error", "time_limit")
+"""Verdicts that would come out again, so that they need not be found out again; a time limit was judged alone."""
+
+
+@dataclass
+class House:
+    """A running mother, and the isolation that attempts from within proved."""
+
+    mother: Mother
+    isolation: str
+    succeeded: Mapping[str, bool]
+
+
+@dataclass
+class Waiting:
+    """A step that is to run alone."""
+
+    run: Run
+    index: int
+    step: Step
+
+
+@dataclass
+class Load:
+    """What is going on, for those who watch."""
+
+    waiting_jobs: int = 0
+    running_cases: int = 0
+    judged_jobs: int = 0
+    judged_cases: int = 0
+    cached_jobs: int = 0
+    coalesced_jobs: int = 0
+    mothers_died: int = 0
+    verdicts: dict[str, int] = field(default_factory=dict)
+
+
+class Engine:
+    """Judges runs; start it with `start`, give it work with `call`."""
+
+    def __init__(self, slots: int, window: int, remember: int, open_house: Callable[[Kind], House]) -> None:
+        """`open_house` starts a mother of a kind; at most `slots` cases run, `window` are with mothers."""
+        self.load = Load()
+        self.houses: dict[Kind, House] = {}
+        self.isolations: dict[Kind, str] = {}
+        """What each kind of mother reached when she was last started."""
+        self._slots, self._window, self._open_house = slots, window, open_house
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._fresh: deque[Run] = deque()
+        self._started: list[Run] = []
+        self._alone: deque[Waiting] = deque()
+        self._under_way: dict[tuple[Kind, int], tuple[Run, int, bool]] = {}
+        self._by_key: dict[str, Run] = {}
+        self._remembered: OrderedDict[str, tuple[Result, int]] = OrderedDict()
+        self._remember, self._remembered_bytes = remember, 0
+        self._number = 0
+        self._stopping = False
+        self._thread = threading.Thread(target=self._serve, name="sandbox", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def call(self, action: Callable[[], None]) -> None:
+        """Have the thread do something, soon."""
+        self._inbox.append(action)
+        with contextlib.suppress(OSError):
+            os.eventfd_write(self._wake, 1)
+
+    def stop(self) -> None:
+        """End it and its mothers; whoever waits is told that the sandbox closed."""
+        self.call(self._stop)
+        self._thread.join()
+
+    def dismiss(self) -> None:
+        """As `stop`, but without waiting for the end."""
+        self.call(self._stop)
+
+    def abandon(self) -> None:
+        """In a forked copy of the process: let go of what is the original's."""
+        for house in self.houses.values():
+            house.mother.abandon()
+        os.close(self._wake)
+
+    def state(self) -> Load:
+        """A copy of the counts."""
+        return replace(
+            self.load,
+            waiting_jobs=len(self._fresh),
+            running_cases=len(self._under_way),
+            verdicts=dict(self.load.verdicts),
+        )
+
+    def house(self, kind: Kind) -> House:
+        """The mother of a kind, started where she is not; only for calls of the thread itself."""
+        if kind not in self.houses:
+            self.houses[kind] = self._open_house(kind)
+            self.isolations[kind] = self.houses[kind].isolation
+        return self.houses[kind]
+
+    def add(self, run: Run) -> None:
+        """Take on a job: answer it from what is known, join it to one that is the same, or queue it."""
+        known = self._remembered.get(run.key)
+        if known is not None:
+            self._remembered.move_to_end(run.key)
+            self.load.cached_jobs += 1
+            for waiter in run.waiters:
+                waiter.deliver(replace(known[0], id=waiter.name, cached=True))
+        elif run.key in self._by_key:
+            self.load.coalesced_jobs += 1
+            self._by_key[run.key].waiters += run.waiters
+        else:
+            self._by_key[run.key] = run
+            self._fresh.append(run)
+
+    def drop(self, waiter: Waiter) -> None:
+        """Somebody waits no longer; what nobody waits for is ended."""
+        for key, run in list(self._by_key.items()):
+            if waiter in run.waiters:
+                run.waiters.remove(waiter)
+                if not run.waiters:
+                    del self._by_key[key]
+                    self._end(run)
+
+    def _end(self, run: Run) -> None:
+        run.following = len(run.job.tests)
+        if run in self._fresh:
+            self._fresh.remove(run)
+        if run in self._started:
+            self._started.remove(run)
+        for (kind, number), (owner, _, _) in list(self._under_way.items()):
+            if owner is run:
+                with contextlib.suppress(MotherDied):
+                    self.houses[kind].mother.cancel(number)
+        self._alone = deque(item for item in self._alone if item.run is not run)
+
+    def _serve(self) -> None:
+        try:
+            while not self._stopping:
+                self._act()
+                self._fill()
+                self._wait()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        finally:
+            for house in self.houses.values():
+                house.mother.close()
+            self.houses.clear()
+            os.close(self._wake)
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._fail(RuntimeError("the sandbox was closed"))
+
+    def _act(self) -> None:
+        while self._inbox:
+            self._inbox.popleft()()
+
+    def _wait(self) -> None:
+        """Until there is a result or a call."""
+        if self._inbox or self._stopping:
+            return
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        # a mother is heard when idle, too: her death is noticed, and she replaced, before the next job
+        by_file = {house.mother.fileno(): kind for kind, house in self.houses.items()}
+        for file in by_file:
+            poll.register(file, select.POLLIN)
+        for file, _ in poll.poll():
+            if file == self._wake:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+            else:
+                self._receive(by_file[file])
+
+    def _fill(self) -> None:
+        """Hand out steps while there is room."""
+        while True:
+            if any(alone for _, _, alone in self._under_way.values()):
+                return
+            if self._alone:
+                if not self._under_way:
+                    item = self._alone.popleft()
+                    self._send(item.run, item.index, item.step)
+                    continue
+                return
+            several = len({kind for kind, _ in self._under_way}) > 1
+            if len(self._under_way) >= (self._slots if several else self._window):
+                return
+            run = self._next()
+            if run is None:
+                return
+            index, step = run.start()
+            self._take(run, index, step)
+
+    def _next(self) -> Run | None:
+        """The job whose next case is started: one that has nothing under way, a new one, any."""
+        run = next_of(self._started)
+        if self._fresh and len(self._started) < _STARTED and (run is None or run.under_way):
+            self._started.append(self._fresh.popleft())
+            return self._started[-1]
+        return run
+
+    def _take(self, run: Run, index: int, step: Step | None) -> None:
+        """A run's next step, or its being done at this place."""
+        if step is not None and step.alone:
+            self._alone.append(Waiting(run, index, step))
+        elif step is not None:
+            self._send(run, index, step)
+        elif run.finished:
+            self._finish(run)
+
+    def _send(self, run: Run, index: int, step: Step) -> None:
+        try:
+            mother = self.house(step.kind).mother
+        except Exception as error:
+            self._refuse(run, error)
+            return
+        self._number = (self._number + 1) & 0xFFFFFFFF
+        self._under_way[step.kind, self._number] = (run, index, step.alone)
+        try:
+            mother.send(self._number, step.payloads, step.limits)
+        except MotherDied as error:
+            self._bury(step.kind, error)
+
+    def _receive(self, kind: Kind) -> None:
+        try:
+            number, wall_s, endings = self.houses[kind].mother.receive()
+        except MotherDied as error:
+            self._bury(kind, error)
+            return
+        found = self._under_way.pop((kind, number), None)
+        if found is None:
+            return  # of a job that is done again since
+        run, index, _ = found
+        self.load.judged_cases += index != PREPARATION
+        if not run.waiters:
+            run.under_way.pop(index, None)
+            return
+        self._take(run, index, run.go_on(index, (wall_s, endings)))
+
+    def _bury(self, kind: Kind, error: MotherDied) -> None:
+        """A mother died: close what is left of her, and do again what was under way with her."""
+        self.load.mothers_died += 1
+        self.houses.pop(kind).mother.close()
+        touched: dict[int, Run] = {}
+        for place, (run, _, _) in list(self._under_way.items()):
+            if place[0] == kind:
+                del self._under_way[place]
+                touched[id(run)] = run
+        for run in touched.values():
+            run.events = (*run.events, f"the sandbox's mother died: {error}"[:500])
+            self._alone = deque(item for item in self._alone if item.run is not run)
+            self._under_way = {place: item for place, item in self._under_way.items() if item[0] is not run}
+            run.rewind()
+            if run.finished and run.waiters:
+                self._finish(run)
+
+    def _finish(self, run: Run) -> None:
+        if run in self._started:
+            self._started.remove(run)
+        self._by_key.pop(run.key, None)
+        result = run.result("", self.isolations.get(run.kind, "L0"))
+        self.load.judged_jobs += 1
+        self.load.verdicts[result.verdict] = self.load.verdicts.get(result.verdict, 0) + 1
+        if result.verdict in _LASTING and not run.deaths:
+            self._keep(run.key, result)
+        for waiter in run.waiters:
+            waiter.deliver(replace(result, id=waiter.name))
+
+    def _keep(self, key: str, result: Result) -> None:
+        size = 200 + sum(len(case.stdout) + len(case.stderr) + 200 for case in result.cases)
+        self._remembered[key] = (result, size)
+        self._remembered_bytes += size
+        while len(self._remembered) > self._remember or self._remembered_bytes > _REMEMBERED_BYTES:
+            _, (_, freed) = self._remembered.popitem(last=False)
+            self._remembered_bytes -= freed
+
+    def _refuse(self, run: Run, error: BaseException) -> None:
+        """This machine cannot judge a job at all."""
+        self._by_key.pop(run.key, None)
+        self._end(run)
+        for waiter in run.waiters:
+            waiter.deliver(error)
+
+    def _fail(self, error: BaseException) -> None:
+        for run in list(self._by_key.values()):
+            for waiter in run.waiters:
+                waiter.deliver(error)
+        self._by_key.clear()

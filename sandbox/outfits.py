@@ -1,0 +1,67 @@
+"""What each kind of mother lets her children read, and what she has ready for them."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import os
+import re
+import sysconfig
+from collections.abc import Collection
+from typing import Literal
+
+from qwq_rl.sandbox.inside.plan import Outfit, Plan
+
+Kind = Literal["lean", "scientific", "native"]
+"""Warm Pythons with the standard library; those with numpy and the like besides; everything that is executed."""
+
+_LIBRARIES = ("/lib/*-linux-*", "/usr/lib/*-linux-*", "/lib64", "/usr/lib64", "/etc/ld.so.cache")
+_TOOLS = ("/bin", "/usr/bin", "/lib", "/usr/lib", "/usr/libexec", "/usr/include", "/etc/alternatives")
+_PACKAGES = {
+    "numpy": ("numpy", "numpy.libs"),
+    "scipy": ("scipy", "scipy.libs"),
+    "sympy": ("sympy", "mpmath"),
+    "mpmath": ("mpmath",),
+    "networkx": ("networkx",),
+    "pandas": ("pandas", "pandas.libs", "dateutil", "pytz", "six.py", "tzdata"),
+    "sortedcontainers": ("sortedcontainers",),
+}
+"""Packages that a submission may import where they are installed, and what they stand in."""
+_PRELOADED = ("numpy", "sympy", "networkx", "sortedcontainers")
+_MENTIONS = re.compile(rf"\b(?:{'|'.join(_PACKAGES)})\b")
+_THREADS = 64
+_SHARE = 0.8
+"""Of the machine's memory: what one mother and all her children may have together, so that the machine lives on."""
+
+
+def kind_of(code: str) -> Kind:
+    """The pool for a Python program: `scientific` if it names one of the packages, where any is installed."""
+    return "scientific" if _MENTIONS.search(code) and _installed() else "lean"
+
+
+def plan(kind: Kind, slots: int, without: Collection[str], scratch: str = "") -> Plan:
+    """The mother of a kind; `scratch` is the folder that compilers write in where there is no better one."""
+    patterns = (*_LIBRARIES, *_TOOLS) if kind == "native" else _LIBRARIES
+    readable = [path for pattern in patterns for path in sorted(glob.glob(pattern))]
+    search: tuple[str, ...] = ()
+    if kind == "scientific":
+        readable += _installed()
+        search = tuple(sorted({os.path.dirname(path) for path in _installed()}))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Plan(
+        slots,
+        Outfit(tuple(readable), native=kind == "native", scratch=scratch),
+        tuple(sorted(without)),
+        memory_bytes=int(memory * _SHARE),
+        tasks=slots * _THREADS + 16,
+        search=search,
+        preload=_PRELOADED if kind == "scientific" else (),
+    )
+
+
+@functools.cache
+def _installed() -> list[str]:
+    """The paths of the scientific packages of this interpreter."""
+    homes = [os.path.realpath(sysconfig.get_path(name)) for name in ("purelib", "platlib")]
+    names = {part for parts in _PACKAGES.values() for part in parts}
+    return sorted({path for home in homes for name in names if os.path.exists(path := f"{home}/{name}")})
