@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from qwq_rl.scoring import Scorer
+from qwq_rl.scoring import GATES, Scorer
 from qwq_rl.verifiers import BUILT_IN, Response
 from qwq_rl.verifiers.constraints import KINDS
 
@@ -48,3 +48,26 @@ def test_the_example_verifier_scores_the_example_row(
 
 def test_the_page_names_every_built_in_and_every_constraint(page: str) -> None:
     assert [name for name in (*BUILT_IN, *KINDS) if f"`{name}`" not in page] == []
+
+
+def test_the_example_of_rules_on_form_makes_one_reward(page: str) -> None:
+    row = {**json.loads(example(page, "form_row")), "reference": None}
+    math = yaml.safe_load(example(page, "form_recipe"))["domains"]["math"]
+    scorer = Scorer({"math": SimpleNamespace(reward_model=0.0, **math)}, [])
+    loop = "Wait, let me check again. " * 50
+    responses = [
+        Response("so\n</think>\n\\boxed{7}", r"\boxed{7}", "so", token_ids=range(9)),
+        Response(f"{loop}</think>\\boxed{{7}}", r"\boxed{7}", loop, token_ids=range(9)),
+        Response("so\n</think>\n\\boxed{7}", r"\boxed{7}", "so", token_ids=range(8192)),
+        Response("so\n</think></think>\\boxed{7}", r"\boxed{7}", "so", token_ids=range(9)),
+    ]
+    rewards = [one.reward for one in scorer.score([(row, response) for response in responses])]
+    assert rewards == [1.0, pytest.approx(0.7), pytest.approx(0.7), 0.0]
+
+
+def test_the_page_on_hacking_names_what_there_is(root: Path) -> None:
+    text = (root / "docs" / "reward_hacking.md").read_text()
+    checks = set(re.findall(r"check `(\w+)`", text))
+    gates = set(re.findall(r"gates? `(\w+)`", text)) - {"worked_minus_terse"}
+    assert checks == {"think_format", "language_consistency", "repetition", "overlong"} <= set(BUILT_IN)
+    assert gates <= set(GATES)
