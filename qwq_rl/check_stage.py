@@ -152,6 +152,6 @@ def _outranking(name: str, domain: Domain) -> Contradictions:
 def largest_failing_score(spec: str, parameters: Mapping[str, Any]) -> float:
     """The largest score a failing response can get from a verifier: its attribute of this name, 0 where it has none."""
     try:
-        return float(getattr(load(spec, parameters), "largest_failing_score", 0.0))
+        return float(getattr(load(spec, parameters).verifier, "largest_failing_score", 0.0))
     except UserError:  # said by `resolvable` already
         return 0.0
