@@ -84,7 +84,7 @@ INVISIBLE = re.compile(
     r"|(?<!\\)\\(?:[,;:! /]|q?quad(?![a-zA-Z])|thinspace|medspace|thickspace|enspace|\n)"
     r"|(?<!\\)~|\\[hv]space\*?\{[^{}]*\}"
 )
-THOUSANDS = re.compile(r"(?<=\d)(?:\\[,!:; ]|\{,\}|,\\!|\\,|\{\\,\}|~)(?=\d{3}(?!\d))")
+THOUSANDS = re.compile(r"(?<=\d)(?:\\[,!:; ]|\{,\}|,\\!\s?|\\,|\{\\,\}|~)(?=\d{3}(?!\d))")
 SPACED_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d ])")
 REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s?\{(\d{1,40})\}|\((\d{1,40})\)(?!\d))")
 DOTTED = re.compile(r"(\d*)\.(\d*)\\dot\s?\{?(\d)\}?(?:(\d*)\\dot\s?\{?(\d)\}?)?")

@@ -34,8 +34,10 @@ ATTEMPTS = 3
 """How often one question is asked where the failure is ours, and how many zygotes in a row may die."""
 PAUSE_S = 10.0
 """After so many dead zygotes the next start waits this long."""
-SOFT = 0.8
-"""Share of the deadline after which a worker gives up by itself, which is cheaper than being killed."""
+SOFT, SOFT_CPU = 0.9, 0.7
+"""Shares of the deadline, of wall and of processor time, after which a worker gives up: cheaper than being killed."""
+STARVED = 0.1
+"""Share of the deadline: what gave up with less processor time than that gave up because the machine is busy."""
 MOST_WORKERS = 8
 """Few pairs come this far; more would only hold memory."""
 
@@ -56,10 +58,6 @@ class Died(Exception):
 
 class _Lost(Exception):
     """A worker is gone through no fault of the question."""
-
-
-class _Starved(Exception):
-    """A question had no time, because the machine is busy with something else."""
 
 
 @dataclass(frozen=True)
@@ -109,26 +107,21 @@ class SymbolicPool:
         """Compare two LaTeX formulas; `gold_unread` where math-verify cannot read the gold.
 
         `seconds`: another deadline for this question. Raises Died over this question (`timeout`: its deadline passed),
-        Unavailable where no answer could be judged. A question that had less than half of its time on a processor is
-        asked again, twice at most.
+        Unavailable where no answer could be judged, or this one not because the machine is too busy.
         """
         limit = self.deadline_s if seconds is None else seconds
-        question = json.dumps({"gold": gold, "answer": answer, "seconds": limit * SOFT}).encode() + b"\n"
-        failure: Exception = Unavailable(f"the process for math-verify ended {ATTEMPTS} times over one question")
+        question = {"gold": gold, "answer": answer, "seconds": limit * SOFT, "cpu": limit * SOFT_CPU}
         with self._turns:
             for _ in range(ATTEMPTS):
                 worker = self._worker()
                 try:
-                    return self._asked(worker, question, limit)
+                    return self._asked(worker, json.dumps(question).encode() + b"\n", limit)
                 except _Lost:
                     self._discard(worker)
-                except _Starved as starved:
-                    self._discard(worker)
-                    failure = Died(str(starved), timeout=True)
                 except BaseException:
                     self._discard(worker)
                     raise
-        raise failure
+        raise Unavailable(f"the process for math-verify ended {ATTEMPTS} times over one question")
 
     async def aequal(self, gold: str, answer: str, seconds: float | None = None) -> Outcome:
         """As `equal`, while the event loop runs on."""
@@ -210,8 +203,9 @@ class SymbolicPool:
             raise Died("the process ended over this question", timeout=False) from None
         self._deaths = 0
         if "late" in reply:
-            how = f"no result within {reply['late']:g} s"
-            raise _Starved(how) if reply["cpu"] < reply["late"] / 2 else Died(how, timeout=True)
+            if reply["late"] < limit * STARVED:
+                raise Unavailable(f"the machine is busy: {reply['late']:.3f} s of processor time within {limit:g} s")
+            raise Died(f"no result within {limit:g} s", timeout=True)
         if "error" in reply:
             raise Died(str(reply["error"]), timeout=False)
         if reply["last"]:

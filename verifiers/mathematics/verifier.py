@@ -16,7 +16,7 @@ from qwq_rl.verifiers.outcomes import bad_reference, correct, empty_answer, no_a
 
 LONGEST_FOR_ALGEBRA = 1000
 """Characters of an answer that math-verify is still asked about."""
-PAIR, ALONE, AGAIN = 0.7, 0.3, 0.2
+PAIR, ALONE, AGAIN = 0.8, 0.25, 0.15
 """Shares of the deadline: for a pair, then for its reference alone, then for the pair where it crashed."""
 
 

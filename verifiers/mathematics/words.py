@@ -39,7 +39,11 @@ NO = {"no", "false", "incorrect", "否", "不是", "错", "错误", "不正确"}
 CHOICE = re.compile(
     r"\(\s?([A-Ja-j])\s?\)|\[([A-J])\]|([A-Ja-j])|(?:option|choice|answer|选项|选)\s?\(?([A-Ja-j])\)?", re.IGNORECASE
 )
-LABELLED = re.compile(r"(?:\(([A-J])\)|([A-J])[.):：]|(?:option|choice)\s\(?([A-J])\)?[:.,]?)\s*(\S.*)", re.DOTALL)
+LABELLED = re.compile(
+    r"(?:\(([A-J])\)|([A-J])[.):：]|(?:option|choice)\s\(?([A-J])\)?[:.,]?)\s*"
+    r"((?![,;/&、和或]|(?:and|or)\b)\S.*)",
+    re.DOTALL,
+)
 SEVERAL_CHOICES = re.compile(r"\(?[A-J]\)?(?:\s?(?:,|;|and|&|和|、)?\s?\(?[A-J]\)?)+")
 ARTICLES = {"a", "an", "the"}
 

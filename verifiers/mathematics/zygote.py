@@ -164,7 +164,7 @@ def _die_with_parent() -> None:
 
 
 def _limited(question: dict[str, Any]) -> dict[str, Any]:
-    """The reply to one question, or that its `seconds` are over, or what went wrong."""
+    """The reply to one question; late after `seconds` of wall time or `cpu` seconds of its own, whichever comes first."""
     running, started = True, time.process_time()
 
     def late(*_: object) -> None:
@@ -172,20 +172,25 @@ def _limited(question: dict[str, Any]) -> dict[str, Any]:
             raise Late
 
     signal.signal(signal.SIGALRM, late)
+    signal.signal(signal.SIGPROF, late)
     try:
         try:
-            signal.setitimer(
-                signal.ITIMER_REAL, question["seconds"], 0.02
-            )  # again and again: some code swallows everything
+            _alarm(question["seconds"], question["cpu"])
             return {"outcome": compare(question["gold"], question["answer"])}
         finally:
             running = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            _alarm(0, 0)
     except Late:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # it may have fired again before it was stopped
-        return {"late": question["seconds"], "cpu": time.process_time() - started}
+        _alarm(0, 0)  # it may have fired again before it was stopped
+        return {"late": time.process_time() - started}
     except (Exception, RecursionError, MemoryError) as error:
         return {"error": f"{type(error).__name__}: {str(error)[:200]}"}
+
+
+def _alarm(seconds: float, cpu: float) -> None:
+    """Set both alarms, again and again from then on because some code swallows everything, or stop them at 0."""
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.02)
+    signal.setitimer(signal.ITIMER_PROF, cpu, 0.02)
 
 
 def compare(gold: str, answer: str) -> str:
