@@ -164,7 +164,7 @@ def _die_with_parent() -> None:
 
 
 def _limited(question: dict[str, Any]) -> dict[str, Any]:
-    """The reply to one question; late after `seconds` of wall time or `cpu` seconds of its own, whichever comes first."""
+    """The reply to one question; late after its `seconds` of wall time or `cpu` seconds, whichever comes first."""
     running, started = True, time.process_time()
 
     def late(*_: object) -> None:

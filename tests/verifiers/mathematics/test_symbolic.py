@@ -134,26 +134,24 @@ def test_a_worker_that_no_signal_handler_stops_is_killed(hasty: SymbolicPool) ->
     assert pool.equal("x+x", "2x") == "equal"
 
 
-def test_a_question_that_had_no_processor_is_asked_again(pool: SymbolicPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "deadline_s", 1.5)
+def test_a_question_that_had_no_processor_is_not_to_blame(pool: SymbolicPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "deadline_s", 3.0)
     held = asked_next(pool)
     steps = [
-        threading.Timer(0.2, os.kill, (held, signal.SIGSTOP)),
-        threading.Timer(1.35, os.kill, (held, signal.SIGCONT)),  # after its soft deadline of 1.2 s, before the hard one
+        threading.Timer(0.1, os.kill, (held, signal.SIGSTOP)),
+        threading.Timer(2.8, os.kill, (held, signal.SIGCONT)),  # after it should have given up, before it is killed
     ]
     for step in steps:
         step.start()
-    started = time.monotonic()
-    with pytest.raises(Died, match=r"no result within 1\.[25]"):
+    with pytest.raises(Unavailable, match="the machine is busy"):
         pool.equal("x^2", BOMB)
-    assert time.monotonic() - started > 1.35 + 1.1, "a second worker had all its time"
     for step in steps:
         step.join()
 
 
 def test_a_question_may_have_a_deadline_of_its_own(pool: SymbolicPool) -> None:
     started = time.monotonic()
-    with pytest.raises(Died, match=r"no result within 0\.\d+ s"):
+    with pytest.raises(Died, match=r"no result within 0\.3 s"):
         pool.equal("x^2", BOMB, seconds=0.3)
     assert time.monotonic() - started < LATE_S
 
