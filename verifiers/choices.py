@@ -15,13 +15,14 @@ LONGEST, MOST_SLOTS, MOST_LINE, LAST_LINES = 100_000, 50, 2000, 20
 WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {ord("【"): "[", ord("】"): "]"}
 MARKS = dict.fromkeys(map(ord, "*`$#~"))
 WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|bf|rm|left|right)\b[ ]?|\\[()\[\] ,;!]")
+TAG = re.compile("</?answer>", re.IGNORECASE)
 BOX = re.compile(r"\\f?boxed[ ]{0,4}\{|[{}]")
 
 CUE = re.compile(
     r"(?i:\banswer(?: to (?:this|the) (?:question|problem))?|\b(?:correct|right|best|final) (?:option|choice))[ ]{0,3}"
     r"(?:(?i:is|would be|must be|should be)\b|:|=|\n)?[\s:–—-]{0,4}(?:(?i:either|both|option|choice|letter)\s){0,2}"
-    r"|(?:答案|正确选项|正確選項)[ ]?(?:应该是|应为|應為|是|为|為)?[\s:]{0,4}(?:选项|選項)?[ ]?"
-    r"|(?<!不)(?<!不应)(?:故选|故選|应选|應選|因此选|所以选|选择|選擇)[ :]{0,3}"
+    r"|(?:答案|正确选项|正確選項)[ ]?(?:应该是|应为|應為|是|为|為|选)?[\s:]{0,4}(?:选项|選項)?[ ]?"
+    r"|(?<!不)(?<!不应)(?:故选|故選|应选|應選|应该选|本题选|因此选|所以选|选择|選擇)[ :]{0,3}"
 )
 """What announces an answer; the letters stand right behind it."""
 JOINT = r"\s{0,2}+(?:[,/&|、;]|或者|或|和|\bor\b|\band\b)\s{0,2}+(?:(?:or|and)\s{1,2}+)?"
@@ -136,7 +137,7 @@ def _boxes(text: str) -> list[str] | None:
 
 def _unwrapped(text: str) -> str:
     """Without Markdown's and LaTeX's marks, which may stand around a letter."""
-    return WRAPPER.sub("", text.translate(MARKS))
+    return WRAPPER.sub("", TAG.sub("\n", text).translate(MARKS))
 
 
 def _stated(content: str, options: Mapping[str, str]) -> set[str]:

@@ -67,6 +67,6 @@ def _verify(problem: Problem, response: Response) -> Verdict:
 def _validator(schema: str) -> Any:
     """A validator that never fetches a schema from elsewhere."""
     parsed = json.loads(schema)
-    kind = validator_for(parsed)
+    kind: Any = validator_for(parsed)
     kind.check_schema(parsed, format_checker=FORMATS)
     return kind(parsed, registry=Registry(), format_checker=FORMATS)

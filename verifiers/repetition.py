@@ -19,14 +19,15 @@ SUFFIX, CANDIDATES = 40, 500
 
 
 @run_as("inline")
-def repetition(n: int = 12, allowed: float = 0.2, most: float = 1.0) -> Verifier:
+def repetition(n: int = 20, allowed: float = 0.3, most: float = 1.0) -> Verifier:
     """A verifier of role penalty: how much of the reasoning or of the answer, whichever is worse, repeats itself.
 
     A text is cut into units: words, Chinese and Japanese characters, symbols. With g runs of `n` units in a row, of
     which d are distinct, r = 1 - d / g; a text of fewer than 4 n units has r = 0. A text that ends in a loop, 5 times
     or more the same characters and 200 characters in all (see `final_loop`), has r = 1. The excess is
     e = max(0, (r - allowed) / (1 - allowed)), the penalty -`most` * e, the score 1 - e, the gate 1 where e = 0. Raises
-    UserError for values out of range.
+    UserError for values out of range. By the defaults 2 of the 500 published solutions of MATH-500 exceed what is
+    allowed, by 0.14 and 0.05.
     """
     count("n", n)
     share("most", most)

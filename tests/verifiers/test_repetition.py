@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,7 +52,7 @@ def test_the_reason_names_the_part_and_the_loop() -> None:
 @pytest.mark.parametrize("text", [PROSE, CHINESE])
 def test_a_loop_that_is_left_again_counts_by_its_share(text: str) -> None:
     half = text[: len(text) // 4] * 4 + text[len(text) // 4 :]
-    share = repeated_share(half, 12)
+    share = repeated_share(half, 20)
     assert 0.3 < share < 0.6
     assert said(half, allowed=0.2).score == pytest.approx(-(share - 0.2) / 0.8)
     assert said(half, allowed=0.8).score == 0.0
@@ -82,3 +84,10 @@ def test_what_is_repeated_often_enough_is_always_found(loop: str, times: int) ->
 def test_parameters_out_of_range_are_refused(params: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="must be"):
         load("repetition", params)
+
+
+def test_published_solutions_hardly_repeat_themselves(published: Path) -> None:
+    rows = [json.loads(line) for line in (published / "math" / "math500.jsonl").read_text().splitlines()]
+    penalties = [said(row["solution"]).score for row in rows]
+    assert sum(1 for penalty in penalties if penalty) <= 2
+    assert min(penalties) > -0.15  # type: ignore[type-var]
