@@ -73,16 +73,23 @@ def versions() -> dict[str, str]:
 
 
 def verifier_version(name: str, entry: Any) -> str:
-    """A hash of a verifier's source file and parameters: it changes where the verdicts can.
+    """A hash of a verifier's parameters and source: it changes where the verdicts can.
 
-    `entry` is the recipe's under `domains.X.verifiers.NAME`.
+    The source is its file, with the files beside it where they are a package other than `qwq_rl.verifiers`. `entry` is
+    the recipe's under `domains.X.verifiers.NAME`.
     """
     spec, parameters = chosen(name, entry)
     loaded = load(spec, parameters)
     verifier = getattr(loaded, "verifier", loaded)
     file = inspect.getsourcefile(verifier if inspect.isroutine(verifier) else type(verifier))
-    source = Path(file).read_text() if file else ""
+    source = "".join(path.read_text() for path in _files(Path(file))) if file else ""
     return digest(json.dumps(parameters, sort_keys=True, default=repr) + source)
+
+
+def _files(file: Path) -> list[Path]:
+    folder = file.resolve().parent
+    several = (folder / "__init__.py").exists() and folder != Path(inspect.getfile(load)).resolve().parent
+    return sorted(folder.glob("*.py")) if several else [file]
 
 
 def digest(text: str) -> str:

@@ -95,28 +95,24 @@ def rows_of(recipe: RlRecipe) -> tuple[dict[str, Row], list[str]]:
 
 
 def replaced(lines: Sequence[Line], wanted: Wanted) -> str | None:
-    """The name of the verdicts that the verifier stands for; None: whatever verdict a rollout of the domain has.
+    """The name of the verdicts that the verifier stands for; None: the first one of each rollout (of the domain).
 
     Raises UserError where that is not clear.
     """
-    names = sorted({name for line in lines for name in line["verdicts"]})
     domains = sorted({line["domain"] for line in lines})
-    if wanted.check is not None:
-        if wanted.check not in names:
-            raise UserError(
-                f"no rollout has a verdict of `{wanted.check}`{nearest(wanted.check, names)} ({_or(names)})"
-            )
-        return wanted.check
     if wanted.domain is not None and wanted.domain not in domains:
-        raise UserError(
-            f"no rollout is of the domain `{wanted.domain}`{nearest(wanted.domain, domains)} ({_or(domains)})"
-        )
-    if wanted.domain is not None:
-        return None
+        near = nearest(wanted.domain, domains)
+        raise UserError(f"no rollout is of the domain `{wanted.domain}`{near} ({_or(domains)})")
+    of = [line for line in lines if wanted.domain in (None, line["domain"])]
+    names = sorted({name for line in of for name in line["verdicts"]})
+    if wanted.check is not None and wanted.check not in names:
+        raise UserError(f"no rollout has a verdict of `{wanted.check}`{nearest(wanted.check, names)} ({_or(names)})")
+    if wanted.check is not None:
+        return wanted.check
     if wanted.spec in names:
         return wanted.spec
-    if len(names) == 1:
-        return names[0]
+    if wanted.domain is not None or len(names) == 1:
+        return None
     raise UserError(
         f"it is not clear which verdicts `{wanted.spec}` is to stand for: name them with --check ({_or(names)}) or "
         f"--domain ({_or(domains)})"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from qwq_rl.provenance import source_revision, versions
+from qwq_rl.provenance import source_revision, verifier_version, versions
 from qwq_rl.recipe import load_stage, recipe_hash
 
 RECIPE = """
@@ -90,3 +90,17 @@ def test_a_package_inside_a_foreign_repository_has_no_commit(tmp_path: Path) -> 
 
 def test_no_repository(tmp_path: Path) -> None:
     assert source_revision(tmp_path) == (None, None)
+
+
+def test_a_verifiers_version_changes_with_its_source_and_parameters(tmp_path: Path) -> None:
+    found = set()
+    for name, beside in (("one", "x = 1"), ("two", "x = 2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+        (tmp_path / name / "own.py").write_text("def verify(problem, response): return True\n")
+        (tmp_path / name / "helper.py").write_text(beside)
+        found.add(verifier_version("own", f"{tmp_path}/{name}/own.py:verify"))
+
+    assert len(found) == 2
+    assert verifier_version("constraints", {}) == verifier_version("constraints", None)
+    assert verifier_version("overlong", {"max_tokens": 8}) != verifier_version("overlong", {"max_tokens": 9})

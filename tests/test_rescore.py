@@ -169,6 +169,17 @@ def test_the_text_shows_examples_once_with_their_number(run: Path, capsys: pytes
     assert "reference 4" in told
 
 
+def test_in_a_domain_of_several_checks_those_of_its_name_are_judged_again(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = RunFolder(run).stage("1_math_code")
+    other = rollout(3, 0, 0, "g1", "</think> hi", 1.0)
+    other["verdicts"] = {"constraints": other["verdicts"]["exact"]}
+    write_lines(stage.rollouts(3), [other])
+
+    assert summary(capsys, run, "--verifier", "exact", "--domain", "general")["rollouts"] == 4
+
+
 @pytest.mark.parametrize(("updates", "number"), [("1", 4), ("2-", 4), ("-1", 4), ("1-2", 8)])
 def test_updates_choose_the_rollouts(run: Path, capsys: pytest.CaptureFixture[str], updates: str, number: int) -> None:
     assert summary(capsys, run, "--verifier", "math", "--updates", updates)["rollouts"] == number
