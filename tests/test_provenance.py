@@ -103,4 +103,4 @@ def test_a_verifiers_version_changes_with_its_source_and_parameters(tmp_path: Pa
 
     assert len(found) == 2
     assert verifier_version("constraints", {}) == verifier_version("constraints", None)
-    assert verifier_version("overlong", {"max_tokens": 8}) != verifier_version("overlong", {"max_tokens": 9})
+    assert verifier_version("code", {"cpu_s": 1.0}) != verifier_version("code", {"cpu_s": 2.0})
