@@ -90,7 +90,8 @@ def _first_step(job: Job, index: int, program: bytes) -> Step:
     test = job.tests[index]
     language = LANGUAGES.get(job.language)
     if language is not None:
-        argv = [language.path, *language.run] if language.run else [""]
+        filled = [word.replace("{memory_mb}", str(job.limits.memory_mb)) for word in language.run]
+        argv = [language.path, *filled] if filled else [""]
         # a runtime's reservations are no use of memory; where control groups hold, they bound what is used
         limits = replace(job.limits, memory_mb=job.limits.memory_mb + language.address_space_mb)
         return Step("native", (Payload("native", {"argv": argv}, bytes_of(test, "input"), program),), limits)

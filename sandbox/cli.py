@@ -17,7 +17,7 @@ _BATCH = 256
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; its exit status: 0, 1 where `doctor` finds too little isolation, 2 for bad input or an unfit machine."""
+    """Run the command; its exit status: 0, 1 where `doctor` finds too little isolation, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="qwq-rl sandbox", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="judge jobs, one JSON object a line")

@@ -10,7 +10,7 @@ import os
 import select
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from qwq_rl.sandbox.cases import Step
@@ -122,8 +122,12 @@ class Engine:
             self.isolations[kind] = self.houses[kind].isolation
         return self.houses[kind]
 
-    def add(self, run: Run) -> None:
-        """Take on a job: answer it from what is known, join it to one that is the same, or queue it."""
+    def add(self, runs: Iterable[Run]) -> None:
+        """Take on jobs: answer each from what is known, join it to one that is the same, or queue it."""
+        for run in runs:
+            self._add(run)
+
+    def _add(self, run: Run) -> None:
         known = self._remembered.get(run.key)
         if known is not None:
             self._remembered.move_to_end(run.key)
@@ -137,12 +141,14 @@ class Engine:
             self._by_key[run.key] = run
             self._fresh.append(run)
 
-    def drop(self, waiter: Waiter) -> None:
-        """Somebody waits no longer; what nobody waits for is ended."""
+    def drop(self, waiters: Iterable[Waiter]) -> None:
+        """Some wait no longer; what nobody waits for is ended."""
+        leaving = {id(waiter) for waiter in waiters}
         for key, run in list(self._by_key.items()):
-            if waiter in run.waiters:
-                run.waiters.remove(waiter)
-                if not run.waiters:
+            staying = [waiter for waiter in run.waiters if id(waiter) not in leaving]
+            if len(staying) < len(run.waiters):
+                run.waiters[:] = staying
+                if not staying:
                     del self._by_key[key]
                     self._end(run)
 

@@ -24,7 +24,8 @@ class Language:
     compile: tuple[str, ...] = ()
     """Arguments of `tool` that make `program` of the text on standard input; empty where the tool runs the text."""
     run: tuple[str, ...] = ()
-    """Arguments with which `tool` runs the text that stands ready as descriptor 3; empty for a compiled program."""
+    """Arguments with which `tool` runs the text that stands ready as descriptor 3; empty for a compiled program.
+    `{memory_mb}` stands for a job's memory."""
     address_space_mb: int = 0
     """What its runtime reserves without using it, on top of a job's memory."""
     headers: str = ""
@@ -43,7 +44,9 @@ LANGUAGES = {
         compile=("-std=c++17", "-O2", "-static", "-x", "c++", "-", "-o", "program"),
         headers="bits/stdc++.h",
     ),
-    "javascript": Language("node", run=("--stack-size=3000", "-e", _NODE), address_space_mb=6144),
+    "javascript": Language(
+        "node", run=("--stack-size=3000", "--max-old-space-size={memory_mb}", "-e", _NODE), address_space_mb=6144
+    ),
     "bash": Language("bash", run=("--noprofile", "--norc", "-c", _BASH, "main.sh")),
 }
 """Besides `python`."""

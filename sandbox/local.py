@@ -56,7 +56,7 @@ class Ticket:
 
     def cancel(self) -> None:
         """Wait for no more results; some may still be delivered."""
-        self._engine.call(lambda: [self._engine.drop(waiter) for waiter in self._waiters])
+        self._engine.call(lambda: self._engine.drop(self._waiters))
 
 
 class LocalSandbox:
@@ -76,8 +76,9 @@ class LocalSandbox:
     ) -> None:
         """At most `slots` cases run at once (default: the cores this process may use, at most 32).
 
-        Isolation below `require` (L0 to L4) is refused, and L0 unless `allow_unsafe` besides. `without` leaves out
-        some of `WALLS`, to see what a machine that lacks them would give. The results of the last `remember` jobs answer the same job again.
+        Isolation below `require` (L0 to L4) is refused, and L0 unless `allow_unsafe` besides. `without` leaves out some
+        of `WALLS`, to see what a machine that lacks them would give. The results of the last `remember` jobs answer the
+        same job again.
         """
         if require not in LEVELS:
             raise ValueError(f"require is {require!r}: give one of {', '.join(LEVELS)}")
@@ -100,7 +101,7 @@ class LocalSandbox:
         return [found[index] for index in range(len(jobs))]
 
     def judge_each(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Result]]:
-        """As `judge`, but each result, with its job's place, as soon as it stands. Leaving the loop cancels the rest."""
+        """As `judge`, but each result, with its job's place, as it comes; leaving the loop cancels the rest."""
         queue: SimpleQueue[tuple[int, Result | BaseException]] = SimpleQueue()
         ticket = self.submit(jobs, lambda index, result: queue.put((index, result)))
         left = len(jobs)
@@ -123,7 +124,7 @@ class LocalSandbox:
         hashes: dict[int, str] = {}
         runs = [self._run(self._resolved(job), index, deliver, hashes) for index, job in enumerate(jobs)]
         engine = self._started()
-        engine.call(lambda: [engine.add(run) for run in runs])
+        engine.call(lambda: engine.add(runs))
         return Ticket(engine, [run.waiters[0] for run in runs])
 
     def run(

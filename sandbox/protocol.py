@@ -89,7 +89,7 @@ class Job:
     checker: str | None = None
     """For stdin programs: Python that says whether an output is right, in place of `compare` (inside/checker.py)."""
     run_only: bool = False
-    """Nothing is judged: each test is an `input`, and `accepted` means that the program ended well within its limits."""
+    """Nothing is judged: each test is an `input`, and `accepted` means that the program ended well, within limits."""
 
     def __post_init__(self) -> None:
         """Raise `JobError` for the first field that is wrong."""
@@ -192,8 +192,8 @@ class Result:
     passed: int
     total: int
     isolation: str
-    """L0 none that holds; L1 no network, files, processes or signals, by seccomp; L2 Landlock as well; L3 namespaces and
-    a file tree of its own as well; L4 control groups as well."""
+    """L0 none that holds; L1 no network, files, processes or signals, by seccomp; L2 Landlock as well; L3 namespaces
+    and a file tree of its own as well; L4 control groups as well."""
     cases: tuple[CaseResult, ...]
     """One a test, in order; those after the first failure are `skipped` in mode first_failure."""
     runtime: str = ""

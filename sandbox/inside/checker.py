@@ -1,8 +1,8 @@
-"""A data set's own checker, in a jail of its own: it sees the input, what the submission printed and what was expected.
+"""A data set's own checker, in a jail of its own: it sees the input, what was printed and what was expected.
 
-Two forms: a function `check(input, output, expected)`, whose value is a truth value or a number from 0 to 1; or a script
-called as Codeforces' Python checkers are, with the names of three files as arguments (input, expected, output), which
-prints 1 or 0, or `true` or `false`, in its last line.
+Two forms: a function `check(input, output, expected)`, whose value is a truth value or a number from 0 to 1; or a
+script called as Codeforces' Python checkers are, with the names of three files as arguments (input, expected, output),
+which prints 1 or 0, or `true` or `false`, in its last line.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(payload: dict[str, Any]) -> None:
         return data if "b" in mode else io.TextIOWrapper(data, encoding="utf-8", errors="surrogateescape")
 
     sys.argv[:] = ["checker.py", *_NAMES]
-    builtins.open, sys.stdout = open_file, printed
+    builtins.open, sys.stdout = open_file, printed  # type: ignore[assignment]
     try:
         names = program.run_code(payload["code"], "__main__")
         value = names["check"](given, output, expected) if callable(names.get("check")) else None

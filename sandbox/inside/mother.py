@@ -239,7 +239,7 @@ class Mother:
         if about_signal and notice.target in (process.pid, 0):
             notices.answer(listener, notice, allow=notice.target == process.pid)
             return
-        kind = seccomp.kind_of(notice.call)
+        kind = seccomp.kind_of(notice.call, notice.target, native=self._walls.native)
         if about_signal and notice.target == FORKED:
             kind = seccomp.KINDS.index("process")
         process.seen |= 0 if kind is None else 1 << kind
