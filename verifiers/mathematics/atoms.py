@@ -14,6 +14,7 @@ from qwq_rl.verifiers.mathematics.names import (
     FUNCTIONS,
     GREEK,
     INVERTIBLE,
+    REFUSED,
     SAME_FUNCTION,
     UNWORKED,
 )
@@ -127,6 +128,8 @@ class Atoms(Cursor):
         """A function, a constant, or variables written together."""
         token = self.next()
         name = token.text
+        if name.lower() in REFUSED:
+            raise Unreadable(f"the word {name}")
         if name in FUNCTIONS:
             return self.function(name)
         if name in CONSTANTS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 
 from qwq_rl.verifiers.mathematics.comparison import Rules, same
 from qwq_rl.verifiers.mathematics.node import EMPTY, INFINITY, REALS, Node, number
@@ -14,6 +15,10 @@ MEANINGS: dict[str, tuple[Node, ...]] = {
     "everything": (REALS, Node("sym", (), "ℝ")),
     "infinite": (INFINITY,),
 }
+PLAIN = re.compile(
+    r"(?P<whole>-?\d{1,60})|(?P<sign>-?)(?:\\[dt]?frac\{(?P<over>\d{1,60})\}\{(?P<under>\d{1,60})\}|(?P<above>\d{1,60})/(?P<below>\d{1,60}))",
+    re.ASCII,
+)
 SPLIT = re.compile(r"\s*(?:,|;|\band\b|\bor\b|和|或|、)\s*")
 
 
@@ -22,6 +27,9 @@ def equal(answer: str, gold: str, rules: Rules) -> bool | None:
 
     Pure, and bounded in time by the lengths of both, which are read up to a limit.
     """
+    left, right = _plain(answer), _plain(gold)
+    if left is not None and right is not None:
+        return left == right
     one, other = read(answer), read(gold)
     if one.text == other.text or squeezed(one.text) == squeezed(other.text):
         return True
@@ -31,6 +39,18 @@ def equal(answer: str, gold: str, rules: Rules) -> bool | None:
         return _same_mathematics(one, other, rules) if found is None else found
     except RecursionError:
         return False  # deeper than any answer to a problem
+
+
+def _plain(text: str) -> Fraction | int | None:
+    """The value of a whole number or fraction written in the plainest way, as most answers are; None for all else."""
+    found = PLAIN.fullmatch(text)
+    if found is None:
+        return None
+    if found["whole"]:
+        return int(found["whole"])
+    under = int(found["under"] or found["below"])
+    value = Fraction(int(found["over"] or found["above"]), under) if under else None
+    return -value if value is not None and found["sign"] else value
 
 
 def _same_choice(one: Reading, other: Reading, rules: Rules) -> bool | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qwq_rl.verifiers.mathematics.identity import same_expression
 from qwq_rl.verifiers.mathematics.node import INFINITY, ONE, ZERO, Node, contains, every, symbol, symbols
 from qwq_rl.verifiers.mathematics.quantities import Percent, same_amount, same_ratio, same_residue_class
 from qwq_rl.verifiers.mathematics.real_sets import is_certain, same_reals
@@ -13,6 +14,7 @@ from qwq_rl.verifiers.mathematics.shapes import BOUND, Named, is_name, items_of,
 
 CONSTANTS = frozenset({"C", "c", "K", "k", "A", "B", "C_1", "c_1", "C_2", "c_2"})
 """Names that people give to constants of integration."""
+NUMBERS = frozenset({"num", "dec"})
 UNIT_VECTORS = {"hat i": 0, "hat j": 1, "hat k": 2}
 MOST_PAIRS = 10_000
 
@@ -95,6 +97,8 @@ def _renamed(one: Node, other: Node) -> Node:
 def _same_value(one: Node, other: Node, rules: Rules) -> bool | None:
     if one == other:
         return True
+    if one.kind in NUMBERS and other.kind in NUMBERS:
+        return same_expression(one, other, rules.tolerance)
     one, other = _from_unit_vectors(one, other), _from_unit_vectors(other, one)
     if contains(one, "matrix") or contains(other, "matrix"):
         return _same_matrix(one, other, rules)

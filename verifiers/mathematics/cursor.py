@@ -33,8 +33,10 @@ class Cursor:
         return self.tokens[place] if place < len(self.tokens) else END
 
     def next(self) -> Token:
-        """Take the next token."""
+        """Take the next token; raises Unreadable at the end."""
         token = self.peek()
+        if token.kind == "end":
+            raise Unreadable("the end was not expected")
         self.at += 1
         return token
 

@@ -52,9 +52,11 @@ def every(node: Node) -> Iterator[Node]:
 
 def symbols(node: Node) -> frozenset[str]:
     """The variables in `node`."""
+    if not node.args:
+        return frozenset((node.value,)) if node.kind == "sym" else frozenset()
     return frozenset(one.value for one in every(node) if one.kind == "sym")
 
 
 def contains(node: Node, *kinds: str) -> bool:
     """Whether a node of one of the `kinds` is in it."""
-    return any(one.kind in kinds for one in every(node))
+    return node.kind in kinds or (bool(node.args) and any(one.kind in kinds for one in every(node)))

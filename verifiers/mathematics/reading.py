@@ -100,6 +100,8 @@ def _words(plain: str) -> str:
 def without_brackets(text: str) -> str:
     """`text` without all but one of the brackets that stand doubled around the whole of it."""
     for opening, closing in ("()", "{}"):
+        if not text.startswith(opening * 2):
+            continue
         outer = len(text) - len(text.lstrip(opening))
         outer = min(outer, len(text) - len(text.rstrip(closing)))
         depth = lowest = outer

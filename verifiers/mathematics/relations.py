@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from qwq_rl.verifiers.mathematics.exact import PRIME, NotExact, TooLarge, Undefined, residue
-from qwq_rl.verifiers.mathematics.node import Node, contains, symbols
+from qwq_rl.verifiers.mathematics.node import Node, contains, every, symbols
 from qwq_rl.verifiers.mathematics.numeric import Unworkable, context, evaluate
 
 ORDERED = {
@@ -36,8 +36,13 @@ def same_relation(one: Node, other: Node) -> bool | None:
         return False
     exact = None if left_turn else _exact_ratio(left, right, names)
     if exact is not None:
-        return exact or (None if contains(one, "div") or contains(other, "div") else False)
+        return exact or (None if _divides_by_variable(one) or _divides_by_variable(other) else False)
     return _ratio_at_points(left, right, names, left_turn * right_turn)
+
+
+def _divides_by_variable(node: Node) -> bool:
+    """Whether an equation may say the same as one that differs from it by more than a constant factor."""
+    return any(part.kind == "div" and symbols(part.args[1]) for part in every(node))
 
 
 def _difference(node: Node) -> Node:
@@ -80,5 +85,6 @@ def _ratio_at_points(left: Node, right: Node, names: list[str], turn: int) -> bo
     if len(ratios) < POINTS:
         return None
     if any(abs(ratio - ratios[0]) > mp.mpf(10) ** -40 * abs(ratios[0]) for ratio in ratios) or ratios[0] == 0:
-        return None if contains(left, "div", "root") or contains(right, "div", "root") else False
+        is_open = any(_divides_by_variable(side) or contains(side, "root") for side in (left, right))
+        return None if is_open else False
     return turn == 0 or (ratios[0] > 0) == (turn > 0)
