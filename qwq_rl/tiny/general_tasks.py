@@ -39,7 +39,8 @@ def echo(rng: Random, level: Level, teacher: Teacher) -> Task:
     rules: list[dict[str, Any]] = [{"kind": "words", "count": len(words)}, {"kind": "ends_with", "text": sign}]
     rules += [{"kind": "contains", "text": word} for word in words]
     prompt, plan = f"say {' '.join(words)} and end with {sign}", f"{len(words)} words {sign}"
-    return _general("echo", words, prompt, plan, " ".join(words) + sign, check=_constraints(*rules))
+    said = words[:-1] if teacher.is_flawed() else words
+    return _general("echo", words, prompt, plan, " ".join(said) + sign, check=_constraints(*rules))
 
 
 def count(rng: Random, level: Level, teacher: Teacher) -> Task:
@@ -50,6 +51,7 @@ def count(rng: Random, level: Level, teacher: Teacher) -> Task:
     check = _constraints(
         {"kind": "words", "count": total}, {"kind": "contains", "text": first}, {"kind": "contains", "text": second}
     )
+    words = words[:-1] if teacher.is_flawed() else words
     plan = "\n".join(f"{place + 1} {word}" for place, word in enumerate(words))
     prompt = f"write {total} words with {first} and {second}"
     return _general("count", (total, first, second), prompt, plan, " ".join(words), check=check)
@@ -69,7 +71,8 @@ def record(rng: Random, level: Level, teacher: Teacher) -> Task:
     asked = ", ".join(f"{key}={value}" for key, value in values.items())
     check = {"verifier": "json_schema", "reference": schema}
     operands = tuple(values.items())
-    return _general("record", operands, f"json: {asked}", f"{len(values)} fields", json.dumps(values), check=check)
+    written = values | {fields[-1]: teacher.rng.randrange(10)} if teacher.is_flawed() else values
+    return _general("record", operands, f"json: {asked}", f"{len(values)} fields", json.dumps(written), check=check)
 
 
 def _schema(name: str) -> dict[str, Any]:
@@ -94,7 +97,8 @@ def call(rng: Random, level: Level, teacher: Teacher) -> Task:
         where, many = rng.choice(NAMES if place == "name" else CITIES), rng.randrange(10)
         asked.append(f"{name}: {place}={where}, {number}={many}")
         calls.append({"name": name, "arguments": {place: where, number: many}})
-    answer = "\n".join(f"<tool_call>\n{json.dumps(one)}\n</tool_call>" for one in calls)
+    said = [{**one, "name": names[1]} for one in calls] if teacher.is_flawed() else calls
+    answer = "\n".join(f"<tool_call>\n{json.dumps(one)}\n</tool_call>" for one in said)
     operands = tuple((one["name"], *one["arguments"].values()) for one in calls)  # type: ignore[attr-defined]
     tools = [_schema(name) for name in sorted(names)]
     check = {"verifier": "tool_call", "reference": {"calls": calls}}
@@ -146,8 +150,8 @@ def greet(rng: Random, level: Level, teacher: Teacher) -> Task:
     prompt = f"greet {name} of {by} {rng.choice(('town', 'street', 'school'))} who likes {like}"
     if level == "harder":
         prompt = f"{name} does not like {likes[1]} but likes {like}. greet {name} of {by} town"
-    reply = good_reply(rng, name, like)
-    return _general("greet", (name, like), prompt, "warm", reply, check=None, grade=open_rule(name, like))
+    reply = bad_reply(rng, name, like) if teacher.is_flawed() else good_reply(rng, name, like)
+    return _general("greet", (name, like), prompt, f"{name} {like}", reply, check=None, grade=open_rule(name, like))
 
 
 FAMILIES = (echo, count, record, call, greet)

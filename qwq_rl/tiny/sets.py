@@ -31,6 +31,8 @@ DEMONSTRATIONS = {"math": 600, "code": 400, "general": 350}
 TERSE_SHARE = 0.35
 SLIPS = 0.08
 """Share of the steps that the demonstrations get wrong: supervised data is never all right, and nobody checked it."""
+FLAWS = 0.3
+"""Share of the general demonstrations whose answer breaks what was asked, in ways that a rule or a preference tells."""
 PREFERENCES = 4000
 
 
@@ -83,7 +85,7 @@ def _demonstrations(domain: str, seed: int, worked_only: bool) -> list[dict[str,
     result = []
     for family in DOMAINS[domain]:
         rng = Random(f"demonstrations-{seed}/{domain}/{family.__name__}")
-        teacher = Teacher(SLIPS, rng)
+        teacher = Teacher(SLIPS, FLAWS, rng)
         for index, task in enumerate(draw(family, rng, "train", "normal", DEMONSTRATIONS[domain], teacher)):
             terse = task.terse and rng.random() < TERSE_SHARE
             if not (terse and worked_only):

@@ -38,6 +38,9 @@ class Teacher:
     """Who works a task out. A fallible teacher gets a share of the steps wrong and goes on from there."""
 
     slip: float = 0.0
+    """Share of the steps of math and code that are wrong."""
+    flaw: float = 0.0
+    """Share of the general answers that are wrong."""
     rng: Random = field(default_factory=Random)
 
     def result(self, right: int, choices: int) -> int:
@@ -45,6 +48,10 @@ class Teacher:
         if self.slip and self.rng.random() < self.slip:
             return (right + self.rng.randrange(1, choices)) % choices
         return right
+
+    def is_flawed(self) -> bool:
+        """Whether this answer is to be wrong."""
+        return bool(self.flaw) and self.rng.random() < self.flaw
 
 
 Family = Callable[[Random, Level, Teacher], Task]
