@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from qwq_rl.sandbox import outfits
 from qwq_rl.sandbox.compare import same_output, same_value
+from qwq_rl.sandbox.compiled import Programs, header, keep_header
 from qwq_rl.sandbox.inside.values import decode_json
-from qwq_rl.sandbox.languages import LANGUAGES
+from qwq_rl.sandbox.languages import LANGUAGES, Language
 from qwq_rl.sandbox.link import Ending, Payload
 from qwq_rl.sandbox.protocol import CaseResult, CaseVerdict, Job, Limits, bytes_of
 
@@ -22,7 +23,7 @@ in that time is judged by a run alone, since neighbours cost it CPU time (caches
 _STARVED = 0.05
 """CPU seconds a second of wall time: who used so much when the wall limit struck was not asleep but kept waiting."""
 _CHECKER_LIMITS = Limits(cpu_s=10.0, wall_s=60.0, memory_mb=512, output_kb=1024)
-COMPILE_LIMITS = Limits(cpu_s=30.0, wall_s=120.0, memory_mb=2048, output_kb=65536)
+COMPILE_LIMITS = Limits(cpu_s=30.0, wall_s=120.0, memory_mb=2048, output_kb=1 << 18)
 
 
 @dataclass(frozen=True)
@@ -52,21 +53,37 @@ Steps = Generator[Step, Outcome, Judged]
 Compilation = Generator[Step, Outcome, "bytes | Judged"]
 
 
-def compilation(job: Job) -> Compilation:
+def compilation(job: Job, programs: Programs) -> Compilation:
     """Make the program that all cases of a job share: what is executed, or the verdict that it does not compile."""
     language = LANGUAGES.get(job.language)
     text = job.code.encode("utf-8", "surrogateescape")
     if language is None or not language.compile:
         return text
-    payload = Payload("compile", {"argv": [language.path, *language.compile]}, text)
-    wall_s, (ending,) = yield Step("native", (payload,), COMPILE_LIMITS)
+    known = programs.get(job.language, text)
+    if known is not None:
+        return known
+    options: list[str] = []
+    if language.headers and language.headers in job.code and (path := header(job.language)) is not None:
+        if not path.exists() and programs.try_header(path):
+            include = f"#include <{language.headers}>\n".encode()
+            _, (made,) = yield _compile_step(language, language.compile_header, include)
+            if made.exit == 0 and made.shut_in:
+                keep_header(path, made.stdout)
+        options = ["-I", str(path.parent.parent)]
+    wall_s, (ending,) = yield _compile_step(language, (*language.compile, *options, "main"), text)
     if not ending.shut_in:
         return Judged(_not_shut(wall_s, ending))
-    if ending.exit == 0 and len(ending.stdout) <= COMPILE_LIMITS.output_kb * 1024:
+    if ending.exit == 0 and not ending.ended_for:
+        programs.put(job.language, text, ending.stdout)
         return ending.stdout
     said = replace(ending, stdout=b"")
     why = "the compiler did not end in time" if ending.ended_for else "the program does not compile"
     return Judged(_result("compile_error", wall_s, said, why))
+
+
+def _compile_step(language: Language, options: Sequence[str], text: bytes) -> Step:
+    fields = {"argv": [language.path, *options], "forks": True}
+    return Step("native", (Payload("compile", fields, text),), COMPILE_LIMITS)
 
 
 def judging(job: Job, index: int, program: bytes) -> Steps:
@@ -94,7 +111,11 @@ def _first_step(job: Job, index: int, program: bytes) -> Step:
         argv = [language.path, *filled] if filled else [""]
         # a runtime's reservations are no use of memory; where control groups hold, they bound what is used
         limits = replace(job.limits, memory_mb=job.limits.memory_mb + language.address_space_mb)
-        return Step("native", (Payload("native", {"argv": argv}, bytes_of(test, "input"), program),), limits)
+        return Step(
+            "native",
+            (Payload("native", {"argv": argv, "forks": language.forks}, bytes_of(test, "input"), program),),
+            limits,
+        )
     kind = outfits.kind_of(job.code)
     if "assert" in test:
         check = {"code": test["assert"], "entry_point": job.entry_point}

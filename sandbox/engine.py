@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from qwq_rl.sandbox.cases import Step
+from qwq_rl.sandbox.compiled import Programs
 from qwq_rl.sandbox.link import Mother, MotherDied
 from qwq_rl.sandbox.outfits import Kind
 from qwq_rl.sandbox.protocol import Result
@@ -77,6 +78,7 @@ class Engine:
         self._by_key: dict[str, Run] = {}
         self._remembered: OrderedDict[str, tuple[Result, int]] = OrderedDict()
         self._remember, self._remembered_bytes = remember, 0
+        self._programs = Programs()
         self._number = 0
         self._stopping = False
         self._thread = threading.Thread(target=self._serve, name="sandbox", daemon=True)
@@ -221,7 +223,7 @@ class Engine:
             run = self._next()
             if run is None:
                 return
-            index, step = run.start()
+            index, step = run.start(self._programs)
             self._take(run, index, step)
 
     def _next(self) -> Run | None:

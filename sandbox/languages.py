@@ -22,14 +22,18 @@ class Language:
     tool: str
     """The command it needs on the machine; without it the language is not to be had."""
     compile: tuple[str, ...] = ()
-    """Arguments of `tool` that make `program` of the text on standard input; empty where the tool runs the text."""
+    """Arguments of `tool`, before the text's name, that make `program` of it; empty where the tool runs the text."""
     run: tuple[str, ...] = ()
     """Arguments with which `tool` runs the text that stands ready as descriptor 3; empty for a compiled program.
     `{memory_mb}` stands for a job's memory."""
+    forks: bool = False
+    """Its programs are made of processes; all others may only have threads."""
     address_space_mb: int = 0
     """What its runtime reserves without using it, on top of a job's memory."""
     headers: str = ""
     """A header that is compiled once and for all, where programs of this language usually include it."""
+    compile_header: tuple[str, ...] = ()
+    """Arguments of `tool` that make `program` of the file `main` that includes it."""
 
     @property
     def path(self) -> str | None:
@@ -41,13 +45,14 @@ class Language:
 LANGUAGES = {
     "cpp": Language(
         "g++",
-        compile=("-std=c++17", "-O2", "-static", "-x", "c++", "-", "-o", "program"),
+        compile=("-std=c++17", "-O2", "-static", "-o", "program", "-x", "c++"),
         headers="bits/stdc++.h",
+        compile_header=("-std=c++17", "-O2", "-x", "c++-header", "main", "-o", "program"),
     ),
     "javascript": Language(
         "node", run=("--stack-size=3000", "--max-old-space-size={memory_mb}", "-e", _NODE), address_space_mb=6144
     ),
-    "bash": Language("bash", run=("--noprofile", "--norc", "-c", _BASH, "main.sh")),
+    "bash": Language("bash", run=("--noprofile", "--norc", "-c", _BASH, "main.sh"), forks=True),
 }
 """Besides `python`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -148,6 +149,8 @@ class Mother:
     def close(self) -> None:
         """End it and everything it runs."""
         self.abandon()
+        if self.plan.outfit.scratch:
+            shutil.rmtree(self.plan.outfit.scratch, ignore_errors=True)
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:

@@ -39,7 +39,7 @@ _MOST_SLOTS = 32
 _AHEAD = 2
 """Cases that wait with a mother, so that she never waits for us."""
 _TEST_SETS = 4096
-WALLS = ("cgroups", "root", "namespaces", "landlock", "seccomp", "notices")
+WALLS = ("cgroups", "root", "namespaces", "landlock", "seccomp", "notices", "limits")
 """What can be left out, to see what a machine that lacks it would give."""
 
 

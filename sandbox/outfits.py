@@ -10,6 +10,7 @@ import sysconfig
 from collections.abc import Collection
 from typing import Literal
 
+from qwq_rl.sandbox.compiled import header_folder
 from qwq_rl.sandbox.inside.plan import Outfit, Plan
 
 Kind = Literal["lean", "scientific", "native"]
@@ -44,6 +45,8 @@ def plan(kind: Kind, slots: int, without: Collection[str], scratch: str = "") ->
     patterns = (*_LIBRARIES, *_TOOLS) if kind == "native" else _LIBRARIES
     readable = [path for pattern in patterns for path in sorted(glob.glob(pattern))]
     search: tuple[str, ...] = ()
+    if kind == "native" and (folder := header_folder()):
+        readable.append(folder)
     if kind == "scientific":
         readable += _installed()
         search = tuple(sorted({os.path.dirname(path) for path in _installed()}))

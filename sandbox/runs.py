@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from qwq_rl.sandbox import cases, languages, outfits
 from qwq_rl.sandbox.cases import Judged, Outcome, Step
+from qwq_rl.sandbox.compiled import Programs
 from qwq_rl.sandbox.protocol import CaseResult, CaseVerdict, Job, Result
 
 PREPARATION = -1
@@ -74,10 +75,10 @@ class Run:
         """Whether its result stands."""
         return not self.under_way and not self.waiting
 
-    def start(self) -> tuple[int, Step | None]:
+    def start(self, programs: Programs) -> tuple[int, Step | None]:
         """Begin what is next: its place and its first step."""
         if self.program is None:
-            return self._advance(PREPARATION, cases.compilation(self.job), None)
+            return self._advance(PREPARATION, cases.compilation(self.job, programs), None)
         index, self.following = self.following, self.following + 1
         return self._advance(index, cases.judging(self.job, index, self.program), None)
 

@@ -42,7 +42,7 @@ def main(walls: jail.Walls, slot: int, files: list[int], link: int | None, limit
         os.chdir(f"{walls.scratch}/{slot}")
     if walls.listener is not None and not walls.native:
         os.register_at_fork(before=_tell_of_fork)
-    jail.enter(walls, slot, *limits, keep=PAYLOAD + 1)
+    jail.enter(walls, slot, *limits, keep=PAYLOAD + 1, forks=payload.get("forks", False))
     os.pwrite(PAYLOAD, READY, 0)
     os.close(PAYLOAD)
     status = 0

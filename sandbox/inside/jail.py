@@ -43,6 +43,10 @@ class Walls:
     """How many threads all children together may have; None where the user id is shared with others that count too."""
     filter: bytes | None
     """The short seccomp program that a child adds to the mother's; None where none can be installed."""
+    forking: bytes | None
+    """The one for children that may start processes."""
+    limits: bool
+    """Whether limits are set at all."""
     listener: int | None
     """Where the kernel tells of refused calls; None where they are refused silently."""
     rules: tuple[int, ...]
@@ -92,14 +96,25 @@ def prepare(outfit: Outfit, namespaces: bool, slots: int, without: Collection[st
             os.mkdir(folder, 0o700)
     rules = _landlock_rules(readable, folders, outfit.native) if version else ()
     version = version if rules else 0
-    added, listener = None, None
+    filters, listener = (None, None), None
     if "seccomp" not in without and seccomp.supported():
-        added, listener = _filter_calls(outfit.native, version, quiet="notices" in without)
-    threads = _THREADS * slots if own_user else None
-    return Walls(namespaces, own_root, threads, added, listener, rules, version, scratch, outfit.native)
+        filters, listener = _filter_calls(outfit.native, version, quiet="notices" in without)
+    return Walls(
+        namespaces=namespaces,
+        own_root=own_root,
+        threads=_THREADS * slots if own_user else None,
+        filter=filters[0],
+        forking=filters[1],
+        limits="limits" not in without,
+        listener=listener,
+        rules=rules,
+        landlock=version,
+        scratch=scratch,
+        native=outfit.native,
+    )
 
 
-def enter(walls: Walls, slot: int, memory_bytes: int, cpu_s: float, file_bytes: int, keep: int) -> None:
+def enter(walls: Walls, slot: int, memory_bytes: int, cpu_s: float, file_bytes: int, *, keep: int, forks: bool) -> None:
     """Shut this child in, for good: limits on bytes of address space, CPU seconds, bytes a file; Landlock; seccomp.
 
     Of its descriptors, only those below `keep` stay open.
@@ -107,18 +122,19 @@ def enter(walls: Walls, slot: int, memory_bytes: int, cpu_s: float, file_bytes: 
     die_with_parent()
     if walls.native:
         os.setpgid(0, 0)  # what it starts stays in this group: the filter refuses to leave it
-    seconds = int(cpu_s) + 2  # the mother ends it at cpu_s; this holds should she be late
-    _lower(resource.RLIMIT_CPU, seconds)
-    _lower(resource.RLIMIT_AS, memory_bytes)
-    _lower(resource.RLIMIT_FSIZE, file_bytes)
-    _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
-    if walls.threads is not None:
+    if walls.limits:
+        _lower(resource.RLIMIT_CPU, int(cpu_s) + 2)  # the mother ends it at cpu_s; this holds should she be late
+        _lower(resource.RLIMIT_AS, memory_bytes)
+        _lower(resource.RLIMIT_FSIZE, file_bytes)
+        _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    if walls.limits and walls.threads is not None:
         _lower(resource.RLIMIT_NPROC, walls.threads)
     if walls.rules:
         landlock.restrict(walls.rules[slot % len(walls.rules)])
     os.closerange(keep, _MOTHERS_FILES)
-    if walls.filter is not None:
-        _install(seccomp.of_process(walls.filter, os.getpid()))
+    added = walls.forking if forks else walls.filter
+    if added is not None:
+        _install(seccomp.of_process(added, os.getpid()))
 
 
 def prctl(option: int, value: int) -> None:
@@ -166,18 +182,29 @@ def _landlock_rules(readable: Sequence[str], folders: Sequence[str | None], nati
     return rules if works(lambda: landlock.restrict(rules[0])) else ()
 
 
-def _filter_calls(native: bool, landlock_version: int, *, quiet: bool) -> tuple[bytes | None, int | None]:
-    """Put on the mother's filter: what each child adds, and where refused calls are told; None for what is not had."""
+def _filter_calls(
+    native: bool, landlock_version: int, *, quiet: bool
+) -> tuple[tuple[bytes | None, bytes | None], int | None]:
+    """Put on the mother's filter: what each child adds that may not fork, or may; and where refused calls are told.
+
+    None for what is not to be had.
+    """
     scoped, opens = landlock_version >= _SIGNALS_SCOPED, landlock_version > 0
+
+    def added(*, tells: bool) -> tuple[bytes, bytes]:
+        plain, forking = (
+            seccomp.childs(native=native, tells=tells, scoped=scoped, forks=forks) for forks in (False, native)
+        )
+        return plain, forking
+
     telling = seccomp.mothers(may_open=opens, native=native, tells=True)
     if not quiet and works(lambda: notices.install(telling)):
-        added = seccomp.childs(native=native, tells=True, scoped=scoped)
-        return added, fcntl.fcntl(notices.install(telling), fcntl.F_DUPFD_CLOEXEC, HIGH)
+        return added(tells=True), fcntl.fcntl(notices.install(telling), fcntl.F_DUPFD_CLOEXEC, HIGH)
     silent = seccomp.mothers(may_open=opens, native=native, tells=False)
     if not works(lambda: _install(silent)):
-        return None, None
+        return (None, None), None
     _install(silent)
-    return seccomp.childs(native=native, tells=False, scoped=scoped), None
+    return added(tells=False), None
 
 
 def _take_own_uid(scratch: str) -> bool:

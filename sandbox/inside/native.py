@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 from qwq_rl.sandbox.inside.wire import REPORT
 
-_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8", "UV_USE_IO_URING": "0"}
+_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8", "OPENSSL_CONF": "/dev/null"}
 
 
 def build(payload: dict[str, Any]) -> None:
-    """Run a compiler on the text of standard input; what it makes is this process's standard output."""
+    """Run a compiler on the text of standard input, as the file `main`; what it makes is standard output."""
     environment = {**_ENVIRONMENT, "TMPDIR": "."}
+    with open("main", "wb") as text:
+        text.write(sys.stdin.buffer.read())
     null = os.open("/dev/null", os.O_WRONLY)
     quiet = [(os.POSIX_SPAWN_DUP2, null, 1)]
     pid = os.posix_spawn(payload["argv"][0], payload["argv"], environment, file_actions=quiet)

@@ -130,9 +130,10 @@ def mothers(*, may_open: bool, native: bool, tells: bool) -> bytes:
     return _program(rules, _refuse())
 
 
-def childs(*, native: bool, tells: bool, scoped: bool) -> bytes:
+def childs(*, native: bool, tells: bool, scoped: bool, forks: bool) -> bytes:
     """The short filter that every child adds, with a place for its process id: what is hers alone is refused.
 
+    Only with `forks` may it start processes; threads it always may.
     Signals: where the mother is told of them she lets those to the child itself pass; where Landlock keeps them in
     (`scoped`), a native program may send them; else only to its first process.
     """
@@ -142,8 +143,9 @@ def childs(*, native: bool, tells: bool, scoped: bool) -> bytes:
     if native:
         rules[:] = [rule for rule in rules if rule[0] != _PRCTL]
         rules += [(_PRCTL, [_load_argument(0), *_only_these(_NAMING), _refuse()])]
-    else:
+    if not forks:
         rules += [(_CLONE, [_load_argument(0), (_ANY_BIT, 0, 1, _CLONE_THREAD), _give(_ALLOW), _refuse()])]
+        rules += [(_NATIVE[name], [_refuse()]) for name in ("fork", "vfork") if native]
     if not (scoped if native else tells):
         rules += [(calls, [_load_argument(0), *_only_if(_OWN_PID)]) for calls in (_KILL_CALL, _TGKILL)]
     return _program(rules, _give(_ALLOW))
