@@ -39,8 +39,7 @@ def echo(rng: Random, level: Level, teacher: Teacher) -> Task:
     rules: list[dict[str, Any]] = [{"kind": "words", "count": len(words)}, {"kind": "ends_with", "text": sign}]
     rules += [{"kind": "contains", "text": word} for word in words]
     prompt, plan = f"say {' '.join(words)} and end with {sign}", f"{len(words)} words {sign}"
-    said = words[:-1] if teacher.is_flawed() else words
-    return _general("echo", words, prompt, plan, " ".join(said) + sign, check=_constraints(*rules))
+    return _general("echo", words, prompt, plan, " ".join(words) + sign, check=_constraints(*rules))
 
 
 def count(rng: Random, level: Level, teacher: Teacher) -> Task:
@@ -51,7 +50,6 @@ def count(rng: Random, level: Level, teacher: Teacher) -> Task:
     check = _constraints(
         {"kind": "words", "count": total}, {"kind": "contains", "text": first}, {"kind": "contains", "text": second}
     )
-    words = words[:-1] if teacher.is_flawed() else words
     plan = "\n".join(f"{place + 1} {word}" for place, word in enumerate(words))
     prompt = f"write {total} words with {first} and {second}"
     return _general("count", (total, first, second), prompt, plan, " ".join(words), check=check)
@@ -71,7 +69,7 @@ def record(rng: Random, level: Level, teacher: Teacher) -> Task:
     asked = ", ".join(f"{key}={value}" for key, value in values.items())
     check = {"verifier": "json_schema", "reference": schema}
     operands = tuple(values.items())
-    written = values | {fields[-1]: teacher.rng.randrange(10)} if teacher.is_flawed() else values
+    written = values | {fields[-1]: teacher.number(values[fields[-1]])}
     return _general("record", operands, f"json: {asked}", f"{len(values)} fields", json.dumps(written), check=check)
 
 
@@ -91,13 +89,13 @@ def _schema(name: str) -> dict[str, Any]:
 def call(rng: Random, level: Level, teacher: Teacher) -> Task:
     """Call one of the offered functions; the harder level asks for two calls."""
     names = rng.sample(tuple(TOOLS), 2)
-    asked, calls = [], []
+    asked, calls, said = [], [], []
     for name in names if level == "harder" else names[:1]:
         place, number = TOOLS[name]
         where, many = rng.choice(NAMES if place == "name" else CITIES), rng.randrange(10)
         asked.append(f"{name}: {place}={where}, {number}={many}")
         calls.append({"name": name, "arguments": {place: where, number: many}})
-    said = [{**one, "name": names[1]} for one in calls] if teacher.is_flawed() else calls
+        said.append({"name": name, "arguments": {place: where, number: teacher.number(many)}})
     answer = "\n".join(f"<tool_call>\n{json.dumps(one)}\n</tool_call>" for one in said)
     operands = tuple((one["name"], *one["arguments"].values()) for one in calls)  # type: ignore[attr-defined]
     tools = [_schema(name) for name in sorted(names)]

@@ -40,7 +40,7 @@ class Teacher:
     slip: float = 0.0
     """Share of the steps of math and code that are wrong."""
     flaw: float = 0.0
-    """Share of the general answers that are wrong."""
+    """Share of the records, calls and greetings that are wrong."""
     rng: Random = field(default_factory=Random)
 
     def result(self, right: int, choices: int) -> int:
@@ -52,6 +52,10 @@ class Teacher:
     def is_flawed(self) -> bool:
         """Whether this answer is to be wrong."""
         return bool(self.flaw) and self.rng.random() < self.flaw
+
+    def number(self, right: int) -> int:
+        """A digit to be copied, `right` or, in a flawed answer, another one."""
+        return (right + self.rng.randrange(1, 10)) % 10 if self.is_flawed() else right
 
 
 Family = Callable[[Random, Level, Teacher], Task]
