@@ -47,13 +47,15 @@ def render_answered(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], 
 
 
 def split_thinking(text: str, opened: bool) -> tuple[str, str]:
-    """Reasoning and answer of a completion; the answer is empty if the thinking never closed.
+    """Reasoning and answer of a completion; the answer is empty if the thinking never closed, or opened again for good.
 
     A completion that never thinks, after a prompt that did not open a thinking block, is all answer.
     """
     if CLOSE not in text:
         return (text, "") if opened or OPEN in text else ("", text)
     reasoning, _, answer = text.rpartition(CLOSE)
+    if OPEN in answer:
+        return text.removeprefix(OPEN), ""
     return reasoning.removeprefix(OPEN), answer
 
 

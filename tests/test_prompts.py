@@ -177,6 +177,15 @@ def test_thinking_that_never_closes_leaves_no_answer(text: str) -> None:
     assert split_thinking(OPEN + text, opened=False)[1] == ""
 
 
+@given(WORDS, WORDS, WORDS, st.booleans())
+def test_thinking_that_opens_again_and_never_closes_leaves_no_answer(
+    first: str, between: str, last: str, opened: bool
+) -> None:
+    text = first + CLOSE + between + OPEN + last
+
+    assert split_thinking(text if opened else OPEN + text, opened) == (text, "")
+
+
 @given(WORDS)
 def test_a_response_that_never_thinks_is_all_answer(text: str) -> None:
     assert split_thinking(text, opened=False) == ("", text)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from qwq_rl.verifiers.mathematics.comparison import Rules, same
+from qwq_rl.verifiers.mathematics.moments import agree, moment
 from qwq_rl.verifiers.mathematics.node import EMPTY, INFINITY, REALS, Node, number
 from qwq_rl.verifiers.mathematics.reading import Reading, read, squeezed
 
@@ -19,6 +20,7 @@ PLAIN = re.compile(
     r"(?P<whole>-?\d{1,60})|(?P<sign>-?)(?:\\[dt]?frac\{(?P<over>\d{1,60})\}\{(?P<under>\d{1,60})\}|(?P<above>\d{1,60})/(?P<below>\d{1,60}))",
     re.ASCII,
 )
+EITHER = re.compile(r"\bor\b|或|还是", re.IGNORECASE)
 SPLIT = re.compile(r"\s*(?:,|;|\band\b|\bor\b|和|或|、)\s*")
 
 
@@ -34,7 +36,8 @@ def equal(answer: str, gold: str, rules: Rules) -> bool | None:
     if one.text == other.text or squeezed(one.text) == squeezed(other.text):
         return True
     try:
-        found = _same_choice(one, other, rules)
+        found = _same_moment(one.plain, other.plain)
+        found = _same_choice(one, other, rules) if found is None else found
         found = _same_words(one, other, rules) if found is None else found
         return _same_mathematics(one, other, rules) if found is None else found
     except RecursionError:
@@ -51,6 +54,14 @@ def _plain(text: str) -> Fraction | int | None:
     under = int(found["under"] or found["below"])
     value = Fraction(int(found["over"] or found["above"]), under) if under else None
     return -value if value is not None and found["sign"] else value
+
+
+def _same_moment(one: str, other: str) -> bool | None:
+    """Times of the day and dates; a date is no sum, but a time may be a ratio or an amount."""
+    left, right = moment(one), moment(other)
+    if left is None or right is None:
+        return False if "date" in (left or right or ()) else None
+    return agree(left, right)
 
 
 def _same_choice(one: Reading, other: Reading, rules: Rules) -> bool | None:
@@ -88,8 +99,10 @@ def _same_words(one: Reading, other: Reading, rules: Rules) -> bool | None:
 
 
 def _same_parts(one: Reading, other: Reading) -> bool:
-    """Lists of words in any order."""
-    left, right = (sorted(read(part).words for part in SPLIT.split(side.text.casefold())) for side in (one, other))
+    """Lists of words in any order; "or" leaves open which of them, and "and" does not."""
+    if bool(EITHER.search(one.plain)) != bool(EITHER.search(other.plain)):
+        return False
+    left, right = (sorted(read(part).words for part in SPLIT.split(side.plain.casefold())) for side in (one, other))
     return len(left) > 1 and left == right
 
 

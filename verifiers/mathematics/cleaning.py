@@ -64,7 +64,8 @@ SIGNS = {
     "⌈": r"\lceil ",
     "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle ", "∠": r"\angle ", "∧": r"\land ", "∨": r"\lor ", "→": r"\to ",
     "⇒": r"\Rightarrow ", "¢": r"\text{ cents}", "℃": r"\text{ degC}", "℉": r"\text{ degF}",
-    "⁄": "/", "∕": "/", "∣": "|", "｜": "|", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"',
+    "⁄": "/", "∕": "/",
+    "∣": "|", "｜": "|", "∶": ":", "︰": ":", "˸": ":", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"',
     "、": ",", "。": ".", "【": "[", "】": "]", "…": r"\ldots ", "⋯": r"\ldots ", "∆": r"\Delta ", "Δ": r"\Delta ",
     "Ω": r"\Omega ", "µ": r"\mu ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u3000": " ", "\ufe0f": "",
     "\u200b": "", "\u200c": "", "\u200d": "", "\ufeff": "", "\u2061": "", "\u2062": "", "〈": r"\langle ",
@@ -94,7 +95,8 @@ CELSIUS = re.compile(r"\^\s?\{?\s?\\circ\s?\}?\s?(?:\\(?:text|mathrm|textrm)\s?\
 SIGNED = re.compile(r"\{([-+])\}")
 FRENCH = re.compile(r"([\[\]])([^\[\]]*?[,;][^\[\]]*?)([\[\]])")
 RUPEES = re.compile(r"\bRs\.?\s?(?=\d)")
-DELIMITERS = re.compile(r"\\[()\[\]]|(?<!\\)\$\$?")
+DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|^\\\\[(\[]|\\\\[)\]]$|(?<!\\)\$\$?")
+ROW_SPACING = re.compile(r"\\\\\s?\[\s?-?[\d.]+\s?(?:pt|em|ex|mm|cm|in|\\\w+)\s?\]")
 EMPHASIS = re.compile(r"^(\*{1,3}|__)(?=\S)(.*?\S)\1$", re.DOTALL)
 CODE = re.compile(r"^`+([^`]*)`+$")
 
@@ -107,7 +109,7 @@ def clean(text: str) -> str:
     if not text.isascii():
         text = SCRIPTED.sub(_script, text).translate(TABLE)
     text = text.replace("\\\\$", "\\$") if "\\\\$" in text else text
-    text = _without_emphasis(text)
+    text = ROW_SPACING.sub(r"\\\\", _without_emphasis(text)).replace(r"\colon", ":")
     text = _without_delimiters(THOUSANDS.sub("", text))
     text = RUPEES.sub("₹", INVISIBLE.sub(" ", text))
     text = SIGNED.sub(r"\1", CELSIUS.sub(r"\\text{ deg\1}", text))

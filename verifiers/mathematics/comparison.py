@@ -10,7 +10,16 @@ from qwq_rl.verifiers.mathematics.node import INFINITY, ONE, ZERO, Node, contain
 from qwq_rl.verifiers.mathematics.quantities import Percent, same_amount, same_ratio, same_residue_class
 from qwq_rl.verifiers.mathematics.real_sets import is_certain, same_reals
 from qwq_rl.verifiers.mathematics.relations import same_relation
-from qwq_rl.verifiers.mathematics.shapes import BOUND, Named, is_name, items_of, named, replaced, unconditioned
+from qwq_rl.verifiers.mathematics.shapes import (
+    BOUND,
+    Named,
+    is_name,
+    items_of,
+    named,
+    parameters,
+    replaced,
+    unconditioned,
+)
 
 CONSTANTS = frozenset({"C", "c", "K", "k", "A", "B", "C_1", "c_1", "C_2", "c_2"})
 """Names that people give to constants of integration."""
@@ -33,10 +42,18 @@ def same(answer: Node, gold: Node, rules: Rules) -> bool | None:
     """Whether `answer` says what `gold` says; None where this cannot be told here."""
     if answer == gold:
         return True
-    one, other = unconditioned(answer), unconditioned(gold)
+    one, other = unconditioned(_with_parameters_of(answer, gold)), unconditioned(gold)
     if "such" in (one.kind, other.kind):
         return _same_with_remarks(one, other, rules)
     return _same(_renamed(one, other), other, rules)
+
+
+def _with_parameters_of(one: Node, other: Node) -> Node:
+    """`one` with its real parameters called as those of `other`, in their order."""
+    mine, theirs = parameters(one), parameters(other)
+    if not mine or len(mine) != len(theirs) or symbols(one) & set(theirs) - set(mine):
+        return one
+    return replaced(one, {name: symbol(wanted) for name, wanted in zip(mine, theirs, strict=True)})
 
 
 def _same_with_remarks(one: Node, other: Node, rules: Rules) -> bool | None:
@@ -76,6 +93,8 @@ def _same_relations(one: Node, other: Node, left: Named, right: Named, rules: Ru
 
 
 def _names_clash(left: Named, right: Named) -> bool:
+    if left.name is not None and right.name is not None and left.name.kind == right.name.kind == "ratio":
+        return left.name != right.name
     if left.name is None or right.name is None or left.name.kind != "sym" or right.name.kind != "sym":
         return False
     one, other = (str(name.value).split("_")[0].rstrip("'") for name in (left.name, right.name))

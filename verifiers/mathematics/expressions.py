@@ -91,13 +91,15 @@ class Expressions(Atoms):
         if token.kind == "num":
             return before.kind not in ("num",) and before.text not in (".",)
         if token.kind == "word":
-            if token.text in CONDITIONS or token.text.lower() in JOINS or token.text in RELATIONS:
+            if token.text in CONDITIONS or token.text == "to" or token.text.lower() in JOINS or token.text in RELATIONS:
                 return False
             return not self.unit_ahead()[1]
         if token.kind == "op":
             return (token.text in ("(", "[", "{") and not self.is_modulus() and not self.is_remark()) or (
                 token.text == "|" and not self.bars
             )
+        if token.text == r"\$":
+            return self.peek(1).kind == "num"
         return token.kind == "cmd" and self.is_atom_command(token.text)
 
     def is_modulus(self) -> bool:

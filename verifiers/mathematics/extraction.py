@@ -18,7 +18,7 @@ PHRASE = re.compile(
     r"(?:\s{0,4}(?:therefore|then|thus|simply|just|indeed))?\s{0,4}[:：]?[*_]{0,3}"
     r"|(?:final\s+answer|^\W{0,6}answer)[*_:\s]{0,6}\n"
     r"|^[ \t>]*####(?=\s{0,3}[-+−\d$\\(.€£¥])"
-    r"|(?:最终|最后)?答案\s?(?:应该|应当)?[*_]{0,2}\s?(?:[：:是为])+[*_]{0,2}"
+    r"|(?:最终|最后)?答案\s?(?:应该|应当)?[*_]{0,2}\s?(?:[是为]\s?[：:]?|[：:])[*_]{0,2}"
     r"|【(?:答案|解答)】|故?(?:正确)?(?:选项|答案)?(?:应|为)?选[择]?\s?[：:为]?(?=\s?[（(]?[A-J](?![a-zA-Z]))"
     r"|the\s+(?:correct|right|best)\s+(?:option|choice|answer\s+choice)\s+(?:is|:)"
     r"|<answer>",
@@ -32,14 +32,17 @@ AFTERTHOUGHT = re.compile(
 BETWEEN = re.compile(
     r"(?:\s|[,;.$&、，；。或和与及/]|\\\\|\\[,;!() \[\]]|\\q?quad\b|"
     r"(?:and|or|also|either|alternatively|otherwise|maybe|perhaps|possibly|could|be|it|else|otherwise|hence|the|other|answer|is|as|well|might|option|possible|another|also)\b"
-    r"|\\text\{[^{}]{0,20}\}|[A-Za-z](?:_\{?\w\}?)?\s?=|\(\w\)|\d\)|或者|也可能是?|要么|还是|以及|[*_])*",
+    r"|\n\s*(?:[-•–]|\d{1,2}[.)])\s|\\text\{[^{}]{0,20}\}|[A-Za-z](?:_\{?\w\}?)?\s?=|\(\w\)|\d\)|或者|也可能是?|要么|还是|以及|[*_])*",
     re.IGNORECASE,
 )
 OTHERWISE = re.compile(
-    r"[\s$*.,)\]\\]*(?:or|alternatively,?|or\s+(?:maybe|perhaps|possibly)|maybe|perhaps|或|或者|也可能是)(?![a-zA-Z])[\s$*\\(]*"
-    r"(?=[-+−]?[\d.]|[a-z]\s?=|\\[df]?frac|\\sqrt)([^\n]{1,80})",
+    r"[\s$*.,;)\]\\]*(?:(?:but\s+|and\s+)?(?:or|alternatively,?|(?:or\s+)?(?:maybe|perhaps|possibly)|(?:it\s+|else\s+)?"
+    r"(?:could|might|may)(?:\s+(?:also|well))*\s+be)(?![a-zA-Z])|/|或者?|也?可能是|还是)[\s$*\\(]*"
+    r"(?=[-+−]?[\d.]|[a-z]\s?=|\\[dt]?frac|\\sqrt|(?:\\text\w*\{)?(?-i:\(?[A-J](?![A-Za-z])))([^\n]{1,80})"
+    r"|[\s$*.)\]\\]*(?:[,;&、\s]|and\b|和)[\s$*\\(]*((?:\\text\w*\{)?(?-i:\(?[A-J]\)?)\}?)[\s$*.)\\]*(?:\n|$)",
     re.IGNORECASE,
 )
+"""After an answer: another one that takes it back, or another choice."""
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 MOST_BOXES = 20
 """Boxes around one answer that are taken off."""
@@ -75,10 +78,16 @@ def extract(text: str, anchor: Anchor = "boxed_or_phrase") -> Extraction:
     answers = _last_group(text, boxes)
     if not answers[-1]:
         return Extraction(None, r"the last \boxed{} is empty")
-    other = OTHERWISE.match(text, boxes[-1][1])
-    if other:
-        answers.append(other.group(1))
+    answers.append(_otherwise(text, boxes[-1][1], answers[-1]))
     return Extraction(", ".join(dict.fromkeys(answer for answer in answers if answer)))
+
+
+def _otherwise(text: str, place: int, answer: str) -> str:
+    """Another answer that follows at `place`; a bare letter is one only beside the letter of a choice."""
+    found = OTHERWISE.match(text, place)
+    if found is None:
+        return ""
+    return str(found[1] or (found[2] if len(re.sub(r"\\[a-z]+|\W", "", answer)) == 1 else ""))
 
 
 def closing_brace(text: str, start: int) -> int:
@@ -140,4 +149,7 @@ def _phrase(text: str, after: int) -> str:
     line = next((line for line in lines[:4] if line.strip(" *$\\[]()")), "")
     sentence = re.split(r"(?<!\b[A-Ja-j])\.(?:\s|$|\*)|。|\\\]|</", line, maxsplit=1)[0]
     sentence = AFTERTHOUGHT.split(sentence, maxsplit=1)[0]
+    other = _otherwise(text, text.index(line, last.end()) + len(sentence), sentence)
+    if other and sentence.strip():
+        sentence = f"{sentence}, {other}"
     return sentence.strip().strip("*").strip().rstrip(",;，；")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qwq_rl.verifiers.mathematics.atoms import CURRENCIES
 from qwq_rl.verifiers.mathematics.expressions import Expressions
 from qwq_rl.verifiers.mathematics.names import CONDITIONS, JOINS, REFUSED, RELATIONS
 from qwq_rl.verifiers.mathematics.node import EMPTY, Node, number, symbol
@@ -13,11 +14,24 @@ MATRICES = frozenset(
 )
 SYSTEMS = frozenset({"cases", "dcases", "rcases", "aligned"})
 SAID_BEFORE_CONDITIONS = frozenset({"if", "for", "when", "where", "若", "当"})
+SAYS_NOTHING = SAID_BEFORE_CONDITIONS | {
+    "is",
+    "an",
+    "a",
+    "integer",
+    "integers",
+    "number",
+    "numbers",
+    "all",
+    "in",
+    "case",
+}
 UNIONS = {r"\cup": "union", r"\cap": "cap", r"\setminus": "minus", r"\backslash": "minus", "U": "union", "∪": "union"}
 OPEN_TO_CLOSE = {
     "(": (")", "]"), "[": ("]", ")"), r"\{": (r"\}", r"\rbrace", "}"), r"\lbrace": (r"\rbrace", r"\}"),
     r"\langle": (r"\rangle",)
 }  # fmt: skip
+AFTER_AMOUNTS = CURRENCIES | {r"\$"}
 MOST_ITEMS = 1000
 
 
@@ -49,7 +63,7 @@ class Answers(Expressions):
             if self.peek().text in closing:
                 break
             found.append(self.item())
-        return found, joins
+        return _with_modulus(found), joins
 
     def _joined(self, joins: set[str]) -> bool:
         """Take what joins two items: commas, semicolons, and, or."""
@@ -140,6 +154,8 @@ class Answers(Expressions):
         while self.peek().text in UNIONS:
             kind = UNIONS[self.next().text]
             value = Node(kind, (value, self._ratio()))
+        if self.peek().text in AFTER_AMOUNTS and not self.money:
+            self.money = self.next().text.strip("\\")
         if self.money:
             value, self.money = Node("quantity", (value,), self.money), ""
         unit, length = self.unit_ahead()
@@ -176,10 +192,17 @@ class Answers(Expressions):
 
     def _ratio(self) -> Node:
         parts = [self.sum()]
-        while self.peek().text == ":" and not self.bars and self.peek(1).kind in ("num", "word", "cmd", "op"):
+        while self._ratio_goes_on():
             self.next()
             parts.append(self.sum())
         return parts[0] if len(parts) == 1 else Node("ratio", tuple(parts))
+
+    def _ratio_goes_on(self) -> bool:
+        """Whether `:` follows, or "to" between numbers."""
+        sign, after = self.peek(), self.peek(1)
+        if sign.text == "to" and sign.kind in ("word", "text"):
+            return after.kind == "num"
+        return sign.text == ":" and not self.bars and after.kind in ("num", "word", "cmd", "op")
 
     def _modulo(self, value: Node) -> Node:
         if self.peek().text in (r"\pmod", r"\mod"):
@@ -273,10 +296,28 @@ class Answers(Expressions):
         """The condition of one case."""
         if self.take("otherwise", "else"):
             return symbol("otherwise")
+        said = self._said_in_words()
+        if said:
+            return symbol(said)
         condition = self.item()
         while self.take(",", ".", ";"):
             pass
         return condition
+
+    def _said_in_words(self) -> str:
+        """The words of a condition such as "n is even", sorted, without idle ones; "" where it is a formula."""
+        length, words = 0, set[str]()
+        while self.peek(length).text not in (r"\\", r"\end", ""):
+            token = self.peek(length)
+            if token.kind in ("word", "text"):
+                words.add(token.text.lower() if token.kind == "text" else token.text)
+            elif token.text not in (",", ".", ";"):
+                return ""
+            length += 1
+        if not any(len(word) > 2 for word in words - SAYS_NOTHING):
+            return ""
+        self.at += length
+        return " ".join(sorted(words - SAYS_NOTHING)) if not words & {"otherwise", "else"} else "otherwise"
 
 
 def _grouped(opening: str, end: str, items: list[Node]) -> Node:
@@ -290,6 +331,13 @@ def _grouped(opening: str, end: str, items: list[Node]) -> Node:
         raise Unreadable("brackets that do not match")
     brackets = "()" if opening == r"\langle" else opening + end
     return Node("tuple", tuple(items), brackets)
+
+
+def _with_modulus(items: list[Node]) -> list[Node]:
+    """`n \\equiv 2, 3 \\pmod 5`: the modulus after the last belongs to all."""
+    if len(items) < 2 or items[-1].kind != "mod" or items[0].kind != "rel" or items[0].value[-1] != "==":
+        return items
+    return [item if item.kind == "mod" else Node("mod", (item, items[-1].args[1])) for item in items]
 
 
 def _related(sides: list[Node], signs: list[str]) -> Node:

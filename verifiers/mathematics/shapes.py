@@ -41,7 +41,16 @@ def unconditioned(node: Node) -> Node:
     # x in R says nothing new; k in Z binds k.
     names = {name: symbol(f"{BOUND}{place}") for place, name in enumerate(bound)}
     kept = [replaced(part, names) for part in plain]
+    if node.kind == "such" and len(kept) == 2 and kept[1].kind == "rel" and kept[1].value == ("=",):
+        kept = kept[1:] if kept[0] == kept[1].args[0] and kept[0].kind == "sym" else kept  # {x | x = 2k}
     return kept[0] if len(kept) == 1 else node._replace(args=tuple(kept))
+
+
+def parameters(node: Node) -> list[str]:
+    """The names that `node` says are any real numbers, in order: t of `(t, 2t), t \\in \\mathbb{R}`."""
+    if node.kind not in ("list", "such") or len(node.args) < 2:
+        return []
+    return [str(part.args[0].value) for part in node.args if _says_number(part) and part.args[1].value[0] in "ℝℚℂ"]
 
 
 def _says_number(node: Node) -> bool:
@@ -102,7 +111,7 @@ def is_name(node: Node) -> bool:
         return True
     if node.kind == "mul":
         return all(part.kind == "sym" and part.value[0].isupper() for part in node.args)
-    return node.kind in ("tuple", "abs") and all(is_name(part) for part in node.args)
+    return node.kind in ("tuple", "abs", "ratio") and all(is_name(part) for part in node.args)
 
 
 def named(node: Node) -> Named:

@@ -44,6 +44,8 @@ LABELLED = re.compile(
     r"((?![,;/&、和或]|(?:and|or)\b)\S.*)",
     re.DOTALL,
 )
+TAKEN_BACK = re.compile(r"(?:or|maybe|perhaps|possibly|either|is|was)\b.*|.*\([A-J]\).*", re.IGNORECASE | re.DOTALL)
+"""Beside the letter of a choice, what is no text of it."""
 SEVERAL_CHOICES = re.compile(r"\(?[A-J]\)?(?:\s?(?:,|;|and|&|和|、)?\s?\(?[A-J]\)?)+")
 ARTICLES = {"a", "an", "the"}
 
@@ -112,7 +114,7 @@ def choice(text: str) -> str:
 def labelled(text: str) -> tuple[str, str] | None:
     """Letter and text of `(B) 42` or `B. 42`, or None."""
     found = LABELLED.fullmatch(text.strip())
-    if found is None:
+    if found is None or TAKEN_BACK.fullmatch(found.group(4)):
         return None
     return str(found.group(1) or found.group(2) or found.group(3)), found.group(4).strip()
 
