@@ -179,11 +179,11 @@ def _broken_limit(ending: Ending, said: dict[str, Any], limits: Limits) -> tuple
     if ending.ended_for or ending.cpu_s > limits.cpu_s or ending.exit == -signal.SIGXCPU:
         wall = ending.ended_for == "wall"
         return "time_limit", f"more than {limits.wall_s} s" if wall else f"more than {limits.cpu_s} s of CPU"
+    if said.get("error") == "compile":
+        return "compile_error", str(said.get("message"))
     size = limits.output_kb * 1024
     if ending.exit == -signal.SIGXFSZ or len(ending.stdout) > size or len(ending.stderr) > size:
         return "output_limit", f"more than {limits.output_kb} KiB"
-    if said.get("error") == "compile":
-        return "compile_error", str(said.get("message"))
     if said.get("error") == "memory" or (ending.exit != 0 and any(sign in ending.stderr for sign in _NO_MEMORY)):
         return "memory_limit", f"more than {limits.memory_mb} MiB"
     if ending.exit != 0:

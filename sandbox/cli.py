@@ -1,4 +1,4 @@
-"""`qwq-rl sandbox run` judges a file of jobs; `doctor` says how well this machine can shut programs in."""
+"""`qwq-rl sandbox run` judges a file of jobs, `serve` over HTTP; `doctor` says how well this machine shuts programs in."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ def main(argv: Sequence[str]) -> int:
     tried.add_argument(
         "--without", action="append", default=[], choices=WALLS, help="leave a wall out, to see the rest"
     )
+    commands.add_parser("serve", add_help=False, help="judge over HTTP (extra `sandbox-server`)")
+    if list(argv[:1]) == ["serve"]:
+        return _serve(argv[1:])
     given = parser.parse_args(argv)
     try:
         if given.command == "doctor":
@@ -38,6 +41,15 @@ def main(argv: Sequence[str]) -> int:
     except (JobError, SandboxUnavailable, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _serve(argv: Sequence[str]) -> int:
+    try:
+        from qwq_rl.sandbox import serve
+    except ImportError as error:
+        print(f"error: {error}: install the extra, pip install 'qwq-rl[sandbox-server]'", file=sys.stderr)
+        return 2
+    return serve.main(argv)
 
 
 def run_jobs_file(path: Path, out: Path, require: str = "L1", *, unsafe: bool = False) -> int:

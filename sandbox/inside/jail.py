@@ -10,6 +10,7 @@ import fcntl
 import os
 import resource
 import signal
+import socket
 import struct
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -65,12 +66,14 @@ def leave_host(without: Collection[str]) -> bool:
     kinds = _NEW_PID | _NEW_NET | _NEW_IPC | _NEW_UTS
     uid, gid = os.getuid(), os.getgid()
     if _libc.unshare(kinds) == 0:
+        socket.sethostname("sandbox")
         return True
     if _libc.unshare(kinds | _NEW_USER) != 0:
         return False
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
+    socket.sethostname("sandbox")
     return True
 
 

@@ -62,6 +62,33 @@ PROGRAMS = {
         "import io, contextlib\nwith contextlib.redirect_stdout(io.StringIO()):\n    print('hidden')\n"
         "a, b = input(), input()\nprint(b, a)"
     ),
+    "numpy": (
+        "try:\n    import numpy as np\n    assert np.arange(4).reshape(2, 2).T.tolist() == [[0, 2], [1, 3]]\n"
+        "except ImportError: pass\na, b = input(), input()\nprint(b, a)"
+    ),
+    "compressed": (
+        "import bz2, lzma, zlib\na, b = input(), input()\n"
+        "for m in (bz2, lzma, zlib): assert m.decompress(m.compress(b'x')) == b'x'\nprint(b, a)"
+    ),
+    "a database in memory": (
+        "import sqlite3\nc = sqlite3.connect(':memory:')\nc.execute('create table t (x)')\n"
+        "c.execute('insert into t values (?), (?)', (input(), input()))\n"
+        "print(*[x for x, in c.execute('select x from t')][::-1])"
+    ),
+    "a pool of threads": (
+        "from concurrent.futures import ThreadPoolExecutor as P\na, b = input(), input()\n"
+        "with P(4) as p: print(*p.map(str, [b, a]))"
+    ),
+    "decimals and dates": (
+        "import datetime, decimal, fractions\na, b = input(), input()\n"
+        "assert decimal.Decimal('0.1') * 3 == decimal.Decimal('0.3')\n"
+        "assert datetime.date(2024, 2, 29).weekday() == 3\nprint(b, a)"
+    ),
+    "much output, then exit": "import os, sys\na, b = input(), input()\nprint(b, a)\nsys.stdout.flush()\nos._exit(0)",
+    "aborted on purpose and caught": (
+        "import os, signal\na, b = input(), input()\nsignal.signal(signal.SIGUSR1, lambda *_: print(b, a))\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)"
+    ),
     "windows line ends": "a, b = input(), input()\r\nprint(b, a)\r\n",
     "handled memory": "a, b = input(), input()\ntry: bytearray(1 << 40)\nexcept MemoryError: print(b, a)",
 }
@@ -71,6 +98,14 @@ PROGRAMS = {
 def test_an_honest_program_passes(name: str, run: Judge) -> None:
     case = run(PROGRAMS[name], "one\ntwo\n", "two one\n")
     assert case.verdict == "accepted", case
+
+
+@pytest.mark.parametrize("without", [["cgroups"], ["cgroups", "namespaces"]], ids=["L3", "L2"])
+def test_honest_programs_pass_on_weaker_machines(without: list[str]) -> None:
+    given = [{"input": "one\ntwo\n", "output": "two one\n"}]
+    with LocalSandbox(without=without) as weaker:
+        for result in weaker.judge([Job(name, code, given) for name, code in PROGRAMS.items()]):
+            assert result.verdict == "accepted", result
 
 
 def test_many_bytes_go_in_and_out(sandbox: LocalSandbox) -> None:
