@@ -1,4 +1,4 @@
-"""`qwq-rl sandbox run` judges a file of jobs, `serve` over HTTP; `doctor` says how well this machine shuts programs in."""
+"""`qwq-rl sandbox run` judges a file of jobs, `serve` over HTTP; `doctor` says how well programs are shut in here."""
 
 from __future__ import annotations
 
