@@ -60,7 +60,7 @@ def family(name: str, kind: Literal["counter", "gauge", "histogram"], meaning: s
 def sample(name: str, value: float, labels: Mapping[str, str] | None = None) -> str:
     """One line."""
     told = ",".join(f'{label}="{_escaped(text)}"' for label, text in (labels or {}).items())
-    return f"{name}{{{told}}} {value:.17g}" if told else f"{name} {value:.17g}"
+    return f"{name}{{{told}}} {value!r}" if told else f"{name} {value!r}"
 
 
 def _escaped(text: str) -> str:

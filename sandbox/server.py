@@ -87,10 +87,8 @@ def _work(service: Service) -> APIRouter:
             body = await _body(request, visit)
             asked = await asyncio.to_thread(_read_batch, body, bounds)
             service.refuse_unless_ready(asked.require)
-            missing = {
-                job.tests_ref for job in asked.jobs if job.tests_ref and not service.sandbox.has_tests(job.tests_ref)
-            }
-            if missing:
+            named = {job.tests_ref for job in asked.jobs if job.tests_ref}
+            if missing := {name for name in named if not service.sandbox.has_tests(name)}:
                 raise Refused(409, "test sets are missing: put them in first", missing=sorted(missing))
             visit.take_jobs(len(asked.jobs))
             return _Results(await service.begin(asked.jobs, visit, asked.deadline_s), service)
@@ -200,10 +198,8 @@ def _read_batch(body: bytes, bounds: Bounds) -> Asked:
     given = _parsed(body)
     if not isinstance(given, dict) or not isinstance(given.get("jobs"), list) or not given["jobs"]:
         raise Refused(400, 'give {"jobs": [...]} with at least one job')
-    if len(given["jobs"]) > bounds.batch_jobs:
-        raise Refused(
-            413, f"there are {len(given['jobs'])} jobs: this server takes at most {bounds.batch_jobs} at once"
-        )
+    if len(given["jobs"]) > (most := bounds.batch_jobs):
+        raise Refused(413, f"there are {len(given['jobs'])} jobs: this server takes at most {most} at once")
     if unknown := sorted(set(given) - {"jobs", "require", "deadline_s"}):
         raise Refused(400, f"{unknown[0][:80]} is not a field: there are jobs, require, deadline_s")
     jobs = []
