@@ -20,6 +20,15 @@ PLAIN = re.compile(
     r"(?P<whole>-?\d{1,60})|(?P<sign>-?)(?:\\[dt]?frac\{(?P<over>\d{1,60})\}\{(?P<under>\d{1,60})\}|(?P<above>\d{1,60})/(?P<below>\d{1,60}))",
     re.ASCII,
 )
+HIDING = re.compile(
+    r"\\(?:[hv]?phantom|[bx]?cancel|cancelto|sout|not|label|tag|(?:eq)?ref|cite|(?:text)?color|[hv]space|href|url|"
+    r"footnote|def|let|newcommand|if\w*|verb|input|include|iffalse|llap|rlap|smash|overwrite|st)(?![a-z])"
+)
+"""Commands that hide or strike out what they hold, which algebra would read."""
+TAKEN_BACK = re.compile(
+    r"\b(?:yes|no|true|false|maybe|perhaps|possibly|actually|or|unless|depend\w*|but)\b|是|否|或", re.IGNORECASE
+)
+"""After a yes or no, words that leave it open."""
 EITHER = re.compile(r"\bor\b|或|还是", re.IGNORECASE)
 SPLIT = re.compile(r"\s*(?:,|;|\band\b|\bor\b|和|或|、)\s*")
 
@@ -86,8 +95,10 @@ def _same_choice(one: Reading, other: Reading, rules: Rules) -> bool | None:
 def _same_words(one: Reading, other: Reading, rules: Rules) -> bool | None:
     """Where one of them is words, which are compared as words and never as products of letters."""
     if one.words and other.words:
-        if one.words == other.words or one.plain.casefold().startswith(f"{other.plain.casefold()},"):
-            return one.words == other.words or other.words in ("yes", "no")
+        if one.words == other.words:
+            return True
+        if other.words in ("yes", "no") and one.plain.casefold().startswith(f"{other.plain.casefold()},"):
+            return not TAKEN_BACK.search(one.plain[len(other.plain) :])
         if _may_be_product(one) and _may_be_product(other):
             return None
         return _same_parts(one, other)
@@ -150,4 +161,6 @@ def _unread(one: Reading, other: Reading) -> bool | None:
 def _is_latex(side: Reading) -> bool:
     """Whether the text has commands of LaTeX, and no words beside them."""
     commands = re.sub(r"\\[a-zA-Z]+", "", side.text)
+    if HIDING.search(side.text):
+        return False
     return "\\" in side.text and not re.search(r"[A-Za-z]{4,}", commands) and not re.search(r"[㐀-鿿]", commands)

@@ -18,11 +18,14 @@ from qwq_rl.verifiers.mathematics.shapes import (
     named,
     parameters,
     replaced,
+    same_number_sets,
     unconditioned,
 )
 
 CONSTANTS = frozenset({"C", "c", "K", "k", "A", "B", "C_1", "c_1", "C_2", "c_2"})
 """Names that people give to constants of integration."""
+UNKNOWNS = frozenset({"x", "y", "z"})
+"""Names that people give to what is looked for, not to an integer that runs."""
 NUMBERS = frozenset({"num", "dec"})
 UNIT_VECTORS = {"hat i": 0, "hat j": 1, "hat k": 2}
 MOST_PAIRS = 10_000
@@ -42,6 +45,8 @@ def same(answer: Node, gold: Node, rules: Rules) -> bool | None:
     """Whether `answer` says what `gold` says; None where this cannot be told here."""
     if answer == gold:
         return True
+    if not same_number_sets(answer, gold):
+        return False
     one, other = unconditioned(_with_parameters_of(answer, gold)), unconditioned(gold)
     if "such" in (one.kind, other.kind):
         return _same_with_remarks(one, other, rules)
@@ -107,7 +112,7 @@ def _renamed(one: Node, other: Node) -> Node:
     if len(mine) != 1 or len(theirs) != 1:
         return one
     name, wanted = next(iter(mine)), next(iter(theirs))
-    bound = name.startswith(BOUND) or wanted.startswith(BOUND)
+    bound = (name.startswith(BOUND) or wanted.startswith(BOUND)) and not {name, wanted} & UNKNOWNS
     if bound or ({name, wanted} <= CONSTANTS and len(symbols(one)) > 1):
         return replaced(one, {name: symbol(wanted)})
     return one
@@ -182,11 +187,21 @@ def _same_several(
             return found
     if one.kind == "set" and other.kind == "set" and not (one.args and other.args):
         return one.args == other.args
+    if left is not None and right is not None and _in_order(left, right):
+        return _all([_same(a, b, rules) for a, b in zip(left, right, strict=True)])
     found = _covers([one] if left is None else left, [other] if right is None else right, rules)
     if not found and (_signs(one) > 1 or _signs(other) > 1):
         left, right = items_of(one, False), items_of(other, False)
         return _covers([one] if left is None else left, [other] if right is None else right, rules)
     return found
+
+
+def _in_order(answers: Sequence[Node], golds: Sequence[Node]) -> bool:
+    """Whether bare values stand for values of different variables, `x = 5, y = 3`, so that their order counts."""
+    if len(answers) != len(golds) or any(named(part).name is not None for part in answers):
+        return False
+    names = [named(part).name for part in golds]
+    return len(names) == len({str(name.value)[:1] for name in names if name is not None and name.kind == "sym"})
 
 
 def _signs(node: Node) -> int:
@@ -198,6 +213,8 @@ def _list_as_tuple(one: Node, other: Node, rules: Rules) -> bool | None:
     plain, pair = (one, other) if one.kind == "list" else (other, one)
     if plain.kind != "list" or pair.kind != "tuple" or any(part.kind == "tuple" for part in plain.args):
         return None
+    if pair is other and pair.value == "[]" and len(pair.args) == 2:
+        return False  # the gold answer is an interval
     parts = [named(part) for part in plain.args]
     if all(part.name is not None and part.name.kind == "sym" for part in parts):
         parts.sort(key=lambda part: str(part.name.value) if part.name else "")
@@ -221,7 +238,7 @@ def _covers(left: Sequence[Node], right: Sequence[Node], rules: Rules) -> bool |
         return False
     rest, unsure = list(right), False
     for one in left:
-        verdicts = [_same(one, other, rules) for other in rest]
+        verdicts = [_same_item(one, other, rules) for other in rest]
         if True in verdicts:
             del rest[verdicts.index(True)]
         elif None in verdicts:
@@ -231,10 +248,15 @@ def _covers(left: Sequence[Node], right: Sequence[Node], rules: Rules) -> bool |
     return None if unsure else True
 
 
+def _same_item(one: Node, other: Node, rules: Rules) -> bool | None:
+    """A set among the items is equal to a set alone."""
+    return False if (one.kind == "set") != (other.kind == "set") else _same(one, other, rules)
+
+
 def _distinct(items: Sequence[Node], rules: Rules) -> list[Node]:
     kept: list[Node] = []
     for item in items:
-        if not any(_same(item, other, rules) for other in kept):
+        if not any(_same_item(item, other, rules) for other in kept):
             kept.append(item)
     return kept
 
@@ -294,7 +316,7 @@ def _rows(node: Node) -> list[list[Node]] | None:
     if node.kind == "matrix":
         width = node.value[1]
         return [list(node.args[start : start + width]) for start in range(0, len(node.args), width)]
-    if node.kind != "tuple" or not node.args:
+    if node.kind != "tuple" or not node.args or node.value not in ("()", "[]"):
         return None
     if all(part.kind == "tuple" and part.args for part in node.args):
         return [list(part.args) for part in node.args]

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from qwq_rl.verifiers.mathematics.names import CONDITIONS, FUNCTIONS, GREEK, JOINS, REFUSED, RELATIONS
+from qwq_rl.verifiers.mathematics.names import (
+    CHANGED,
+    CONDITIONS,
+    FUNCTIONS,
+    GREEK,
+    JOINS,
+    PART_WORDS,
+    REFUSED,
+    RELATIONS,
+)
 from qwq_rl.verifiers.mathematics.tokens import Token, Unreadable
 from qwq_rl.verifiers.mathematics.units import LETTERS, unit_of
+from qwq_rl.verifiers.mathematics.words import NUMBERS
 
 DEEPEST = 60
 END = Token("end", "", False)
@@ -71,7 +81,7 @@ class Cursor:
         while True:
             token = self.peek(place)
             if token.kind in ("word", "text") and token.text.lower() not in JOINS and token.text not in CONDITIONS:
-                if token.text.lower() in REFUSED:
+                if self._changes_number(token, not words):
                     return "", 0
                 if token.kind == "word" and not self._may_be_unit(place, token):
                     return "", 0
@@ -93,6 +103,19 @@ class Cursor:
         if not words or not self._ends_item(place) or (letters and not self._is_unit(words, phrase)):
             return "", 0
         return phrase, place
+
+    @staticmethod
+    def _changes_number(token: Token, is_first: bool) -> bool:
+        """Whether a word beside a number says another number, or takes it back."""
+        word = token.text.lower()
+        lone = token.kind == "text" and len(word) == 1 and word.isascii() and word != "a" and not unit_of(token.text)
+        return (
+            word in REFUSED
+            or word in NUMBERS
+            or (is_first and word in PART_WORDS)
+            or lone
+            or bool(CHANGED.search(word))
+        )
 
     def _may_be_unit(self, place: int, token: Token) -> bool:
         if (

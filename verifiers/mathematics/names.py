@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 FUNCTIONS = frozenset(
     (
         "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc asin acos atan sinh cosh tanh coth sech "
@@ -67,9 +69,18 @@ CONDITIONS = frozenset(("for where with when given such if whenever as 其中 �
 REFUSED = frozenset(
     (
         "not isn't n't neither nor least most more less fewer than unless except unknown maybe perhaps possibly "
-        "probably different between wrong incorrect 不 非 至少 至多 不是 可能 也许 以上 以下"
+        "probably different between wrong incorrect false fail fails failed cannot no none never instead without but "
+        "plus minus half alternatively otherwise else either 不 非 至少 至多 不是 可能 也许 以上 以下"
     ).split()
 )
 """Words that change what a number beside them says."""
+PART_WORDS = frozenset(
+    (
+        "squared cubed halves thirds fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths point"
+    ).split()
+)
+"""Words that make another number of the one before them, where no unit stands between."""
+CHANGED = re.compile("[不非错没或至未另加减乘除半第多负]")
+"""What changes the number beside it, in Chinese words."""
 COPULAS = frozenset(("is are was has have equals needs gets takes 是 为 有").split())
 """Words after which a sentence says its number."""

@@ -5,15 +5,20 @@ from __future__ import annotations
 from qwq_rl.verifiers.mathematics.atoms import CURRENCIES
 from qwq_rl.verifiers.mathematics.expressions import Expressions
 from qwq_rl.verifiers.mathematics.names import CONDITIONS, JOINS, REFUSED, RELATIONS
-from qwq_rl.verifiers.mathematics.node import EMPTY, Node, number, symbol
-from qwq_rl.verifiers.mathematics.tokens import Unreadable, tokenize
+from qwq_rl.verifiers.mathematics.node import EMPTY, Node, number, symbol, symbols
+from qwq_rl.verifiers.mathematics.tokens import Token, Unreadable, tokenize
 from qwq_rl.verifiers.mathematics.units import unit_of
+from qwq_rl.verifiers.mathematics.words import NUMBERS
 
 MATRICES = frozenset(
     ["matrix", "pmatrix", "bmatrix", "Bmatrix", "array", "smallmatrix", "psmallmatrix", "bsmallmatrix"]
 )
 SYSTEMS = frozenset({"cases", "dcases", "rcases", "aligned"})
 SAID_BEFORE_CONDITIONS = frozenset({"if", "for", "when", "where", "若", "当"})
+RESTRICTING = frozenset({"if", "when", "whenever", "unless", "given", "当"})
+AS_WANTED = frozenset({"required", "desired", "needed", "wanted", "claimed", "expected", ".", "we", "was", "it", "is"})
+WHOLE = frozenset({"integer", "integers", "natural", "z", "整数", "正整数"})
+INEQUALITIES = frozenset({"<", ">", "<=", ">=", "!="})
 SAYS_NOTHING = SAID_BEFORE_CONDITIONS | {
     "is",
     "an",
@@ -93,18 +98,46 @@ class Answers(Expressions):
         return self._conditioned(value) if self.peek().text in CONDITIONS and not self.systems else value
 
     def _conditioned(self, value: Node) -> Node:
-        """Pass over "where k is an integer", which binds a variable; refuse what restricts the answer."""
-        words = [self.next().text]
-        if words[0] in ("if", "when", "unless", "given", "当"):
+        """Pass over "where k is an integer", which binds a variable; refuse what restricts or takes back."""
+        word = self.next().text
+        rest = self._rest_of_item()
+        said = {token.text.lower() for token in rest}
+        if (
+            word in RESTRICTING
+            or said & (REFUSED | NUMBERS.keys() | {"or"})
+            or (word == "as" and not said <= AS_WANTED)
+        ):
             raise Unreadable("an answer under a condition")
-        while self.peek().kind != "end" and self.peek().text not in (")", "]", r"\}"):
-            words.append(self.next().text)
-        if any(word in ("integer", "integers", "Z", "N", "整数") for word in words):
+        if any(token.kind == "num" or RELATIONS.get(token.text, "in") != "in" for token in rest):
+            return self._bounded(value)
+        self.at += len(rest)
+        words = [token.text for token in rest]
+        if said & WHOLE:
+            over = symbol("ℕ" if said & {"positive", "natural", "nonnegative", "n", "正整数"} else "ℤ")
             names = tuple(
                 symbol(word) for word in words if len(word) == 1 and word.isalpha() and word not in ("Z", "N", "a")
             )
-            return Node("such", (value, *(Node("in", (name, symbol("ℤ"))) for name in names)), "remark")
+            return Node("such", (value, *(Node("in", (name, over)) for name in names)), "remark")
         return value
+
+    def _rest_of_item(self) -> list[Token]:
+        length = 0
+        while self.peek(length).kind != "end" and self.peek(length).text not in (")", "]", r"\}"):
+            length += 1
+        return self.tokens[self.at : self.at + length]
+
+    def _bounded(self, value: Node) -> Node:
+        """`value` with inequalities of its variables as a remark; equations would choose one value of several."""
+        self.take("all", "any", "every")
+        conditions, _ = self.items(frozenset({"", ")", "]", r"\}"}))
+        for condition in conditions:
+            if condition.kind == "in":
+                continue
+            if condition.kind != "rel" or not INEQUALITIES.issuperset(condition.value):
+                raise Unreadable("a condition that is no inequality")
+            if not symbols(condition) or not symbols(condition) <= symbols(value):
+                raise Unreadable("a condition of something else")
+        return Node("such", (value, *conditions), "remark")
 
     def relation(self) -> Node:
         """Sides joined by relation signs; one side alone is itself."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from qwq_rl.verifiers.mathematics.exact import Undefined
 from qwq_rl.verifiers.mathematics.identity import same_expression
 from qwq_rl.verifiers.mathematics.node import Node, contains, every, symbol, symbols
+from qwq_rl.verifiers.mathematics.numeric import Unworkable, evaluate
 
 NUMBER_SETS = frozenset({"ℤ", "ℕ", "ℝ", "ℚ", "ℂ", "ℤ+", "ℤ^+", "ℝ+", "ℕ*", "ℕ+"})
+ROUGHLY = 0.1
+"""Relative: how far off what stands after `\\approx` may be."""
 MOST_SIGNS = 4
 BOUND = "k°"
 """Begins the name of a variable that runs over the integers, whatever the answer called it."""
@@ -44,6 +48,19 @@ def unconditioned(node: Node) -> Node:
     if node.kind == "such" and len(kept) == 2 and kept[1].kind == "rel" and kept[1].value == ("=",):
         kept = kept[1:] if kept[0] == kept[1].args[0] and kept[0].kind == "sym" else kept  # {x | x = 2k}
     return kept[0] if len(kept) == 1 else node._replace(args=tuple(kept))
+
+
+def same_number_sets(one: Node, other: Node) -> bool:
+    """Whether the variables of two answers run over the same sets, as far as both say over which."""
+    left, right = _number_sets(one), _number_sets(other)
+    return not left or not right or left - {"ℝ"} == right - {"ℝ"}
+
+
+def _number_sets(node: Node) -> set[str]:
+    if node.kind not in ("list", "such"):
+        return set()
+    sets = (str(part.args[1].value) for part in node.args if _says_number(part))
+    return {name if len(name) == 1 else "ℕ" if name[0] in "ℤℕ" else name for name in sets}
 
 
 def parameters(node: Node) -> list[str]:
@@ -122,12 +139,14 @@ def named(node: Node) -> Named:
         return Named(node.args[1], node.args[0])  # the point P(1, 2)
     if node.kind != "rel" or any(sign not in ("=", "~") for sign in node.value):
         return Named(node)
-    kept = [node.args[0]]
+    kept, rounded = [node.args[0]], list[Node]()
     for place, (sign, side) in enumerate(zip(node.value, node.args[1:], strict=True)):
         if sign == "~" and (place or not is_name(node.args[0])):
+            rounded = list(node.args[place + 1 :])
             break
         kept.append(side)
-    return _named(node, kept)
+    found = _named(node, kept)
+    return found if all(_roughly(side, found.value) for side in rounded) else found._replace(consistent=False)
 
 
 def _named(node: Node, sides: list[Node]) -> Named:
@@ -150,6 +169,15 @@ def _named(node: Node, sides: list[Node]) -> Named:
 
 def _coordinates(node: Node) -> bool:
     return node.kind == "tuple" and all(part.kind == "sym" for part in node.args)
+
+
+def _roughly(one: Node, other: Node) -> bool:
+    """Whether two numbers are near each other; what is no number is not asked."""
+    try:
+        left, right = (evaluate(side.args[0] if side.kind == "quantity" else side, {}) for side in (one, other))
+    except (Undefined, Unworkable):
+        return True
+    return bool(abs(left - right) <= ROUGHLY * max(abs(left), abs(right)))
 
 
 def _all_equal(sides: list[Node]) -> bool:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from qwq_rl.verifiers.mathematics.units import single
+
 
 class Unreadable(Exception):
     """The text is no mathematics that is understood here, or too long or too deep."""
@@ -66,6 +68,9 @@ def _tokens(text: str, grouped: bool, as_text: bool) -> Iterator[Token]:
             continue
         if kind == "text":
             yield from _inside(found.group(), grouped, spaced)
+        elif kind == "cjk" and len(found.group()) > 1 and found.group()[0] in "百千万亿" and not single(found.group()):
+            at = found.start() + 1  # 5万元: five times ten thousand, of a currency
+            yield Token("text", found.group()[0], spaced)
         elif kind in ("word", "cjk"):
             yield Token("text" if as_text or kind == "cjk" else "word", found.group(), spaced)
         else:

@@ -137,7 +137,7 @@ def _canonical(powers: dict[str, int], factor: Fraction) -> Unit:
 
 
 def single(word: str) -> Unit | None:
-    """The unit that one word names, in the singular or plural; the case of SI symbols counts (mW and MW)."""
+    """The unit that one word names, in the singular or plural; the case of SI symbols counts (mW and MW, K and k)."""
     if word in SYMBOLS:
         return SYMBOLS[word]
     for prefix, power in (("平方", 2), ("立方", 3)):
@@ -145,7 +145,7 @@ def single(word: str) -> Unit | None:
         if inner:
             return f"{inner[0]}{power}", inner[1] ** power
     lower = word.lower().rstrip(".")
-    if word in ("M", "S", "G", "H"):
+    if word in ("M", "S", "G", "H", "n", "j", "w", "v", "a", "k"):
         return None
     return TABLE.get(lower) or (TABLE.get(lower[:-1]) if lower.endswith("s") and len(lower) > 2 else None)
 

@@ -44,7 +44,10 @@ LABELLED = re.compile(
     r"((?![,;/&、和或]|(?:and|or)\b)\S.*)",
     re.DOTALL,
 )
-TAKEN_BACK = re.compile(r"(?:or|maybe|perhaps|possibly|either|is|was)\b.*|.*\([A-J]\).*", re.IGNORECASE | re.DOTALL)
+TAKEN_BACK = re.compile(
+    r"(?:or|maybe|perhaps|possibly|either|is|was)\b.*|.*\([A-J]\).*|(?:.*[\s,;])?[A-J][.):].*|[A-J]",
+    re.IGNORECASE | re.DOTALL,
+)
 """Beside the letter of a choice, what is no text of it."""
 SEVERAL_CHOICES = re.compile(r"\(?[A-J]\)?(?:\s?(?:,|;|and|&|和|、)?\s?\(?[A-J]\)?)+")
 ARTICLES = {"a", "an", "the"}
