@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from random import Random
 from typing import Any
 
@@ -33,17 +33,12 @@ def _constraints(*rules: Mapping[str, Any]) -> dict[str, Any]:
     return {"verifier": "constraints", "reference": {"all": list(rules)}}
 
 
-def _numbered(words: Sequence[str]) -> str:
-    """The words one a line, counted: how both families of constraints are thought through."""
-    return "\n".join(f"{place} {word}" for place, word in enumerate(words, 1))
-
-
 def echo(rng: Random, level: Level, teacher: Teacher) -> Task:
     """Say the given words with the given sign at the end."""
     words, sign = tuple(rng.sample(WORDS, 4 if level == "harder" else rng.choice((2, 3)))), rng.choice("!?")
     rules: list[dict[str, Any]] = [{"kind": "words", "count": len(words)}, {"kind": "ends_with", "text": sign}]
     rules += [{"kind": "contains", "text": word} for word in words]
-    prompt, plan = f"say {' '.join(words)} and end with {sign}", f"{_numbered(words)}\n{sign}"
+    prompt, plan = f"say {' '.join(words)} and end with {sign}", f"{len(words)} words {sign}"
     return _general("echo", words, prompt, plan, " ".join(words) + sign, check=_constraints(*rules))
 
 
@@ -55,7 +50,7 @@ def count(rng: Random, level: Level, teacher: Teacher) -> Task:
     check = _constraints(
         {"kind": "words", "count": total}, {"kind": "contains", "text": first}, {"kind": "contains", "text": second}
     )
-    plan = _numbered(words)
+    plan = "\n".join(f"{place + 1} {word}" for place, word in enumerate(words))
     prompt = f"write {total} words with {first} and {second}"
     return _general("count", (total, first, second), prompt, plan, " ".join(words), check=check)
 
