@@ -7,7 +7,7 @@ here, before anything trains on them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
@@ -15,7 +15,7 @@ from typing import Protocol
 from qwq_rl.audit_probes import GARBAGE, HOSTILE, Claim, answered, claims, hedges, unanswered
 from qwq_rl.audit_report import Finding, Kind, Report
 from qwq_rl.row_format import Check, Row
-from qwq_rl.scoring import Scored
+from qwq_rl.scoring import Scored, names_of
 from qwq_rl.verifiers import Response, Verdict, Verifier
 from qwq_rl.verifiers.outcomes import describe, shown
 from qwq_rl.verifiers.running import judge
@@ -78,11 +78,22 @@ class _Case:
     """What was said of responses, by their texts."""
     wrong: str | None = None
     """The answer that stands for another reference, in the form that passed for the row's own."""
+    form: str = ""
+    """Which rule for all rows of the domain does not hold of the row's solution."""
     findings: list[Finding] = field(default_factory=list)
 
     @property
     def scored(self) -> bool:
         return any(check.role == "score" for check, _ in self.checks)
+
+    def excused(self, claim: Claim) -> set[str]:
+        """The gates that a right answer need not pass.
+
+        A rule for all rows speaks of form, and an answer put into words here has none that counts.
+        """
+        named = zip(names_of([check for check, _ in self.checks]), self.checks, strict=True)
+        synthetic = claim.kind == "reference"
+        return {name for name, (check, _) in named if check.role == "gate" and (synthetic or check.of_domain)}
 
     def find(self, kind: Kind, reason: str) -> None:
         """Note one finding of a kind; a second of the same kind adds nothing."""
@@ -144,6 +155,8 @@ def audit_cases(cases: Sequence[_Case], judging: Judging, opened: bool) -> None:
     for case in cases:
         if case.scored and case.right is None and not case.findings:
             case.find("unproven", "it has no `solution`, and its reference is no answer")
+        if case.form:
+            case.find("form", case.form)
 
 
 def _prove(cases: Sequence[_Case], judging: Judging) -> None:
@@ -156,33 +169,49 @@ def _prove(cases: Sequence[_Case], judging: Judging) -> None:
     for case in cases:
         for claim in case.claims:
             results = said[id(case), id(claim)]
-            at = next((at for at, scored in enumerate(results) if passes(scored, case.scored)), None)
+            excused = case.excused(claim)
+            at = next((at for at, scored in enumerate(results) if passes(scored, case.scored, excused)), None)
             if at is not None:
                 case.right = claim.responses[at]
                 case.heard[case.right.text] = _said(results[at])
                 case.wrong = claim.wrong[at] if claim.wrong else None
+                case.form = case.form or _form(claim, results[at])
             elif claim.needed:
                 faulty = all(_is_fault(scored) for scored in results)
-                case.find("fault" if faulty else claim.kind, _refusal(claim, results))
+                case.find("fault" if faulty else claim.kind, _refusal(case, claim, results))
 
 
-def passes(scored: Scored, has_score: bool = True) -> bool:
-    """Whether a response has the whole score and every gate holds; penalties do not count."""
+def passes(scored: Scored, has_score: bool = True, excused: Collection[str] = ()) -> bool:
+    """Whether a response has the whole score and every gate but the excused holds; penalties do not count."""
     judged = all(verdict.score is not None for verdict in scored.verdicts.values())
-    return judged and all(scored.gates.values()) and (scored.score == 1.0 or not has_score)
+    gates = all(holds for name, holds in scored.gates.items() if name not in excused)
+    return judged and gates and (scored.score == 1.0 or not has_score)
+
+
+def _form(claim: Claim, scored: Scored) -> str:
+    """Which gate of the checks does not hold of a solution that passes, empty where all do."""
+    fails = next((name for name, holds in scored.gates.items() if not holds), None)
+    if claim.kind != "solution" or fails is None:
+        return ""
+    return f"its solution passes, but not the gate {fails}: {scored.verdicts[fails].reason}"
 
 
 def _is_fault(scored: Scored) -> bool:
     return any(said.score is None and said.status != "bad_reference" for said in scored.verdicts.values())
 
 
-def _refusal(claim: Claim, results: Sequence[Scored]) -> str:
+def _refusal(case: _Case, claim: Claim, results: Sequence[Scored]) -> str:
     """Why none of a claim's responses passed: what was said of the one that came furthest."""
     furthest = max(
         results, key=lambda scored: all(verdict.status != "no_answer" for verdict in scored.verdicts.values())
     )
-    said = [f"{name}: {verdict.status}, {verdict.reason}" for name, verdict in furthest.verdicts.items()]
-    said += [f"gate {name} does not hold" for name, holds in furthest.gates.items() if not holds]
+    excused, said = case.excused(claim), list[str]()
+    for (name, verdict), (check, _) in zip(furthest.verdicts.items(), case.checks, strict=True):
+        counts = check.role != "penalty" and name not in excused
+        if verdict.score is None or (counts and verdict.score < 1):
+            said.append(f"{name}: {verdict.status}, {verdict.reason}")
+    fails = (name for name, holds in furthest.gates.items() if not holds)
+    said += [f"gate {name} does not hold" for name in fails if name not in excused]
     answer = claim.responses[results.index(furthest)].answer
     what = "its solution" if claim.kind == "solution" else f"the answer {shown(answer)}"
     return f"{what} does not pass: {'; '.join(said)}"

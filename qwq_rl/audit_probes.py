@@ -47,13 +47,20 @@ class Claim:
 
 def answered(answer: str, reasoning: str = "hm") -> Response:
     """A well-formed response with this answer."""
-    return Response(f"{OPEN}\n{reasoning}\n{CLOSE}\n\n{answer}", answer.strip(), reasoning)
+    text = f"{OPEN}\n{reasoning}\n{CLOSE}\n\n{answer}"
+    return Response(text, answer.strip(), reasoning, token_ids=_tokens(text))
 
 
 def as_solution(text: str, opened: bool) -> Response:
     """A row's `solution` as a response; `opened`: it follows a prompt that has opened the thinking."""
     reasoning, answer = split_thinking(text, opened)
-    return Response(text, answer.strip(), reasoning.strip(), messages=({"role": "assistant", "content": text},))
+    messages = ({"role": "assistant", "content": text},)
+    return Response(text, answer.strip(), reasoning.strip(), messages=messages, token_ids=_tokens(text))
+
+
+def _tokens(text: str) -> range:
+    """About as many token ids as the text would have, for rules that count them."""
+    return range(1 + len(text) // 4)
 
 
 def claims(row: Row, checks: Sequence[tuple[Check, Verifier]], opened: bool) -> list[Claim]:
@@ -126,8 +133,8 @@ def decoy(reference: Any) -> str | int:
 def unanswered(right: str) -> list[Response]:
     """Responses without an answer, which have the right one in their thinking."""
     return [
-        Response(f"{OPEN}\n{right}\n{CLOSE}\n\n", "", right),
-        Response(f"{OPEN}\n{right}", "", right),
+        Response(f"{OPEN}\n{right}\n{CLOSE}\n\n", "", right, token_ids=_tokens(right)),
+        Response(f"{OPEN}\n{right}", "", right, token_ids=_tokens(right)),
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Kind = Literal["reference", "solution", "fault", "unstable", "slow", "empty", "garbage", "hedge", "unproven"]
+Kind = Literal["reference", "solution", "fault", "unstable", "slow", "empty", "garbage", "hedge", "form", "unproven"]
 
 SAYS: dict[Kind, str] = {
     "reference": "references that do not accept themselves",
@@ -18,12 +18,15 @@ SAYS: dict[Kind, str] = {
     "empty": "pass without an answer",
     "garbage": "pass with an answer that answers nothing, or a wrong one",
     "hedge": "pass with two answers of which one is right",
+    "form": "have a solution that would get no reward by a rule of the domain",
     "unproven": "have nothing that must pass: no solution, and their reference is no answer",
 }
 """What is said of the rows with a finding of a kind, in the order of telling."""
 
 BROKEN = frozenset[Kind]({"reference", "solution", "fault", "unstable"})
 """The row cannot be learnt from: a right response is not, or not always, rewarded."""
+TOLD = frozenset[Kind]({"form", "unproven"})
+"""No failure of row or verifier."""
 SHOWN = 5
 """How many rows of a kind the terminal shows; the report has all."""
 
@@ -59,8 +62,8 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether there is nothing wrong; rows that nothing proves are told and no failure."""
-        return all(finding.kind == "unproven" for finding in self.findings)
+        """Whether there is nothing wrong; what is only told is no failure."""
+        return all(finding.kind in TOLD for finding in self.findings)
 
     def broken(self, domain: str | None = None) -> int:
         """How many rows (of a domain) cannot be learnt from."""

@@ -41,6 +41,10 @@ class Known:
     """The domains that have open rows."""
     verifiers: frozenset[tuple[str, str]] = frozenset()
     """Each domain with the name of a verifier that its rows check."""
+    unnamed: frozenset[str] = frozenset()
+    """The domains that have rows with a reference and no verifier, which is for the domain's single one."""
+    penalties: frozenset[tuple[str, tuple[str, ...]]] = frozenset()
+    """Each domain with the names of the penalties that one of its rows asks for."""
     whole: bool = False
     """Whether there are no other rows."""
 
@@ -90,11 +94,18 @@ def _rows_ahead(part: DataSource, kind: Any, mistakes: list[str]) -> Known:
         return Known()
     if kind != "rl":
         return Known()
-    checks = [(row["domain"], check) for row in rows for check in checks_of(row)]
+    asked = [(row, row["domain"], checks_of(row)) for row in rows]
+    unnamed = {row["id"] for row, _, checks in asked if not checks and row.get("reference") is not None}
+    unscored = [(row, domain) for row, domain, checks in asked if all(check.role != "score" for check in checks)]
+    penalties = [
+        (domain, tuple(one.verifier for one in checks if one.role == "penalty")) for _, domain, checks in asked
+    ]
     return Known(
-        domains=frozenset(row["domain"] for row in rows),
-        open=frozenset(row["domain"] for row in rows if all(check.role != "score" for check in checks_of(row))),
-        verifiers=frozenset((domain, check.verifier) for domain, check in checks),
+        domains=frozenset(domain for _, domain, _ in asked),
+        open=frozenset(domain for row, domain in unscored if row["id"] not in unnamed),
+        verifiers=frozenset((domain, check.verifier) for _, domain, checks in asked for check in checks),
+        unnamed=frozenset(domain for row, domain in unscored if row["id"] in unnamed),
+        penalties=frozenset((domain, names) for domain, names in penalties if names),
         whole=len(rows) < limit or limit == part.limit,
     )
 

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from qwq_rl.check_data import Known, data_source, sets_mistakes
+from qwq_rl.check_rewards import domain_mistakes, reward_mistakes
 from qwq_rl.config import Contradictions, did_you_mean, did_you_mean_or_all
 from qwq_rl.config_tree import joined
-from qwq_rl.errors import UserError
 from qwq_rl.recipe import DataSource, Domain, Evaluate, ModelSource, RewardModelSource, RlRecipe
-from qwq_rl.scoring import chosen
-from qwq_rl.verifiers.loading import load, resolvable
 
 _HUB_MODEL = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -45,7 +43,7 @@ def stage_mistakes(kind: Any, parts: Mapping[str, Any], around: Surroundings) ->
             case Evaluate():
                 yield from sets_mistakes(joined(path, "sets"), part.sets)
             case Domain():
-                yield from _verifiers(path, part)
+                yield from domain_mistakes(path, part)
     if isinstance(parts.get(""), RlRecipe):
         yield from reward_mistakes(parts[""], known)
 
@@ -80,78 +78,3 @@ def _reward_model_source(source: str, around: Surroundings) -> Iterator[str]:
         yield f"{source} is a stage of kind {around.kinds[source]}, not reward_model{did_you_mean_or_all('', trained)}"
     elif source not in around.earlier:
         yield f"{source} comes later in the pipeline: move it forward in pipeline.yaml"
-
-
-def _verifiers(path: str, domain: Domain) -> Contradictions:
-    for name, given in domain.verifiers.items():
-        problem = resolvable(*chosen(name, given))
-        if problem:
-            yield f"{path}.verifiers.{name}", problem
-    if domain.reward_model and not domain.verifiers:
-        yield joined(path, "reward_model"), "does nothing without verifiers: the reward of open rows is `gate * q`"
-
-
-def reward_mistakes(recipe: RlRecipe, known: Mapping[str, Known]) -> Contradictions:
-    """What of an rl stage's domains, data and reward model does not go together."""
-    yield from _domains_and_rows(recipe, known)
-    found = list(known.values())
-    unscored = {name for one in found for name in one.open} | {n for n, d in recipe.domains.items() if not d.verifiers}
-    weighted = [name for name, domain in recipe.domains.items() if domain.reward_model > 0]
-    if recipe.reward_model is None:
-        for name in weighted:
-            yield f"domains.{name}.reward_model", "does nothing without `reward_model: {from: STAGE}`"
-        for name in sorted(unscored & set(recipe.domains)):
-            yield "reward_model", f"is missing: {name} has open rows, which a reward model alone can reward"
-    elif not weighted and not unscored and len(found) == len(recipe.data) and all(one.whole for one in found):
-        yield "reward_model", "does nothing: no domain gives it weight, and no row is open"
-    for name in weighted:
-        yield from _outranking(name, recipe.domains[name])
-
-
-def _domains_and_rows(recipe: RlRecipe, known: Mapping[str, Known]) -> Contradictions:
-    for path, one in known.items():
-        for name in sorted(one.domains - set(recipe.domains)):
-            near = did_you_mean(name, recipe.domains)
-            yield f"{path}.source", f"has rows of the domain {name}, which `domains` does not name{near}"
-        for domain, verifier in sorted(one.verifiers):
-            if domain in recipe.domains and verifier not in recipe.domains[domain].verifiers:
-                yield from (
-                    (f"{path}.source", f"in rows of {domain}: {text}") for text in [resolvable(verifier)] if text
-                )
-    if len(known) == len(recipe.data) and all(one.whole for one in known.values()):
-        yield from _unused(recipe, list(known.values()))
-
-
-def _unused(recipe: RlRecipe, known: list[Known]) -> Contradictions:
-    """Domains and verifiers that no row asks for, where every row is known."""
-    domains, verifiers = {d for one in known for d in one.domains}, {v for one in known for v in one.verifiers}
-    for name, domain in recipe.domains.items():
-        if name not in domains:
-            yield f"domains.{name}", "does nothing: no row of `data` is of this domain"
-            continue
-        for verifier in domain.verifiers:
-            if (name, verifier) not in verifiers:
-                asked = sorted(other for where, other in verifiers if where == name)
-                hint = f" (they name {', '.join(asked)})" if asked else ""
-                yield (
-                    f"domains.{name}.verifiers.{verifier}",
-                    f"does nothing: no row of {name} names this verifier{hint}",
-                )
-
-
-def _outranking(name: str, domain: Domain) -> Contradictions:
-    """No failing response may be rewarded more than a passing one, which gets at least 1 - w, whatever its q."""
-    worst = max((largest_failing_score(*chosen(name, given)) for name, given in domain.verifiers.items()), default=0.0)
-    if domain.verifiers and 1 - domain.reward_model <= worst:
-        gets = (
-            f"a response that passes may get as little as 1 - {domain.reward_model:g}, one that fails up to {worst:g}"
-        )
-        yield f"domains.{name}.reward_model", f"{gets}: choose a weight below {1 - worst:g}"
-
-
-def largest_failing_score(spec: str, parameters: Mapping[str, Any]) -> float:
-    """The largest score a failing response can get from a verifier: its attribute of this name, 0 where it has none."""
-    try:
-        return float(getattr(load(spec, parameters).verifier, "largest_failing_score", 0.0))
-    except UserError:  # said by `resolvable` already
-        return 0.0

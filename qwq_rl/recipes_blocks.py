@@ -43,6 +43,28 @@ class DataSource:
     limit: int | None = field(default=None, metadata=about("Use only the first so many rows.", least=1))
 
 
+_SCORE = "a score is what a row asks for: name it in the row"
+
+
+@dataclass(frozen=True)
+class DomainCheck:
+    """A rule that holds for every row of a domain, whether the row names it or not."""
+
+    verifier: str = field(
+        metadata=about(
+            "The rule: a name under the domain's `verifiers`, which gives its parameters, or any verifier that needs "
+            "none."
+        )
+    )
+    role: Literal["gate", "penalty"] = field(
+        metadata=about(
+            "`gate`: where the rule is broken there is no reward; `penalty`: it takes from the reward.",
+            later={"score": _SCORE},
+        )
+    )
+    reference: Any = field(default=None, metadata=about("What the rule compares with, the same for all rows."))
+
+
 @dataclass(frozen=True)
 class Domain:
     """How the responses to the rows of one domain are rewarded."""
@@ -60,12 +82,27 @@ class Domain:
         default=0.0,
         metadata=about(
             "w of `R = gate * v * ((1 - w) + w * q)` on rows with a `score` check; open rows have `R = gate * q`. "
-            "`1 - w` must be above the largest score that a failing response can get (`largest_failing_score` of the "
-            "verifier, 0 where it has none).",
+            "`1 - w`, less the largest penalties, must be above the largest score that a failing response can get "
+            "(`largest_failing_score` of the verifier, 0 where it has none).",
             least=0,
             most=1,
         ),
     )
+    checks: tuple[DomainCheck, ...] = field(
+        default=(),
+        metadata=about(
+            "Rules for all rows of the domain in training, open ones too, such as on format and language. A row that "
+            "names the same verifier in the same role is asked its own instead."
+        ),
+    )
+
+    def contradictions(self) -> Contradictions:
+        """A rule is asked once in each role."""
+        seen: set[tuple[str, str]] = set()
+        for place, check in enumerate(self.checks):
+            if (check.verifier, check.role) in seen:
+                yield f"checks.{place}", f"{check.verifier} is asked as a {check.role} before"
+            seen.add((check.verifier, check.role))
 
 
 @dataclass(frozen=True)

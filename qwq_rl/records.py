@@ -166,6 +166,7 @@ class RlMetrics(Update):
     faults: int
     domains: dict[str, DomainMetrics]
     families: dict[str, FamilyMetrics]
+    scores: NotRequired[dict[str, float | None]]
     statuses: dict[str, int]
     verifiers: NotRequired[dict[str, dict[str, int]]]
     seconds: dict[str, float]

@@ -19,7 +19,7 @@ class AuditFinding(TypedDict):
     id: str
     place: int
     domain: str | None
-    kind: Literal["reference", "solution", "fault", "unstable", "slow", "empty", "garbage", "hedge", "unproven"]
+    kind: Literal["reference", "solution", "fault", "unstable", "slow", "empty", "garbage", "hedge", "form", "unproven"]
     reason: str
 
 

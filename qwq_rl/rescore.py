@@ -23,7 +23,6 @@ from qwq_rl.rescoring import (
     judge_again,
     recipe_of,
     recorded,
-    reference_of,
     replaced,
     rl_stages,
     rows_of,
@@ -160,7 +159,7 @@ def _example(again: Again, alike: int) -> Iterator[str]:
     times = f", {alike} times" if alike > 1 else ""
     wrote = " ".join("".join(str(part["text"]) for part in again.rollout["segments"]).split())
     yield f"    {again.stage} {again.rollout['id']}, row {again.rollout['row']}{times}"
-    yield f"      wrote ...{wrote[-WIDTH:]}    reference {shown(reference_of(again), WIDTH)}"
+    yield f"      wrote ...{wrote[-WIDTH:]}    reference {shown(again.reference, WIDTH)}"
     yield f"      was {_score(old['score'])} {old['status']}: {shown(old['reason'], WIDTH)}"
     yield f"      now {_score(new.score)} {new.status}: {shown(new.reason, WIDTH)}"
 

@@ -11,7 +11,7 @@ from typing import Any
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.prompts import opens_thinking, split_thinking
 from qwq_rl.recipe import RlRecipe, load_stage
-from qwq_rl.row_format import Row, checks_of, nearest
+from qwq_rl.row_format import Row, nearest
 from qwq_rl.rows import load_rows
 from qwq_rl.runfolder import RunFolder, StageFolder, read_json, read_lines
 from qwq_rl.scoring import Scored, Scorer
@@ -32,6 +32,8 @@ class Again:
     name: str
     """The verdict that was judged again."""
     scored: Scored
+    reference: Any
+    """What the verdict was about."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +157,12 @@ def judge_again(
             items = [(rows[line["row"]], response_of(line, ends, decode)) for line, _ in of]
             scored = scorers[key].score(items, [line["preference"] for line, _ in of])
             found += [
-                Again(stage.name, line, row, own, one)
+                Again(stage.name, line, row, own, one, _reference(scorers[key], row, own))
                 for (line, own), (row, _), one in zip(of, items, scored, strict=True)
+                if own in one.verdicts  # the row may ask for less by now
             ]
         on_rollouts(len(found))
-    return found, len(chosen) - len(known)
+    return found, len(chosen) - len(found)
 
 
 def _own(line: Line, wanted: Wanted, name: str | None) -> str | None:
@@ -231,7 +234,7 @@ def disagreement(again: Again) -> dict[str, Any]:
         "domain": line["domain"],
         "family": line["family"],
         "check": again.name,
-        "reference": json.loads(json.dumps(reference_of(again), default=str)),
+        "reference": json.loads(json.dumps(again.reference, default=str)),
         "text": "".join(str(part["text"]) for part in line["segments"]),
         "old": {**line["verdicts"][again.name]},
         "new": {**vars(verdict), "metrics": dict(verdict.metrics)},
@@ -239,9 +242,9 @@ def disagreement(again: Again) -> dict[str, Any]:
     }
 
 
-def reference_of(again: Again) -> Any:
-    """The reference that the verdict was about."""
-    name, _, number = again.name.partition("#")
-    checks = [check for check in checks_of(again.row) if check.verifier == name]
+def _reference(scorer: Scorer, row: Row, own: str) -> Any:
+    """What the verdict of this name is about; None where nobody asks for it any more."""
+    name, _, number = own.partition("#")
+    checks = [check for check, _ in scorer.checks(row) if check.verifier == name]
     place = int(number or 1) - 1
-    return checks[place].reference if place < len(checks) else again.row.get("reference")
+    return checks[place].reference if place < len(checks) else None

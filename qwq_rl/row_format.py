@@ -31,6 +31,8 @@ class Check:
     verifier: str
     reference: Any = None
     role: Role = "score"
+    of_domain: bool = False
+    """Whether the recipe asks it of all rows of the domain, rather than the row itself."""
 
 
 def checks_of(row: Mapping[str, Any]) -> list[Check]:

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from qwq_rl.composition import compose
 from qwq_rl.errors import RowError, UserError
@@ -25,6 +25,22 @@ GATES: Mapping[str, Callable[[Response], bool]] = {
 """Gate -> whether a response passes it. An answer without any thinking leaves no thinking open."""
 
 
+class DomainCheckLike(Protocol):
+    """What scoring reads of an entry of `domains.X.checks`."""
+
+    @property
+    def verifier(self) -> str:
+        """A name under the domain's `verifiers`, or a verifier that needs no parameters."""
+
+    @property
+    def role(self) -> Literal["gate", "penalty"]:
+        """What its verdicts are for."""
+
+    @property
+    def reference(self) -> Any:
+        """What it compares with, for all rows."""
+
+
 class DomainLike(Protocol):
     """What scoring reads of a recipe's entry under `domains`."""
 
@@ -40,6 +56,10 @@ class DomainLike(Protocol):
     def reward_model(self) -> float:
         """The weight w of the preference on rows that have a `score` check."""
 
+    @property
+    def checks(self) -> Sequence[DomainCheckLike]:
+        """The rules for all of its rows."""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -50,9 +70,9 @@ class Scored:
     reward: float | None
     """0..1; None: could not be judged, so it takes no part in learning."""
     verdicts: Mapping[str, Verdict]
-    """By verifier name; a name that a row checks again gets `#2` and so on."""
+    """By verifier name, the domain's rules last; a name that is asked again gets `#2` and so on."""
     gates: Mapping[str, bool]
-    """The recipe's gates and the row's own checks of role `gate`, as far as they could be judged."""
+    """The recipe's gates and the checks of role `gate`, as far as they could be judged."""
     preference: float | None
     """The within-group win rate q, where a reward model took part."""
 
@@ -67,7 +87,7 @@ class Scorer:
         self.counts: dict[str, dict[str, int]] = {}
         """By verifier name, what running it came to in the last call of `score` (`verifiers.desk.COUNTS`)."""
         for name, domain in domains.items():
-            for verifier in domain.verifiers:
+            for verifier in entries_of(domain):
                 self._verifier(name, verifier)
 
     def score(
@@ -92,14 +112,21 @@ class Scorer:
         return [(check, self._verifier(row["domain"], check.verifier)) for check in self._checks(row)]
 
     def _checks(self, row: Row) -> list[Check]:
-        """The row's checks; a `reference` without a verifier is for the domain's single one."""
+        """The row's checks, and the domain's that it does not ask itself."""
         if row["domain"] not in self._domains:
             known = ", ".join(self._domains)
             raise RowError(f"row {row['id']}: its domain `{row['domain']}` is not among the recipe's ({known})")
+        own, domain = self._own_checks(row), self._domains[row["domain"]]
+        asked = {(check.verifier, check.role) for check in own}
+        rules = [one for one in domain.checks if (one.verifier, one.role) not in asked]
+        return [*own, *(Check(one.verifier, one.reference, one.role, of_domain=True) for one in rules)]
+
+    def _own_checks(self, row: Row) -> list[Check]:
+        """The row's own; a `reference` without a verifier is for the domain's single one."""
         checks = checks_of(row)
         if checks or row.get("reference") is None:
             return checks
-        names = list(self._domains[row["domain"]].verifiers)
+        names = verifiers_of_rows(self._domains[row["domain"]])
         if len(names) != 1:
             raise RowError(
                 f"row {row['id']} has a reference but names no verifier, and its domain `{row['domain']}` has "
@@ -113,6 +140,17 @@ class Scorer:
         if key not in self._loaded:
             self._loaded[key] = load(spec, params)
         return self._loaded[key]
+
+
+def entries_of(domain: DomainLike) -> dict[str, Any]:
+    """The recipe's entry for every verifier that a domain names; None for a rule that has none."""
+    return {**{check.verifier: None for check in domain.checks}, **domain.verifiers}
+
+
+def verifiers_of_rows(domain: DomainLike) -> list[str]:
+    """The names under the domain's `verifiers` that are there for rows to ask: all but its rules'."""
+    rules = {check.verifier for check in domain.checks}
+    return [name for name in domain.verifiers if name not in rules]
 
 
 class Grader:
@@ -219,9 +257,8 @@ def _composed(
     by_role: dict[str, list[float | None]] = {"score": [], "gate": [], "penalty": []}
     named: dict[str, Verdict] = {}
     gates = {gate: GATES[gate](response) for gate in gate_names}
-    for check, verdict in zip(checks, verdicts, strict=True):
+    for check, name, verdict in zip(checks, names_of(checks), verdicts, strict=True):
         by_role[check.role].append(verdict.score)
-        name = _free(check.verifier, named)
         named[name] = verdict
         if check.role == "gate" and verdict.score is not None:
             gates[name] = verdict.score == 1
@@ -238,9 +275,15 @@ def _lowest(scores: Sequence[float | None]) -> float | None:
     return min(known) if known and (len(known) == len(scores) or min(known) == 0) else None
 
 
-def _free(name: str, taken: Mapping[str, Any]) -> str:
-    number = 1 + sum(key == name or key.startswith(f"{name}#") for key in taken)
-    return name if number == 1 else f"{name}#{number}"
+def names_of(checks: Sequence[Check]) -> list[str]:
+    """What the verdicts of a response's checks are called: by verifier, one that comes again `#2` and so on."""
+    seen: Counter[str] = Counter()
+    names = []
+    for check in checks:
+        seen[check.verifier] += 1
+        number = seen[check.verifier]
+        names.append(check.verifier if number == 1 else f"{check.verifier}#{number}")
+    return names
 
 
 def _graded(scored: Scored) -> Scored:

@@ -26,6 +26,7 @@ from qwq_rl.provenance import collect, digest, verifier_version
 from qwq_rl.recipe import Stage, difference, recipe_hash, resolved_yaml
 from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.runfolder import RunFolder, StageFolder, read_json, write_json
+from qwq_rl.scoring import entries_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -176,7 +177,7 @@ def stage_contract(recipe: Stage, tokenizer: Any) -> dict[str, Any]:
         "verifiers": {
             f"{name}.{verifier}": verifier_version(verifier, entry)
             for name, domain in domains.items()
-            for verifier, entry in domain.verifiers.items()
+            for verifier, entry in entries_of(domain).items()
         },
     }
 

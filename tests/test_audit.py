@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from qwq_rl.audit import Alone, audit
 from qwq_rl.audit_probes import decoy
 from qwq_rl.audit_report import Report, told
+from qwq_rl.recipes_blocks import DomainCheck
 from qwq_rl.row_format import Check
-from qwq_rl.scoring import Grader, grader
+from qwq_rl.scoring import Grader, Scorer, grader
 from qwq_rl.verifiers import load
 
 VERIFIERS = """\
@@ -48,6 +50,12 @@ def slow(problem, response):
 
 def length(problem, response):
     return len(response.answer) == problem["reference"]
+
+def never(problem, response):
+    return False
+
+def broken(problem, response):
+    raise OSError("not today")
 
 length.self_answer = lambda problem: "x" * problem["reference"]
 
@@ -213,3 +221,59 @@ def test_a_grader_audits_by_the_grade() -> None:
     graded = row(grade={"verifier": "constraints", "reference": {"all": [{"kind": "upper"}]}}, solution="RED")
     assert isinstance(grader(), Grader)
     assert audit([(1, graded)], grader()).findings == ()
+
+
+@dataclass(frozen=True)
+class Domain:
+    verifiers: Mapping[str, Any]
+    checks: tuple[DomainCheck, ...]
+    reward_model: float = 0.0
+    weight: float = 1.0
+
+
+def ruled(*checks: DomainCheck, **verifiers: Any) -> Scorer:
+    return Scorer({"d": Domain({"math": {}, **verifiers}, checks)}, ("finished", "answered"))
+
+
+CHINESE = "<think>" + "首先我们把两个数加起来" * 3 + r"</think> \boxed{4}"
+
+
+def test_a_rule_for_all_rows_is_no_failure_of_a_row_and_told() -> None:
+    english = DomainCheck("language_consistency", "gate", "en")
+    rows = [row(verifier="math", reference="4", solution=CHINESE)]
+
+    report = audit(enumerate(rows, 1), ruled(english))
+
+    assert (report.passed, report.proven, report.broken(), _kinds(report)) == (True, 1, 0, ["form"])
+    assert report.findings[0].reason.startswith("its solution passes, but not the gate language_consistency: ")
+    assert "1 have a solution that would get no reward by a rule of the domain" in told(report, "rows")
+
+
+def test_a_gate_that_the_row_itself_asks_for_holds_of_its_solution() -> None:
+    checks = [
+        {"verifier": "math", "reference": "4"},
+        {"verifier": "language_consistency", "role": "gate", "reference": "en"},
+    ]
+    report = audit([(1, row(checks=checks, solution=CHINESE))], ruled())
+    assert _kinds(report) == ["solution"]
+    assert "gate language_consistency does not hold" in report.findings[0].reason
+
+
+def test_a_gate_on_form_does_not_refuse_a_reference(own: str) -> None:
+    never = f"{own}:never"
+    report = audit([(1, row(verifier="math", reference="4"))], ruled(DomainCheck(never, "gate")))
+    assert (_kinds(report), report.proven) == ([], 1)
+
+
+def test_a_penalty_that_counts_tokens_can_be_audited() -> None:
+    rule = DomainCheck("overlong", "penalty")
+    report = audit(
+        [(1, row(verifier="math", reference="4"))], ruled(rule, overlong={"max_tokens": 100, "buffer": 50, "most": 0.3})
+    )
+    assert (_kinds(report), report.proven) == ([], 1)
+
+
+def test_a_rule_that_cannot_judge_is_a_fault(own: str) -> None:
+    report = audit([(1, row(verifier="math", reference="4"))], ruled(DomainCheck(f"{own}:broken", "penalty")))
+    assert _kinds(report) == ["fault"]
+    assert "not today" in report.findings[0].reason

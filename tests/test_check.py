@@ -279,6 +279,70 @@ def test_partial_credit_bounds_the_weight(folder: Path) -> None:
     assert "may get as little as 1 - 0.25, one that fails up to 0.75: choose a weight below 0.25" in only
 
 
+RULES = "--1_math_code.domains.math={verifiers: {math: {}, repetition: {most: 0.3}}, checks: [%s]}"
+LOOPS = "{verifier: repetition, role: penalty}"
+
+
+def test_rules_for_all_rows_of_a_domain(folder: Path) -> None:
+    language = "{verifier: language_consistency, role: gate, reference: en}"
+    assert mistakes(folder, [RULES % f"{LOOPS}, {language}, {{verifier: think_format, role: gate}}"]) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (
+            "{verifier: repetitoin, role: gate}",
+            "checks.0.verifier: the domain has no verifier repetitoin; did you mean",
+        ),
+        ("{verifier: think_fromat, role: gate}", "unknown verifier `think_fromat`; did you mean `think_format`?"),
+        ("{verifier: overlong, role: gate}", "its parameters belong under the domain's `verifiers`, as `overlong:"),
+        ("{verifier: language_consistency, role: gate, reference: eng}", "checks.0.reference: the language must be"),
+        ("{verifier: math, role: gate}", "checks.0.reference: the reference None is no math answer"),
+        (f"{LOOPS}, {LOOPS}", "checks.1: repetition is asked as a penalty before"),
+        ("{verifier: think_format}", "checks.0.role: is missing: `gate`: where the rule is broken"),
+        ("{verifier: math, role: score, reference: 1}", "a score is what a row asks for: name it in the row; must be"),
+        ("{verifier: math, rule: gate}", "checks.0.rule: unknown key; did you mean role?"),
+        ("repetition", "checks.0: must be a mapping, not text 'repetition'"),
+        ("{verifier: think_format, role: penalty}", "as little as 1 - 0 - 1, one that fails up to 0: lower `most`"),
+    ],
+)
+def test_a_rule_that_cannot_be_asked_is_named(folder: Path, rule: str, message: str) -> None:
+    assert message in "\n".join(mistakes(folder, [RULES % rule]))
+
+
+def test_penalties_lower_the_weight_that_the_reward_model_may_have(folder: Path) -> None:
+    rule = "--2_general.domains.math={reward_model: %s, verifiers: {math: {}, repetition: {most: 0.3}}, checks: [%s]}"
+    assert mistakes(folder, [rule % (0.6, LOOPS)]) == []
+    (only,) = mistakes(folder, [rule % (0.7, LOOPS)])
+    assert "domains.math.checks: a response that passes may get as little as 1 - 0.7 - 0.3, one that fails" in only
+
+
+def test_the_penalties_that_rows_name_count_beside_the_rules(folder: Path) -> None:
+    own = [{"verifier": "math", "reference": "2"}, {"verifier": "language_consistency", "role": "penalty"}]
+    write_rows(Path("rows.jsonl"), row(1, verifier=None, reference=None, checks=own))
+    given = ["--1_math_code.data.0.source=rows.jsonl", RULES % LOOPS]
+    (only,) = mistakes(folder, given)
+    assert "1 - 0 - 0.3 - 1" in only
+    assert "(repetition, language_consistency)" in only
+    assert mistakes(folder, [*given, "--1_math_code.domains.math.verifiers.language_consistency={most: 0.3}"]) == []
+
+
+def test_a_value_that_a_built_in_verifier_refuses_is_told(folder: Path) -> None:
+    (only,) = mistakes(folder, ["--1_math_code.domains.math.verifiers.math={anchor: box}"])
+    assert "domains.math.verifiers.math: " in only
+    assert "anchor is" in only
+
+
+def test_a_reference_alone_is_for_the_single_verifier_that_is_no_rule(folder: Path) -> None:
+    write_rows(Path("rows.jsonl"), row(1, verifier=None))
+    given = ["--1_math_code.data.0.source=rows.jsonl"]
+    assert mistakes(folder, given) == []
+    assert mistakes(folder, [*given, RULES % LOOPS]) == []
+    (only,) = mistakes(folder, [*given, "--1_math_code.domains.math={verifiers: {math: {}, exact: {}}}"])
+    assert only.endswith("has rows of math with a reference that name no verifier, and the domain has 2 (math, exact)")
+
+
 def test_rows_of_a_file(folder: Path) -> None:
     write_rows(Path("rows.jsonl"), row(1), row(2))
     assert mistakes(folder, ["--1_math_code.data.0.source=rows.jsonl"]) == []
@@ -326,7 +390,8 @@ def test_user_mapper(folder: Path) -> None:
     entry = "--1_math_code.data.0={source: rows.jsonl, mapper: mine.py:%s}"
     assert mistakes(folder, [entry % "to_row"]) == []
     (only,) = mistakes(folder, [entry % "torow"])
-    assert "data.0: data.0.mapper: mapper `mine.py:torow`: mine.py has no function `torow`" in only
+    assert "data.0: data.0.mapper: mapper `mine.py:torow`" in only
+    assert only.endswith("mine.py has no `torow`; did you mean `to_row`?")
 
 
 def test_model_folders_and_hub_ids(folder: Path) -> None:

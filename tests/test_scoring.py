@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from qwq_rl.errors import RowError, UserError
+from qwq_rl.recipes_blocks import DomainCheck
 from qwq_rl.scoring import Scored, Scorer, grader
 from qwq_rl.verifiers import Response
 
@@ -21,6 +22,7 @@ class Domain:
     verifiers: Mapping[str, Any] = field(default_factory=dict)
     reward_model: float = 0.0
     weight: float = 1.0
+    checks: tuple[DomainCheck, ...] = ()
 
 
 def respond(answer: str, **rest: Any) -> Response:
@@ -218,3 +220,56 @@ def test_grading_leaves_a_fault_out(flaky: str) -> None:
 def test_an_open_row_without_grade_cannot_be_evaluated() -> None:
     with pytest.raises(RowError, match="row r1 has no check of role `score` and no `grade`"):
         grader().score([(OPEN, respond("hello"))])
+
+
+LOOP = "Wait, let me check again. " * 50
+LOOPS = DomainCheck("repetition", "penalty")
+RULED = Domain({"math": {}, "repetition": {"most": 0.25}}, checks=(LOOPS,))
+
+
+def looping(answer: str) -> Response:
+    return Response(f"{LOOP}</think>{answer}", answer, LOOP)
+
+
+def test_a_rule_of_the_domain_holds_for_every_row_and_has_its_parameters() -> None:
+    scored = one(MATH, looping(r"\boxed{4}"), math=RULED)
+    assert (scored.score, scored.reward, list(scored.verdicts)) == (1.0, 0.75, ["math", "repetition"])
+    assert one(MATH, respond(r"\boxed{4}"), math=RULED).reward == 1.0
+
+
+def test_a_rule_of_the_domain_holds_for_open_rows() -> None:
+    open_row = one(row(), looping("hello"), q=0.5, math=RULED)
+    assert (open_row.score, open_row.reward) == (None, 0.25)
+    gate = Domain(checks=(DomainCheck("language_consistency", "gate", "en"),))
+    foreign = one(row(), respond("你好世界你好世界你好世界"), q=0.5, math=gate)
+    assert (foreign.reward, foreign.gates["language_consistency"]) == (0.0, False)
+
+
+def test_a_row_that_asks_for_the_rule_itself_is_asked_its_own() -> None:
+    rule = Domain({"exact": {}}, checks=(DomainCheck("language_consistency", "gate", "en"),))
+    own = [
+        {"verifier": "exact", "reference": "x"},
+        {"verifier": "language_consistency", "role": "gate", "reference": "zh"},
+    ]
+    scored = one(row(checks=own), respond("你好世界你好世界你好世界"), math=rule)
+    assert list(scored.verdicts) == ["exact", "language_consistency"]
+    assert scored.gates["language_consistency"] is True
+
+
+def test_the_same_verifier_in_another_role_keeps_both_verdicts() -> None:
+    checks = [{"verifier": "think_format"}, {"verifier": "repetition", "role": "gate"}]
+    scored = one(row(checks=checks), looping("hello"), math=RULED)
+    assert {name: verdict.score for name, verdict in scored.verdicts.items()} == {
+        "think_format": 1.0,
+        "repetition": 0.0,
+        "repetition#2": -0.25,
+    }
+
+
+def test_a_reference_alone_is_not_for_a_rule() -> None:
+    assert one(row(reference="4"), looping(r"\boxed{4}"), math=RULED).score == 1.0
+
+
+def test_a_rule_that_does_not_exist_is_told_before_any_row() -> None:
+    with pytest.raises(UserError, match="did you mean `repetition`"):
+        Scorer({"math": Domain(checks=(DomainCheck("repetitoin", "penalty"),))}, GATES)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from qwq_rl.errors import UserError
 from qwq_rl.sandbox import Job, JobError, LocalSandbox, Result, SandboxUnavailable
 from qwq_rl.verifiers.contract import Problem, Response, Verdict
-from qwq_rl.verifiers.outcomes import bad_reference, empty_answer, fault, no_answer, shown
+from qwq_rl.verifiers.outcomes import ALMOST, bad_reference, empty_answer, fault, no_answer, shown
 
 LEVELS = ("L0", "L1", "L2", "L3", "L4")
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*(\w*)[^\n`]*\n(.*?)^[ \t]*\1[ \t]*$", re.MULTILINE | re.DOTALL)
@@ -64,6 +64,8 @@ class CodeVerifier:
     ) -> None:
         """Build one with `code`."""
         self._limits, self._partial, self._bare, self._require, self._sandbox = limits, partial, bare, require, sandbox
+        self.largest_failing_score = ALMOST if partial else 0.0
+        """What a program that fails a test gets at most."""
 
     def __call__(self, problem: Problem, response: Response) -> Verdict:
         """Judge one response."""
@@ -148,7 +150,8 @@ class CodeVerifier:
         if result.verdict == "sandbox_error":
             return fault(reason)
         accepted = result.verdict == "accepted"
-        score = result.passed / result.total if self._partial else float(accepted)
+        part = min(result.passed / result.total, ALMOST) if self._partial else 0.0
+        score = 1.0 if accepted else part
         status = "correct" if accepted else _STATUSES.get(result.verdict, result.verdict)
         cpu_s = sum(case.cpu_s for case in result.cases)
         metrics = {"passed": float(result.passed), "total": float(result.total), "cpu_s": cpu_s}

@@ -45,6 +45,7 @@ def language_consistency(
         quality, metrics, reason = _judged(response, scripts, least_words)
         return placed(role, quality, passes=quality >= threshold, most=most, reason=reason, metrics=metrics)
 
+    verify.largest_penalty = most  # type: ignore[attr-defined]
     return verify
 
 

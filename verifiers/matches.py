@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from qwq_rl.errors import UserError
 from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier, run_as
 from qwq_rl.verifiers.json_text import NotJson, parse_one, unfenced
-from qwq_rl.verifiers.outcomes import bad_reference, correct, empty_answer, no_answer, shown, wrong
+from qwq_rl.verifiers.outcomes import ALMOST, bad_reference, correct, empty_answer, no_answer, shown, wrong
 
 WhiteSpace = Literal["keep", "collapse", "remove"]
 Normal = Callable[[str], str]
@@ -22,8 +22,6 @@ BULLET = re.compile(r"(?:[-*+•]|\d{1,4}[.)])\s{1,9}(?=\S)")
 QUOTED = re.compile(r"(?s)([\"'`]).+\1")
 BRACKETS = ("[]", "()", "{}")
 MOST_ITEMS = 10_000
-ALMOST = 0.99
-"""The F1 of 50 items and one too many."""
 
 
 @run_as("inline", cached=True)
@@ -144,8 +142,8 @@ def _items_verifier(
         metrics = {"f1": f1, "precision": both / left, "recall": both / right}
         if both == left == right:
             return Verdict(1.0, "correct", f"all {right} items, no other", ", ".join(named), metrics)
-        status = "partial" if partial and both else "wrong"
-        return Verdict(f1 if partial else 0.0, status, _difference(named, asked, both), ", ".join(named), metrics)
+        score, status = (min(f1, ALMOST), "partial") if partial and both else (0.0, "wrong")
+        return Verdict(score, status, _difference(named, asked, both), ", ".join(named), metrics)
 
     verify.self_answer = _as_json  # type: ignore[attr-defined]
     if partial:

@@ -6,6 +6,9 @@ import traceback
 
 from qwq_rl.verifiers.contract import Response, Verdict
 
+ALMOST = 0.99
+"""The most that partial credit gives a response that fails, however near it comes."""
+
 
 def correct(reason: str, answer: str | None = None) -> Verdict:
     """The response passes."""

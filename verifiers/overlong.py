@@ -37,4 +37,5 @@ def overlong(*, max_tokens: int, buffer: int, most: float = 1.0) -> Verifier:
             metrics={"tokens": float(tokens)},
         )
 
+    verify.largest_penalty = most  # type: ignore[attr-defined]
     return verify

@@ -46,6 +46,7 @@ def repetition(n: int = 20, allowed: float = 0.3, most: float = 1.0) -> Verifier
         text = f"the {worst} {reason}"
         return placed(role, 1 - excess, passes=not excess, most=most, reason=text, metrics=metrics)
 
+    verify.largest_penalty = most  # type: ignore[attr-defined]
     return verify
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from qwq_rl.audit import audit
@@ -15,7 +16,7 @@ from qwq_rl.provenance import digest, verifier_version
 from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.rows import Row
 from qwq_rl.runfolder import StageFolder, read_json, write_json
-from qwq_rl.scoring import Scorer
+from qwq_rl.scoring import Scorer, entries_of
 
 ROWS = 64
 """Rows of each domain that are audited: the first ones that the stage trains on."""
@@ -55,9 +56,10 @@ def _key(sample: Sequence[Row], recipe: RlRecipe) -> str:
     versions = {
         f"{name}.{verifier}": verifier_version(verifier, entry)
         for name, domain in recipe.domains.items()
-        for verifier, entry in domain.verifiers.items()
+        for verifier, entry in entries_of(domain).items()
     }
-    what: list[Any] = [list(sample), versions, list(recipe.gates), recipe.limits.broken_share]
+    rules = {name: [asdict(check) for check in domain.checks] for name, domain in recipe.domains.items()}
+    what: list[Any] = [list(sample), versions, rules, list(recipe.gates), recipe.limits.broken_share]
     return digest(json.dumps(what, sort_keys=True, default=repr))
 
 

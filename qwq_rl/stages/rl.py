@@ -30,7 +30,6 @@ from qwq_rl.generation import generate
 from qwq_rl.objective import PARTS, by_length, live_rows
 from qwq_rl.prompts import read_response, render_prompt
 from qwq_rl.recipes_stages import RlRecipe
-from qwq_rl.row_format import checks_of
 from qwq_rl.rows import Row
 from qwq_rl.runfolder import write_lines
 from qwq_rl.scoring import Scorer
@@ -224,7 +223,7 @@ class VerifiedGRPOTrainer(GRPOTrainer):
         return [one.reward for one in scored]
 
     def _wants_preference(self, row: Row) -> bool:
-        is_open = not any(check.role == "score" for check in checks_of(row))
+        is_open = not any(check.role == "score" for check, _ in self.scorer.checks(row))
         return is_open or self.recipe.domains[row["domain"]].reward_model > 0
 
     def _check_faults(self) -> None:

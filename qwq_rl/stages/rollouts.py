@@ -78,8 +78,18 @@ def summarise_round(lines: Sequence[Line]) -> Line:
             name: {"reward": _mean([x["reward"] for x in part]), "score": _score(part), "rollouts": len(part)}
             for name, part in _by(lines, lambda line: f"{line['domain']}/{line['family']}")
         },
+        "scores": {name: _mean(scores) for name, scores in sorted(_scores(lines).items())},
         "statuses": dict(Counter(verdict["status"] for line in lines for verdict in line["verdicts"].values())),
     }
+
+
+def _scores(lines: Sequence[Line]) -> dict[str, list[float | None]]:
+    """The scores that were given under each name, whatever its role."""
+    found: dict[str, list[float | None]] = {}
+    for line in lines:
+        for name, verdict in line["verdicts"].items():
+            found.setdefault(name, []).append(verdict["score"])
+    return found
 
 
 def added(counts: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:

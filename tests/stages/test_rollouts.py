@@ -15,7 +15,7 @@ Line = dict[str, Any]
 
 def line(group: int, reward: float | None, domain: str = "math", finish: str = "stop", **more: Any) -> Line:
     segment = {"token_ids": [1] * more.pop("tokens", 3), "logprobs": [-0.5, -1.5]}
-    verdicts = {"math": {"status": more.pop("status", "correct")}}
+    verdicts = {"math": {"status": more.pop("status", "correct"), "score": reward}, **more.pop("verdicts", {})}
     placed = {"group": group, "domain": domain, "family": more.pop("family", "chain"), "finish": finish}
     return {**placed, "reward": reward, "score": more.pop("score", reward), "segments": [segment], "verdicts": verdicts}
 
@@ -64,6 +64,14 @@ def test_counts_of_verifiers_add_up_over_processes() -> None:
     counts = [{"math": {"judged": 8, "faults": 1}}, {"math": {"judged": 8, "cached": 2}, "code": {"judged": 4}}]
 
     assert added(counts) == {"code": {"judged": 4}, "math": {"judged": 16, "faults": 1, "cached": 2}}
+
+
+def test_every_verifier_and_rule_has_its_mean_score() -> None:
+    loop = {"repetition": {"status": "wrong", "score": -0.3}}
+
+    found = summarise_round([line(0, 1.0), line(0, 0.5, verdicts=loop), line(0, None)])
+
+    assert found["scores"] == {"math": 0.75, "repetition": -0.3}
 
 
 def test_entropy_is_estimated_from_the_sampled_tokens() -> None:

@@ -34,7 +34,7 @@ def test_the_example_verifier_scores_the_example_row(
     monkeypatch.chdir(tmp_path)
     row = json.loads(example(page, "verifier_row"))
     paint = yaml.safe_load(example(page, "verifier_recipe"))["domains"]["paint"]
-    scorer = Scorer({"paint": SimpleNamespace(reward_model=0.0, **paint)}, ["answered"])
+    scorer = Scorer({"paint": SimpleNamespace(reward_model=0.0, checks=(), **paint)}, ["answered"])
     answers = ["Red and blue", "red", "none of them"]
     scored = scorer.score([(row, Response(text=text, answer=text)) for text in answers])
     said = [one.verdicts["colours"] for one in scored]
@@ -53,7 +53,7 @@ def test_the_page_names_every_built_in_and_every_constraint(page: str) -> None:
 def test_the_example_of_rules_on_form_makes_one_reward(page: str) -> None:
     row = {**json.loads(example(page, "form_row")), "reference": None}
     math = yaml.safe_load(example(page, "form_recipe"))["domains"]["math"]
-    scorer = Scorer({"math": SimpleNamespace(reward_model=0.0, **math)}, [])
+    scorer = Scorer({"math": SimpleNamespace(reward_model=0.0, checks=(), **math)}, [])
     loop = "Wait, let me check again. " * 50
     responses = [
         Response("so\n</think>\n\\boxed{7}", r"\boxed{7}", "so", token_ids=range(9)),
