@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
+import yaml
 
 from qwq_rl import records, records_verify
+from qwq_rl.check import mistakes
 from qwq_rl.conforms import conforms
 from qwq_rl.evaluation import PromptRecord, compare, evaluation_line
 from qwq_rl.provenance import collect
@@ -19,7 +21,7 @@ from qwq_rl.row_format import REQUIRED, Kind, row_mistakes
 from qwq_rl.rows import checks_of
 from qwq_rl.runfolder import RunFolder
 from qwq_rl.sandbox import Job, LocalSandbox, Result
-from qwq_rl.verifiers import Response, Verdict, load
+from qwq_rl.verifiers import BUILT_IN, Response, Verdict, load
 from qwq_rl.verify import main as verify
 
 PAGE = (Path(__file__).parent.parent / "docs" / "contracts.md").read_text()
@@ -59,7 +61,7 @@ def example(name: str) -> Any:
 
 
 def test_every_example_of_the_page_is_checked_here() -> None:
-    assert set(TEXTS) == {*ROWS, *RECIPES, *RECORDS, "row_to_verify", "pipeline", "job", "job_result"}
+    assert set(TEXTS) == {*ROWS, *RECIPES, *RECORDS, "row_to_verify", "rules_recipe", "pipeline", "job", "job_result"}
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -155,6 +157,21 @@ def test_an_example_recipe_loads_and_its_resolved_form_loads_the_same(tmp_path: 
 
     assert f"{stage.kind}_recipe" == name
     assert load_stage(tmp_path / "resolved.yaml") == stage
+
+
+def test_the_example_of_rules_fits_into_the_example_recipe_without_a_mistake(
+    tmp_path: Path,
+) -> None:
+    recipe = yaml.safe_load(TEXTS["rl_recipe"]) | {"model": {"new": "tiny"}}
+    recipe["domains"] |= yaml.safe_load(TEXTS["rules_recipe"])["domains"]
+    (tmp_path / "1_math_code.yaml").write_text(yaml.safe_dump(recipe))
+
+    assert mistakes(tmp_path / "1_math_code.yaml") == []
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_the_page_says_what_every_built_in_verifier_compares_with(name: str) -> None:
+    assert re.search(rf"^\| [^|]*`{name}`.*\|", PAGE, re.M)
 
 
 def test_the_example_pipeline_loads_with_its_stages(tmp_path: Path) -> None:

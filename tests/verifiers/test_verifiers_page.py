@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -10,9 +11,12 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from qwq_rl.recipes_blocks import DomainCheck
 from qwq_rl.scoring import GATES, Scorer
-from qwq_rl.verifiers import BUILT_IN, Response
+from qwq_rl.verifiers import BUILT_IN, Response, load
 from qwq_rl.verifiers.constraints import KINDS
+from qwq_rl.verifiers.mathematics.verifier import math
+from qwq_rl.verifiers.running import judge
 
 
 @pytest.fixture
@@ -65,9 +69,47 @@ def test_the_example_of_rules_on_form_makes_one_reward(page: str) -> None:
     assert rewards == [1.0, pytest.approx(0.7), pytest.approx(0.7), 0.0]
 
 
+def test_the_example_of_rules_for_a_domain_holds_for_a_row_that_names_none(page: str) -> None:
+    math = yaml.safe_load(example(page, "domain_rules"))["domains"]["math"]
+    rules = tuple(DomainCheck(**rule) for rule in math.pop("checks"))
+    scorer = Scorer({"math": SimpleNamespace(reward_model=0.0, checks=rules, **math)}, [])
+    row = {"id": "1", "domain": "math", "prompt": "3 + 4 = ?", "verifier": "math", "reference": "7"}
+    loop = "Wait, let me check again. " * 50
+    thoughts = ["so", loop, "三加四等于七" * 5]
+    responses = [Response(f"{thought}</think>\\boxed{{7}}", r"\boxed{7}", thought) for thought in thoughts]
+    assert [one.reward for one in scorer.score([(row, one) for one in responses])] == [1.0, pytest.approx(0.7), 0.0]
+
+
 def test_the_page_on_hacking_names_what_there_is(root: Path) -> None:
     text = (root / "docs" / "reward_hacking.md").read_text()
     checks = set(re.findall(r"check `(\w+)`", text))
     gates = set(re.findall(r"gates? `(\w+)`", text)) - {"worked_minus_terse"}
     assert checks == {"think_format", "language_consistency", "repetition", "overlong"} <= set(BUILT_IN)
     assert gates <= set(GATES)
+
+
+def table(page: str, name: str) -> list[list[str]]:
+    """The rows of the table behind `<!-- examples: NAME -->`: what stands in backquotes, cell by cell."""
+    found = re.search(rf"<!-- examples: {name} -->\n\|.*\n\|.*\n((?:\|.*\n)+)", page)
+    assert found, f"no table {name} on the page"
+    return [re.findall(r"`([^`]+)`", line) for line in found[1].splitlines()]
+
+
+def test_every_example_of_math_is_judged_as_the_page_says(page: str) -> None:
+    verifier = load("math", {"symbolic": False})
+    examples = table(page, "math")
+
+    assert len(examples) > 30
+    for reference, *answers in examples:
+        items = [({"reference": reference}, Response("", rf"\boxed{{{answer}}}")) for answer in answers]
+        statuses = [verdict.status for verdict in judge(verifier, items)]
+        assert statuses == ["correct", "wrong"], (reference, answers)
+
+
+def test_the_page_names_every_parameter_of_math(page: str) -> None:
+    section = page[page.index("### math") : page.index("### Rules on form")]
+    names = set(inspect.signature(math).parameters)
+    assert {name for name in names if f"`{name}`" not in section} == set()
+    assert {
+        name for name in ("undecided", "bad_reference", "no_answer", "timeout") if f"`{name}`" not in section
+    } == set()
