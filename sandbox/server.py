@@ -51,7 +51,7 @@ def build(service: Service, token: str | None) -> FastAPI:
     app.add_exception_handler(SandboxUnavailable, _refusal)
     app.add_exception_handler(HTTPException, _refusal)
     app.include_router(_health(service))
-    app.include_router(_work(service), prefix="/v1", dependencies=[Depends(_Token(token))])
+    app.include_router(_work(service), dependencies=[Depends(_Token(token))])
     return app
 
 
@@ -79,7 +79,7 @@ def _health(service: Service) -> APIRouter:
 def _work(service: Service) -> APIRouter:
     router, bounds = APIRouter(), service.admission.bounds
 
-    @router.post("/judge", summary="Judge jobs; one line of JSON a result, as they come")
+    @router.post("/v1/judge", summary="Judge jobs; one line of JSON a result, as they come")
     async def judge(request: Request) -> Response:
         service.refuse_unless_ready()
         visit = service.admission.visit()
@@ -96,7 +96,7 @@ def _work(service: Service) -> APIRouter:
             visit.close()
             raise
 
-    @router.post("/run", summary="Run one program, without tests")
+    @router.post("/v1/run", summary="Run one program, without tests")
     async def run(request: Request) -> Response:
         service.refuse_unless_ready()
         visit = service.admission.visit()
@@ -113,7 +113,7 @@ def _work(service: Service) -> APIRouter:
                 return _run_answer(answer, service)
         return Response(status_code=499)  # the client has left
 
-    @router.put("/tests/{name}", summary="Keep a test set under its hash")
+    @router.put("/v1/tests/{name}", summary="Keep a test set under its hash")
     async def put_tests(name: str, request: Request) -> JSONResponse:
         visit = service.admission.visit()
         try:
@@ -124,7 +124,7 @@ def _work(service: Service) -> APIRouter:
             visit.close()
         return JSONResponse({"hash": name, "tests": count}, 200 if known else 201)
 
-    @router.get("/tests/{name}", summary="Is this test set here? Its tests are not told.")
+    @router.get("/v1/tests/{name}", summary="Is this test set here? Its tests are not told.")
     async def has_tests(name: str) -> JSONResponse:
         if not service.sandbox.has_tests(name):
             raise Refused(404, f"there is no test set {name[:80]!r}")
@@ -286,7 +286,7 @@ class _Counted:
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = scope.get("route")
-                name = getattr(route, "path_format", None) or getattr(route, "path", "none")
+                name = getattr(route, "path", "none")
                 self._service.requests.add(name, str(message["status"]))
             await send(message)
 
