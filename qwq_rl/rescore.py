@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from qwq_rl.rescoring import (
 from qwq_rl.runfolder import write_lines
 from qwq_rl.verifiers import load
 from qwq_rl.verifiers.outcomes import shown
-from qwq_rl.verify import parameters
+from qwq_rl.verify_arguments import check_out, parameters, whole
 
 WIDTH = 100
 """Characters of a text that is shown."""
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     run, _, stage = asked.run.partition("@")
     wanted = Wanted(asked.verifier, parameters(asked.param), asked.domain, asked.check, _updates(asked.updates))
+    check_out(asked.out)
     load(wanted.spec, wanted.params)  # a mistake in it is told before anything is read
     found, unfound, everything = _judge(Path(run), stage or None, wanted)
     summary = {"run": run, "verifier": wanted.spec, **summarise(found, unfound, everything)}
@@ -72,7 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--domain", help="only rollouts of this domain")
     add("--check", metavar="NAME", help="the verdicts it stands for, by the name that rows use")
     add("--updates", metavar="A-B", help="only these updates: 12, 10-20, 10- or -20")
-    add("--examples", type=int, default=10, metavar="N", help="how many disagreements are shown (10)")
+    add(
+        "--examples",
+        type=partial(whole, least=0),
+        default=10,
+        metavar="N",
+        help="how many disagreements are shown (10)",
+    )
     add("--out", type=Path, help="every disagreement as a JSON line")
     add("--json", action="store_true", help="the summary as JSON")
     return parser
@@ -87,6 +95,8 @@ def _updates(text: str | None) -> range | None:
         high = int(last or 10**9) if dash else low
     except ValueError:
         raise UserError(f"--updates {text}: write it as 12, 10-20, 10- or -20") from None
+    if low > high or text == "-":
+        raise UserError(f"--updates {text}: the first comes after the last; write it as 12, 10-20, 10- or -20")
     return range(low, high + 1)
 
 
@@ -96,6 +106,9 @@ def _judge(run: Path, stage: str | None, wanted: Wanted) -> tuple[list[Again], i
     everything: list[dict[str, Any]] = []
     unfound = 0
     stages = [(folder, list(recorded(folder, wanted.updates))) for folder in rl_stages(run, stage)]
+    if not any(lines for _, lines in stages):
+        last = max(int(path.stem[-6:]) for folder, _ in stages for path in folder.path.glob("rollouts/update-*.jsonl"))
+        raise UserError(f"{run}: no rollouts of these --updates; the last recorded one is {last}")
     name = replaced([line for _, lines in stages for line in lines], wanted)
     for folder, lines in stages:
         recipe = recipe_of(folder)

@@ -18,55 +18,30 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, get_args
-
-import yaml
+from typing import IO, Any
 
 from qwq_rl.counting import counting
 from qwq_rl.errors import RowError, UserError
-from qwq_rl.row_format import Role, nearest
 from qwq_rl.rows import SHOWN
 from qwq_rl.verifiers import Verdict, Verifier, load
 from qwq_rl.verifiers.running import judge
+from qwq_rl.verify_arguments import Chosen, check_out, choose, parser
 from qwq_rl.verify_rows import Asked, Mistake, read_asked
 from qwq_rl.verify_summary import Tally
 
 BATCH = 64
 """Rows judged in one call: what a crash of the machine can cost, and enough for verifiers that batch."""
 
-DESCRIPTION = """\
-Judge responses with a verifier, one line a row: {"id", "score", "status", "reason", "answer", "metrics", "seconds"}.
-VERIFIER is a built-in name (math, code, ...), an entry point, package.module:name or path/to/file.py:name.
-"""
-EPILOG = r"""
-a row:   {"id": "1", "reference": "42", "response": "<think>6 * 7</think> \\boxed{42}"}
-         `response` is the raw completion or a list of messages; a `solution` must pass (--audit)
-
-examples:
-  qwq-rl verify math rows.jsonl --out verdicts.jsonl
-  qwq-rl verify my_lab/checker.py:build rows.jsonl --param strict=true
-  qwq-rl verify math rows.jsonl --audit                can these rows and this verifier be trusted?
-"""
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The verifier that the command line names."""
-
-    name: str
-    spec: str
-    params: Mapping[str, Any] = field(default_factory=dict)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `qwq-rl verify`. Returns 0; 1 where the audit failed or too much could not be judged; 2 for bad rows."""
-    asked = _parser().parse_args(arguments)
+    asked = parser().parse_args(arguments)
     chosen = choose(asked.verifier, asked.recipe, asked.param)
-    if asked.out is not None and asked.rows != "-" and asked.out.exists() and asked.out.samefile(asked.rows):
-        raise UserError(f"--out {asked.out} is the file that the rows are read from; name another")
+    check_out(asked.out, asked.rows)
+    if asked.audit and asked.jobs > 1:
+        raise UserError("--jobs does nothing with --audit: leave it out")
     if asked.audit:
         from qwq_rl.verify_audit import audit_rows
 
@@ -90,81 +65,6 @@ def _rows(asked: argparse.Namespace, chosen: Chosen) -> Iterator[Asked | Mistake
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="qwq-rl verify",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("verifier", metavar="VERIFIER")
-    add(
-        "rows",
-        metavar="ROWS",
-        help="a .jsonl, .jsonl.gz or .parquet file, any source of rows, or - (JSON lines on stdin)",
-    )
-    add("--out", type=Path, help="where verdicts go (default: standard output); with --audit, the report as JSON")
-    add("--audit", action="store_true", help="references must accept themselves, garbage must not pass, ...")
-    add(
-        "--param", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the verifier; may be repeated"
-    )
-    add("--recipe", type=Path, help="a stage's YAML file, whose entry for VERIFIER gives parameters or a replacement")
-    add(
-        "--mapper",
-        metavar="NAME",
-        help="turns published rows into rows of ours, as in a recipe (gsm8k, file.py:f, ...)",
-    )
-    add("--check", metavar="NAME", help="take the reference of the rows' check of this name")
-    add("--role", choices=get_args(Role), help="judge in this role (default: the check's, else score)")
-    add(
-        "--thinking-opened", action="store_true", help="the prompt has opened the thinking, so a response must close it"
-    )
-    add("--limit", type=_whole, help="only the first so many rows")
-    add("--jobs", type=_whole, default=1, help="processes that judge side by side (default 1)")
-    add(
-        "--fault-share", type=float, default=0.05, metavar="SHARE", help="exit with 1 above this share of faults (0.05)"
-    )
-    return parser
-
-
-def _whole(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
-
-
-def choose(name: str, recipe: Path | None, given: Sequence[str]) -> Chosen:
-    """The verifier of this name: itself, or what the recipe puts in its place; parameters as `KEY=VALUE`, in YAML."""
-    spec, params = name, dict[str, Any]()
-    if recipe is not None:
-        from qwq_rl.evaluate import named_verifiers
-        from qwq_rl.scoring import chosen
-
-        if not recipe.is_file():
-            raise UserError(f"there is no recipe {recipe}")
-        named = named_verifiers([recipe])
-        if name not in named:
-            raise UserError(f"{recipe} names no verifier `{name}`{nearest(name, named)} (it has {', '.join(named)})")
-        spec, params = chosen(name, named[name])
-    return Chosen(name, spec, params | parameters(given))
-
-
-def parameters(given: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE` arguments as a mapping; the values are YAML."""
-    found = {}
-    for argument in given:
-        key, equals, value = argument.partition("=")
-        if not equals or not key:
-            raise UserError(f"--param {argument}: write it as KEY=VALUE")
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--param {argument}: the value is no YAML: {error}") from error
-    return found
-
-
 def _verify(
     chosen: Chosen, rows: Iterable[Asked | Mistake], source: str, out: Path | None, jobs: int, fault_share: float
 ) -> int:
@@ -179,7 +79,8 @@ def _verify(
                     on_rows(tally.rows)
         except KeyboardInterrupt:
             interrupted = True
-    print(tally.text(chosen.name), file=sys.stderr)
+    if tally.rows or interrupted:
+        print(tally.text(chosen.name), file=sys.stderr)
     if interrupted:
         print(f"stopped: the verdicts of the first {tally.rows} rows are written", file=sys.stderr)
         return 130
@@ -220,7 +121,6 @@ def _writer(out: Path | None) -> Iterator[IO[str]]:
     if out is None:
         yield sys.stdout
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
     # A lone surrogate, which JSON may hold and UTF-8 may not, is no reason to lose a verdict.
     with out.open("w", encoding="utf-8", errors="replace") as file:
         yield file

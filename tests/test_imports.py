@@ -26,10 +26,7 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
     ("verifiers", ("verifiers",)),
     ("rows, prompts, generation, scoring", ("row_format", "mappers", "rows", "tiny", "prompts", "generation")),
     ("rows, prompts, generation, scoring", ("composition", "scoring", "evaluation", "reward_model", "audit*")),
-    (
-        "recipes",
-        ("config", "config_tree", "recipe", "recipes_*", "check", "check_*"),
-    ),
+    ("recipes", ("config", "config_tree", "recipe", "recipes_*", "check", "check_*")),
     ("objective", ("objective",)),
     ("trainers", ("evaluate", "checkpoints", "provenance", "stages")),
     ("train", ("train",)),

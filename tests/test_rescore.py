@@ -180,6 +180,27 @@ def test_in_a_domain_of_several_checks_those_of_its_name_are_judged_again(
     assert summary(capsys, run, "--verifier", "exact", "--domain", "general")["rollouts"] == 4
 
 
+def test_a_rule_of_the_domain_is_judged_again_with_its_reference(run: Path, tmp_path: Path) -> None:
+    stage = RunFolder(run).stage("1_math_code")
+    rule = "checks: [{verifier: language_consistency, role: gate, reference: en}]"
+    recipe = stage.resolved.read_text().replace("{math: {}}}", "{math: {}}, " + rule + "}")
+    assert rule in recipe
+    stage.resolved.write_text(recipe)
+    for update in (1, 2):
+        lines = [json.loads(line) for line in stage.rollouts(update).read_text().splitlines()]
+        said = {"score": 0.0, "status": "wrong", "reason": "", "answer": None, "metrics": {}, "seconds": 0.0}
+        for line in lines:
+            line["verdicts"] |= {"language_consistency": said} if line["domain"] == "math" else {}
+        write_lines(stage.rollouts(update), lines)
+    out = tmp_path / "out.jsonl"
+    assert main([str(run), "--verifier", "language_consistency", "--out", str(out)]) == 0
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(found) == 8
+    assert {(line["check"], line["reference"], line["new"]["score"]) for line in found} == {
+        ("language_consistency", "en", 1.0)
+    }
+
+
 @pytest.mark.parametrize(("updates", "number"), [("1", 4), ("2-", 4), ("-1", 4), ("1-2", 8)])
 def test_updates_choose_the_rollouts(run: Path, capsys: pytest.CaptureFixture[str], updates: str, number: int) -> None:
     assert summary(capsys, run, "--verifier", "math", "--updates", updates)["rollouts"] == number
@@ -212,6 +233,9 @@ def test_data_that_is_gone_is_told(run: Path, capsys: pytest.CaptureFixture[str]
         (["--verifier", "math", "--check", "maths"], "did you mean `math`"),
         (["--verifier", "math", "--domain", "maths"], "did you mean `math`"),
         (["--verifier", "math", "--updates", "x"], "write it as 12"),
+        (["--verifier", "math", "--updates", "3-1"], "the first comes after the last"),
+        (["--verifier", "math", "--updates", "7-"], "no rollouts of these --updates; the last recorded one is 2"),
+        (["--verifier", "math", "--out", "."], r"--out \. is a folder"),
         (["--verifier", "maths"], "did you mean `math`"),
     ],
 )

@@ -17,7 +17,7 @@ import pytest
 from qwq_rl.cli import main as qwq_rl
 from qwq_rl.cli import spoken
 from qwq_rl.errors import RowError, UserError
-from qwq_rl.verifiers import Verdict
+from qwq_rl.verifiers import BUILT_IN, Verdict
 from qwq_rl.verify import main, verdict_line
 from qwq_rl.verify_rows import Asked, Mistake, read_asked, read_response
 from qwq_rl.verify_summary import percentile
@@ -135,6 +135,50 @@ def test_the_file_that_is_read_is_never_written_over(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="name another"):
         main(["math", rows, "--out", rows])
     assert lines(Path(rows)) == [RIGHT]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--out", "."], r"--out \. is a folder; name a file"),
+        (["--audit", "--out", "."], r"--out \. is a folder; name a file"),
+        (["--out", "rows.jsonl/x/y"], r"its folder cannot be made: Not a directory"),
+        (["--audit", "--jobs", "2"], "--jobs does nothing with --audit"),
+        (["--param", "percent=stict"], r"refuses its parameters \{'percent': 'stict'\}: .*`lenient` or `strict`$"),
+    ],
+)
+def test_a_wrong_argument_is_told_before_anything_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], what: str
+) -> None:
+    write(tmp_path, RIGHT)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=what):
+        main(["math", "rows.jsonl", *arguments])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--limit", "x"], "--limit: x is no whole number of at least 1"),
+        (["--jobs", "0"], "--jobs: 0 is no whole number of at least 1"),
+        (["--fault-share", "5"], "--fault-share: 5 is no share: write a number from 0 to 1"),
+    ],
+)
+def test_a_number_out_of_range_is_told(capsys: pytest.CaptureFixture[str], arguments: list[str], what: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["math", "rows.jsonl", *arguments])
+    assert what in capsys.readouterr().err
+
+
+def test_the_help_names_every_built_in_verifier_and_what_the_exit_status_means(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert [name for name in BUILT_IN if f" {name}" not in said] == []
+    assert "exit status: 0" in said
 
 
 def test_a_verifier_that_is_not_there_is_told_before_rows_are_read(tmp_path: Path) -> None:

@@ -98,7 +98,8 @@ def _made(spec: str, found: Any, params: Mapping[str, Any]) -> Any:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"verifier `{spec}` refuses its parameters {dict(params)}: {describe(error)}") from error
+        why = str(error) if spec in BUILT_IN and isinstance(error, ValueError) else describe(error)
+        raise UserError(f"verifier `{spec}` refuses its parameters {dict(params)}: {why}") from error
     if _shape(made) == "other":
         raise UserError(f"verifier `{spec}` returned {made!r}, which is no verifier: {EXPECTED}")
     return made

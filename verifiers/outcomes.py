@@ -49,7 +49,9 @@ def shown(value: object, limit: int = 60) -> str:
 
 def describe(error: BaseException) -> str:
     """The error on one line, with the place in Python code that raised it."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    importers = ("importlib", "verifiers/importing.py")
+    raised = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in raised if not any(part in frame.filename for part in importers)]
     at = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     if isinstance(error, SyntaxError):
         at = ""  # its own text names file and line
