@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 CONNECT_S = 10.0
 SILENCE_S = 60.0
 """Without a word for so long, a server that ought to send an empty line every ten seconds is gone."""
-_LONGEST_REST_S = 30.0
+_LONGEST_REST_S = 10.0
 
 
 class Later(Exception):
@@ -60,9 +60,11 @@ class Replica:
     """Whether it ever answered."""
 
     def failed(self, why: str, wait_s: float | None) -> None:
-        """Leave it alone for a while, longer each time."""
-        self.failures += 1
+        """Leave it alone for a while, longer each time; what fails while it rests was begun before."""
         self.why = why
+        if time.monotonic() < self.rests_until:
+            return
+        self.failures += 1
         rest = min(_LONGEST_REST_S, 0.1 * 2.0 ** min(self.failures, 12)) if wait_s is None else wait_s
         self.rests_until = time.monotonic() + rest * random.uniform(0.75, 1.25)
 
@@ -91,7 +93,7 @@ class Line:
         try:
             self._connection.connect()
         except OSError as error:
-            raise Later(f"{url} cannot be reached: {error}") from error
+            raise Later(f"cannot be reached: {error}") from error
         self._socket: socket.socket = self._connection.sock
         self._socket.settimeout(SILENCE_S)
 
