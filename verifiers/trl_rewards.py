@@ -60,12 +60,15 @@ class TrlReward:
 
     def _lacking(self, problem: Problem) -> str | None:
         """The first column that the function needs and the row lacks."""
+        if "prompts" in self._needed and "prompt" not in problem:
+            return "prompt"
         return min(self._needed - set(problem) - GIVEN, default=None)
 
     def _arguments(self, items: Sequence[Item]) -> dict[str, Any]:
         shared = set.intersection(*(set(problem) for problem, _ in items)) - {"prompt", *GIVEN}
         columns: dict[str, Any] = {name: [problem[name] for problem, _ in items] for name in sorted(shared)}
-        columns["prompts"] = [problem["prompt"] for problem, _ in items]
+        if all("prompt" in problem for problem, _ in items):  # rows that are verified alone may have none
+            columns["prompts"] = [problem["prompt"] for problem, _ in items]
         columns["completions"] = [_completion(problem, response) for problem, response in items]
         columns["completion_ids"] = [list(response.token_ids) for _, response in items]
         columns |= {"log_extra": _drop, "log_metric": _drop, "trainer_state": None}
@@ -73,9 +76,9 @@ class TrlReward:
 
 
 def _completion(problem: Problem, response: Response) -> str | list[dict[str, Any]]:
-    """The completion as TRL hands it over: text for a text prompt, else the messages the model wrote."""
+    """The completion as TRL hands it over: text for a text prompt or none, else the messages the model wrote."""
     messages = [dict(message) for message in response.messages] or [{"role": "assistant", "content": response.text}]
-    return str(messages[-1]["content"]) if isinstance(problem["prompt"], str) else messages
+    return str(messages[-1]["content"]) if isinstance(problem.get("prompt", ""), str) else messages
 
 
 def _drop(name: str, value: Any) -> None:

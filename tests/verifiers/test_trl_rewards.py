@@ -91,3 +91,10 @@ def test_none_means_not_judged(rewards: str) -> None:
 
 def test_an_async_function_is_awaited(rewards: str) -> None:
     assert scores(judge(load(f"{rewards}:slow"), [item("a", "a"), item("b", "b")])) == [1.0, 1.0]
+
+
+def test_a_row_without_a_prompt_has_text_and_is_judged(rewards: str) -> None:
+    row = {"id": "r"}, Response("so 4", "so 4", token_ids=(1, 2))
+    assert scores(judge(load(f"{rewards}:slow"), [row])) == [1.0]
+    said = judge(load(f"{rewards}:by_text"), [row])[0]
+    assert (said.score, said.reason) == (None, "the reward function needs the column `prompt`, which the row lacks")
