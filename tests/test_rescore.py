@@ -85,10 +85,14 @@ def rollout(update: int, group: int, sample: int, row: str, text: str, score: fl
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of one rl stage: two updates of one math group and one general group each."""
     (tmp_path / "own.py").write_text(OWN)
-    write_lines(tmp_path / "rows.jsonl", ROWS)
-    stage = RunFolder(tmp_path / "run").stage("1_math_code")
+    return recorded_run(tmp_path / "run", tmp_path / "rows.jsonl")
+
+
+def recorded_run(run: Path, rows: Path) -> Path:
+    """A run of one rl stage on `rows`: two updates of two math groups and one general group each."""
+    write_lines(rows, ROWS)
+    stage = RunFolder(run).stage("1_math_code")
     for update in (1, 2):
         lines = [
             rollout(update, 0, 0, "m1", r"2+2=4 </think> \boxed{4}", 1.0),
@@ -99,9 +103,9 @@ def run(tmp_path: Path) -> Path:
             rollout(update, 2, 1, "g1", "</think> nay", 0.0),
         ]
         write_lines(stage.rollouts(update), lines)
-    stage.resolved.write_text(RECIPE.format(rows=tmp_path / "rows.jsonl"))
+    stage.resolved.write_text(RECIPE.format(rows=rows))
     write_json(stage.provenance, {"contract": {"eos": "<|im_end|>"}})
-    return tmp_path / "run"
+    return run
 
 
 def summary(capsys: pytest.CaptureFixture[str], run: Path, *arguments: str) -> dict[str, Any]:
