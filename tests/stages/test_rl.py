@@ -250,6 +250,31 @@ def test_the_weight_of_a_domain_scales_its_advantages(small: SmallRun, tmp_path:
     assert all(any(one["advantage"] for one in lines if one["domain"] == name) for name in ("math", "code"))
 
 
+def test_a_rule_of_a_domain_is_recorded_and_takes_from_the_reward(small: SmallRun, tmp_path: Path) -> None:
+    run = small.beside(tmp_path / "run", "0_cold_start")
+    path = tmp_path / "rule.py"
+    path.write_text(
+        "def brief(problem, response): return -0.25 * (len(response.token_ids) > 4)\nbrief.largest_penalty = 0.25"
+    )
+    rule = "checks: [{verifier: brief, role: penalty}]"
+    domain = f"{{verifiers: {{math: {{}}, brief: '{path}:brief'}}, {rule}}}"
+
+    assert small.train(run, "1_math_code", f"--domains.math={domain}") == 0
+
+    stage = run.stage("1_math_code")
+    for line in read_lines(stage.metrics):
+        rollouts = rollout_lines(stage, line["update"])
+        ruled = [one for one in rollouts if one["domain"] == "math"]
+        penalties = [one["verdicts"]["brief"]["score"] for one in ruled]
+        assert [list(one["verdicts"]) for one in ruled] == [["math", "brief"]] * len(ruled)
+        assert all("brief" not in one["verdicts"] for one in rollouts if one["domain"] == "code")
+        assert line["scores"]["brief"] == pytest.approx(mean(penalties))
+        assert line["verifiers"]["brief"]["judged"] == len(ruled)
+        for one, penalty in zip(ruled, penalties, strict=True):
+            passes = one["score"] == 1 and all(one["gates"].values())
+            assert one["reward"] == (pytest.approx(1 + penalty) if passes else 0)
+
+
 FAULTY = """
 def verify(problem, response):
     place = int(problem["id"][-1]) % 3
