@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from qwq_rl import mappers_code
 from qwq_rl.errors import RowError
 from qwq_rl.row_format import Row, nearest
 from qwq_rl.verifiers.importing import find_callable
@@ -78,11 +79,19 @@ def _asserts(test: str, entry_point: str) -> list[dict[str, Any]]:
     return [{"assert": ast.unparse(ast.Assert(node.test))} for node in telling]
 
 
-BUILT_IN: dict[str, Mapper] = {"gsm8k": gsm8k, "humaneval": humaneval}
+BUILT_IN: dict[str, Mapper] = {
+    "gsm8k": gsm8k,
+    "humaneval": humaneval,
+    "mbpp": mappers_code.mbpp,
+    "livecodebench": mappers_code.livecodebench,
+    "apps": mappers_code.apps,
+    "taco": mappers_code.taco,
+    "code_contests": mappers_code.code_contests,
+}
 
 
 def resolve_mapper(name: str) -> Mapper:
-    """Find a mapper by its name: `gsm8k`, `humaneval`, `package.module:function` or `path/to/file.py:function`.
+    """Find a mapper by its name: one of `BUILT_IN`, `package.module:function` or `path/to/file.py:function`.
 
     Raises RowError: there is no such mapper, module, file or function; the nearest name is given.
     """

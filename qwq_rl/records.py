@@ -168,6 +168,8 @@ class RlMetrics(Update):
     families: dict[str, FamilyMetrics]
     scores: NotRequired[dict[str, float | None]]
     statuses: dict[str, int]
+    attempts: NotRequired[int]
+    """Rollouts whose program tried to get out of the sandbox."""
     verifiers: NotRequired[dict[str, dict[str, int]]]
     seconds: dict[str, float]
 

@@ -24,7 +24,7 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
     ("sandbox", ("sandbox",)),
     ("base", ("errors", "runfolder", "locks", "clock", "statistics", "records*", "conforms")),
     ("verifiers", ("verifiers",)),
-    ("rows, prompts, generation, scoring", ("row_format", "mappers", "rows", "tiny", "prompts", "generation")),
+    ("rows, prompts, generation, scoring", ("row_format", "mappers*", "rows", "tiny", "prompts", "generation")),
     ("rows, prompts, generation, scoring", ("composition", "scoring", "evaluation", "reward_model", "audit*")),
     ("recipes", ("config", "config_tree", "recipe", "recipes_*", "check", "check_*")),
     ("objective", ("objective",)),

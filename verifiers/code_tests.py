@@ -1,26 +1,31 @@
-"""Does the program in the answer pass the row's tests? It runs in the sandbox; expected outputs stay outside."""
+"""Does the program in the answer pass the row's tests? It runs in a sandbox, here or on servers."""
 
 from __future__ import annotations
 
 import functools
 import json
-import re
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from qwq_rl.errors import UserError
 from qwq_rl.sandbox import Job, JobError, LocalSandbox, Result, SandboxUnavailable
+from qwq_rl.sandbox.client import RemoteSandbox
 from qwq_rl.verifiers.contract import Problem, Response, Verdict
 from qwq_rl.verifiers.outcomes import ALMOST, bad_reference, empty_answer, fault, no_answer, shown
+from qwq_rl.verifiers.programs import TAGS, Program, extract_program
 
 LEVELS = ("L0", "L1", "L2", "L3", "L4")
-_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*(\w*)[^\n`]*\n(.*?)^[ \t]*\1[ \t]*$", re.MULTILINE | re.DOTALL)
-_PYTHON = ("python", "python3", "py", "")
-_KNOWN = {"tests", "entry_point", "limits", "prelude", "compare"}
+URLS, TOKEN, REQUIRE = "QWQ_RL_SANDBOX_URLS", "QWQ_RL_SANDBOX_TOKEN", "QWQ_RL_SANDBOX_REQUIRE"
+"""Environment variables that hold where a recipe says nothing."""
+_KNOWN = {"tests", "entry_point", "limits", "prelude", "compare", "language", "checker"}
+Sandbox = LocalSandbox | RemoteSandbox
 _STATUSES = {"wrong_answer": "wrong", "time_limit": "timeout"}
 """Sandbox verdicts that have another name as a status; the rest keep theirs."""
 _REASON = 200
+_ATTEMPT = "attempt: "
+"""How the events of a result begin that tell of an attempt to get out of the jail."""
 
 
 def code(
@@ -29,25 +34,40 @@ def code(
     memory_mb: int = 256,
     partial: bool = False,
     unfenced: Literal["no_answer", "program"] = "no_answer",
-    require: str = "L1",
-    sandbox: Callable[[], LocalSandbox] | None = None,
+    language: str | Sequence[str] = "python",
+    require: str | None = None,
+    urls: Sequence[str] | None = None,
+    token_variable: str = TOKEN,
+    sandbox: Callable[[], Sandbox] | None = None,
 ) -> CodeVerifier:
     """Build the verifier of programs.
 
     `cpu_s` and `memory_mb` hold where the row's own limits say nothing; with `partial` the score is the share of tests
-    passed; an answer without a Python block is `no_answer`, or all of it the `program`; `require` is the isolation
-    below which nothing is run. Judges with one sandbox a process, or with what `sandbox` returns.
+    passed; an answer without a block of code is `no_answer`, or all of it the `program`; `language`, one or several,
+    is what programs may be in where the row does not say. `require` is the isolation below which nothing is run
+    (default: $QWQ_RL_SANDBOX_REQUIRE, or L2).
 
-    A reference is `{"tests": [...], "entry_point": null | str, "limits": {...}, "compare": ..., "prelude": str}`:
-    tests and comparisons as in a sandbox job; the prelude is put before the program and before every assert test, where
-    the entry point that it leaves to be written is the submission's.
+    Judges with the servers at `urls` (default: $QWQ_RL_SANDBOX_URLS, separated by commas) and the token that the
+    environment variable `token_variable` holds; without any, with one sandbox in this process. `sandbox` returns
+    another one.
+
+    A reference is `{"tests": [...], "entry_point": null | str, "limits": {...}, "compare": ..., "prelude": str,
+    "language": str | [str, ...], "checker": str}`: tests, comparisons and checkers as in a sandbox job; the prelude is
+    put before the program and before every assert test, where the entry point that it leaves to be written is the
+    submission's.
     """
+    require = require or os.environ.get(REQUIRE) or "L2"
     if require not in LEVELS:
         raise UserError(f"require is {require!r}: give one of {', '.join(LEVELS)}")
     if unfenced not in ("no_answer", "program"):
         raise UserError(f"unfenced is {unfenced!r}: give 'no_answer' or 'program'")
+    if mistake := _no_languages(language):
+        raise UserError(mistake)
+    if sandbox is None:
+        named = _urls(urls)
+        sandbox = functools.partial(remote_sandbox, named, token_variable, require) if named else shared_sandbox
     limits = {"cpu_s": cpu_s, "memory_mb": memory_mb}
-    return CodeVerifier(limits, partial, unfenced == "program", require, sandbox or shared_sandbox)
+    return CodeVerifier(limits, partial, unfenced == "program", language, require, sandbox)
 
 
 @functools.cache
@@ -56,14 +76,38 @@ def shared_sandbox() -> LocalSandbox:
     return LocalSandbox()
 
 
+@functools.cache
+def remote_sandbox(urls: tuple[str, ...], token_variable: str, require: str) -> RemoteSandbox:
+    """The client of these servers that all verifiers of this process share. Raises `UserError`."""
+    try:
+        return RemoteSandbox(urls, token=os.environ.get(token_variable) or None, require=require)
+    except ValueError as error:
+        raise UserError(f"the sandbox's servers: {error}") from error
+
+
+def _urls(urls: Sequence[str] | None) -> tuple[str, ...]:
+    """The servers to use, given or from the environment."""
+    if isinstance(urls, str):
+        raise UserError(f"urls is {urls!r}: give a list")
+    given = os.environ.get(URLS, "").replace(",", " ").split() if urls is None else urls
+    return tuple(given)
+
+
 class CodeVerifier:
     """Judges programs; `batch` runs many at once, identical ones of the same row only once."""
 
     def __init__(
-        self, limits: Mapping[str, Any], partial: bool, bare: bool, require: str, sandbox: Callable[[], LocalSandbox]
+        self,
+        limits: Mapping[str, Any],
+        partial: bool,
+        bare: bool,
+        language: str | Sequence[str],
+        require: str,
+        sandbox: Callable[[], Sandbox],
     ) -> None:
         """Build one with `code`."""
-        self._limits, self._partial, self._bare, self._require, self._sandbox = limits, partial, bare, require, sandbox
+        self._limits, self._partial, self._bare, self._language = limits, partial, bare, language
+        self._require, self._sandbox = require, sandbox
         self.largest_failing_score = ALMOST if partial else 0.0
         """What a program that fails a test gets at most."""
 
@@ -74,18 +118,18 @@ class CodeVerifier:
     def batch(self, items: Sequence[tuple[Problem, Response]]) -> list[Verdict]:
         """One verdict an item, in order. Raises `UserError` where this machine cannot shut programs in as required."""
         started = time.perf_counter()
-        jobs: dict[tuple[str, str], Job] = {}
+        jobs: dict[tuple[Program, str], Job] = {}
         planned = [self._plan(problem, response, jobs) for problem, response in items]
         results = dict(zip(jobs, self._judged(list(jobs.values())), strict=True))
         seconds = (time.perf_counter() - started) / max(1, len(items))
         return [
-            plan if isinstance(plan, Verdict) else self._verdict(results[plan], jobs[plan], plan[0], seconds)
+            plan if isinstance(plan, Verdict) else self._verdict(results[plan], jobs[plan], plan[0].text, seconds)
             for plan in planned
         ]
 
     def _plan(
-        self, problem: Problem, response: Response, jobs: dict[tuple[str, str], Job]
-    ) -> Verdict | tuple[str, str]:
+        self, problem: Problem, response: Response, jobs: dict[tuple[Program, str], Job]
+    ) -> Verdict | tuple[Program, str]:
         """The key of the job that judges this response, added to `jobs`; or its verdict, where nothing is to be run."""
         reference = problem.get("reference")
         try:
@@ -95,10 +139,14 @@ class CodeVerifier:
             reason = f"reference is not JSON: {error}"
         if reason:
             return bad_reference(shown(reason, _REASON))
-        program = extract_program(response.answer, bare=self._bare)
+        languages = self._languages(reference)
+        name = reference.get("entry_point")
+        entry_point = name if isinstance(name, str) else None
+        program = extract_program(response.answer, languages, entry_point=entry_point, bare=self._bare)
         if program is None:
+            blocks = " or ".join(f"```{language}" for language in languages)
             return (
-                no_answer("there is no closed ```python block") if response.answer.strip() else empty_answer(response)
+                no_answer(f"there is no closed {blocks} block") if response.answer.strip() else empty_answer(response)
             )
         key = (program, key_of_reference)
         if key not in jobs:
@@ -108,7 +156,15 @@ class CodeVerifier:
                 return bad_reference(shown(f"reference: {error}", _REASON))
         return key
 
-    def _job(self, name: str, program: str, reference: Any) -> Job:
+    def _languages(self, reference: Mapping[str, Any]) -> tuple[str, ...]:
+        """What a program may be in: calls and asserts are only for Python."""
+        asked = reference.get("language") or self._language
+        languages = (asked,) if isinstance(asked, str) else tuple(asked)
+        tests = reference["tests"] if isinstance(reference["tests"], list | tuple) else ()
+        calls = any(isinstance(test, Mapping) and not {"input", "input_b64"} & set(test) for test in tests)
+        return ("python",) if calls and "python" in languages else languages
+
+    def _job(self, name: str, program: Program, reference: Any) -> Job:
         prelude = reference.get("prelude") or ""
         before = prelude if not prelude or prelude.endswith("\n") else prelude + "\n"
         tests = reference["tests"]
@@ -121,8 +177,10 @@ class CodeVerifier:
         return Job.from_dict(
             {
                 "id": name,
-                "code": before + program,
+                "code": before + program.text,
+                "language": program.language,
                 "tests": tests,
+                "checker": reference.get("checker"),
                 "entry_point": reference.get("entry_point"),
                 "compare": reference.get("compare", "tokens"),
                 "mode": "all" if self._partial else "first_failure",
@@ -135,14 +193,13 @@ class CodeVerifier:
             return []
         try:
             sandbox = self._sandbox()
-            level = sandbox.isolation
-            if LEVELS.index(level) < LEVELS.index(self._require):
+            if isinstance(sandbox, LocalSandbox) and (level := sandbox.isolation) < self._require:
                 raise UserError(
-                    f"the sandbox reaches isolation {level} on this machine, and {self._require} is required: "
-                    "`qwq-rl sandbox doctor` shows what is missing"
+                    f"the sandbox reaches isolation {level} on this machine, and {self._require} is required: `qwq-rl "
+                    f"sandbox doctor` shows what is missing; to accept {level}, set `require: {level}` or ${REQUIRE}"
                 )
             return sandbox.judge(jobs)
-        except SandboxUnavailable as error:
+        except (SandboxUnavailable, JobError) as error:
             raise UserError(str(error)) from error
 
     def _verdict(self, result: Result, job: Job, program: str, seconds: float) -> Verdict:
@@ -155,15 +212,11 @@ class CodeVerifier:
         status = "correct" if accepted else _STATUSES.get(result.verdict, result.verdict)
         cpu_s = sum(case.cpu_s for case in result.cases)
         metrics = {"passed": float(result.passed), "total": float(result.total), "cpu_s": cpu_s}
+        attempts = [event.removeprefix(_ATTEMPT) for event in result.events if event.startswith(_ATTEMPT)]
+        if attempts:
+            metrics["attempts"] = float(len(attempts))
+            reason = f"{shown(reason, _REASON - 60)}; it tried to get out: {shown(', '.join(attempts), 40)}"
         return Verdict(score, status, reason, program, metrics, seconds)
-
-
-def extract_program(answer: str, *, bare: bool = False) -> str | None:
-    """The last closed Python block of a Markdown text; with `bare`, a text without any fence is itself a program."""
-    blocks = [match[3] for match in _FENCE.finditer(answer) if match[2].lower() in _PYTHON]
-    if blocks:
-        return blocks[-1]
-    return answer if bare and answer.strip() and "```" not in answer else None
 
 
 def describe_result(result: Result, job: Job) -> str:
@@ -195,4 +248,12 @@ def _misfit(reference: object) -> str:
         return f"reference.{unknown[0]} is not a field: there are {', '.join(sorted(_KNOWN))}"
     if not isinstance(reference.get("prelude", ""), str | None):
         return f"reference.prelude is a {type(reference['prelude']).__name__}: give a string"
-    return ""
+    return f"reference.{mistake}" if (mistake := _no_languages(reference.get("language", "python"))) else ""
+
+
+def _no_languages(value: object) -> str:
+    """What is wrong with a language or a list of them; empty where nothing is."""
+    named = [value] if isinstance(value, str) else value
+    if isinstance(named, list | tuple) and named and all(name in TAGS for name in named):
+        return ""
+    return f"language is {value!r}: give one or a list of {', '.join(TAGS)}"

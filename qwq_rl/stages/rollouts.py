@@ -80,7 +80,13 @@ def summarise_round(lines: Sequence[Line]) -> Line:
         },
         "scores": {name: _mean(scores) for name, scores in sorted(_scores(lines).items())},
         "statuses": dict(Counter(verdict["status"] for line in lines for verdict in line["verdicts"].values())),
+        "attempts": sum(_tried_to_get_out(line) for line in lines),
     }
+
+
+def _tried_to_get_out(line: Line) -> bool:
+    """Whether a program of this rollout did in the sandbox what only an attempt to get out does."""
+    return any(verdict["metrics"].get("attempts", 0) > 0 for verdict in line["verdicts"].values())
 
 
 def _scores(lines: Sequence[Line]) -> dict[str, list[float | None]]:

@@ -15,7 +15,8 @@ Line = dict[str, Any]
 
 def line(group: int, reward: float | None, domain: str = "math", finish: str = "stop", **more: Any) -> Line:
     segment = {"token_ids": [1] * more.pop("tokens", 3), "logprobs": [-0.5, -1.5]}
-    verdicts = {"math": {"status": more.pop("status", "correct"), "score": reward}, **more.pop("verdicts", {})}
+    verdict = {"status": more.pop("status", "correct"), "score": reward, "metrics": more.pop("metrics", {})}
+    verdicts = {"math": verdict, **more.pop("verdicts", {})}
     placed = {"group": group, "domain": domain, "family": more.pop("family", "chain"), "finish": finish}
     return {**placed, "reward": reward, "score": more.pop("score", reward), "segments": [segment], "verdicts": verdicts}
 
@@ -50,6 +51,12 @@ def test_an_open_row_has_a_reward_and_no_score() -> None:
     assert (found["domains"]["math"]["reward"], found["domains"]["math"]["score"]) == (0.5, None)
 
 
+def test_rollouts_whose_program_tried_to_get_out_are_counted() -> None:
+    found = summarise_round([line(0, 1.0, metrics={"attempts": 2.0}), line(0, 1.0, metrics={"passed": 2.0})])
+
+    assert found["attempts"] == 1
+
+
 def test_lengths_truncation_and_statuses_are_those_of_all_responses() -> None:
     lines = [line(0, 1.0, tokens=3), line(0, 0.0, finish="length", tokens=9, status="no_answer")]
 
@@ -67,7 +74,7 @@ def test_counts_of_verifiers_add_up_over_processes() -> None:
 
 
 def test_every_verifier_and_rule_has_its_mean_score() -> None:
-    loop = {"repetition": {"status": "wrong", "score": -0.3}}
+    loop = {"repetition": {"status": "wrong", "score": -0.3, "metrics": {}}}
 
     found = summarise_round([line(0, 1.0), line(0, 0.5, verdicts=loop), line(0, None)])
 

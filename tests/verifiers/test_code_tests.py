@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sandbox_servers import TOKEN, serving
 
 from qwq_rl.errors import UserError
 from qwq_rl.mappers import humaneval
 from qwq_rl.sandbox import LocalSandbox
 from qwq_rl.verifiers import Response, Verdict, load
-from qwq_rl.verifiers.code_tests import code, extract_program
+from qwq_rl.verifiers.code_tests import code
 
 SUM = {"tests": [{"input": "2 3\n", "output": "5\n"}, {"input": "1 1\n", "output": "2\n"}], "entry_point": None}
 DOUBLE = {"tests": [{"args": [n], "expected": 2 * n} for n in range(3)], "entry_point": "f", "limits": {}}
@@ -79,29 +80,6 @@ def test_partial_credit_is_the_share_of_tests(judge: Any) -> None:
     assert judge("def f(x): return 0 if x == 0 else 4", DOUBLE, partial=True).score == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize(
-    ("text", "program"),
-    [
-        ("```python\na\n```", "a\n"),
-        ("```python\na\n```\nor better\n```python\nb\n```", "b\n"),
-        ("```python\na\n```\nwhich prints\n```text\n5\n```", "a\n"),
-        ("```py\na\n```", "a\n"),
-        ("```Python3\na\n```", "a\n"),
-        ("```\na\n```", "a\n"),
-        ("~~~python\na\n~~~", "a\n"),
-        ("````python\n'''\n```\n'''\n````", "'''\n```\n'''\n"),
-        ("```python title=x\n    indented\n```", "    indented\n"),
-        ("```python\n```", ""),
-        ("```cpp\na\n```", None),
-        ("```python\nnot closed", None),
-        ("print(1)", None),
-        ("", None),
-    ],
-)
-def test_the_last_closed_python_block_is_the_program(text: str, program: str | None) -> None:
-    assert extract_program(text) == program
-
-
 def test_an_answer_without_a_block_is_no_answer_unless_all_of_it_is_the_program(sandbox: LocalSandbox) -> None:
     problem = {"reference": SUM}
     assert code(sandbox=lambda: sandbox)(problem, answer(GOOD_SUM)).status == "no_answer"
@@ -125,6 +103,10 @@ def test_an_answer_without_a_block_is_no_answer_unless_all_of_it_is_the_program(
         {"tests": SUM["tests"], "entrypoint": "f"},
         {"tests": SUM["tests"], "prelude": 3},
         {"tests": [{"args": [{1}], "expected": 1}], "entry_point": "f"},
+        {"tests": SUM["tests"], "language": "cobol"},
+        {"tests": SUM["tests"], "language": []},
+        {"tests": SUM["tests"], "checker": "def check("},
+        {"tests": [{"args": [1], "expected": 1}], "entry_point": "f", "language": []},
     ],
 )
 def test_a_bad_reference_is_never_the_answers_fault(reference: Any, judge: Any) -> None:
@@ -168,11 +150,14 @@ def test_a_batch_keeps_its_order_and_judges_what_is_identical_once() -> None:
     assert judged == [3]
 
 
-def test_nothing_runs_below_the_isolation_that_is_required() -> None:
+def test_nothing_runs_below_the_isolation_that_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
     with LocalSandbox(1, without=["landlock"]) as weak:
-        assert code(sandbox=lambda: weak)({"reference": SUM}, answer(fenced(GOOD_SUM))).status == "correct"
+        item: tuple[dict[str, Any], Response] = ({"reference": SUM}, answer(fenced(GOOD_SUM)))
+        assert code(require="L1", sandbox=lambda: weak)(*item).status == "correct"
         with pytest.raises(UserError, match="reaches isolation L1 on this machine, and L2 is required"):
-            code(require="L2", sandbox=lambda: weak)({"reference": SUM}, answer(fenced(GOOD_SUM)))
+            code(sandbox=lambda: weak)(*item)
+        monkeypatch.setenv("QWQ_RL_SANDBOX_REQUIRE", "L1")
+        assert code(sandbox=lambda: weak)(*item).status == "correct"
 
 
 def test_wrong_parameters_are_named() -> None:
@@ -180,6 +165,61 @@ def test_wrong_parameters_are_named() -> None:
         code(require="L9")
     with pytest.raises(UserError, match="unfenced is 'maybe'"):
         load("code", {"unfenced": "maybe"})
+    with pytest.raises(UserError, match=r"language is \['python', 'cobol'\]: give one or a list of python, cpp"):
+        code(language=["python", "cobol"])
+    with pytest.raises(UserError, match="urls is 'http://a': give a list"):
+        code(urls="http://a")
+    with pytest.raises(UserError, match="'a:80': give http://HOST:PORT"):
+        code(urls=["a:80"])({"reference": SUM}, answer(fenced(GOOD_SUM)))
+
+
+def test_the_label_of_the_block_chooses_among_the_rows_languages(judge: Any, sandbox: LocalSandbox) -> None:
+    reference = {**SUM, "language": ["python", "bash"]}
+    shell = answer("```bash\nread a b; echo $((a + b))\n```")
+    assert code(sandbox=lambda: sandbox)({"reference": reference}, shell).status == "correct"
+    assert judge(GOOD_SUM, reference).status == "correct"
+    for python_only in (SUM, {**DOUBLE, "language": ["python", "bash"]}):
+        refused = code(sandbox=lambda: sandbox)({"reference": python_only}, shell)
+        assert (refused.status, refused.reason) == ("no_answer", "there is no closed ```python block")
+
+
+def test_cpp_programs_are_judged(sandbox: LocalSandbox) -> None:
+    if "cpp" not in sandbox.languages():
+        pytest.skip("there is no g++ here")
+    program = "#include <iostream>\nint main() { int a, b; std::cin >> a >> b; std::cout << a + b; }"
+    verdict = code(language="cpp", sandbox=lambda: sandbox)({"reference": SUM}, answer(f"```c++\n{program}\n```"))
+    assert (verdict.score, verdict.reason) == (1.0, "all 2 tests passed")
+    broken = code(language="cpp", sandbox=lambda: sandbox)({"reference": SUM}, answer("```cpp\nint main() {\n```"))
+    assert broken.status == "compile_error"
+
+
+def test_a_checker_accepts_what_differs_from_the_expected_output(judge: Any) -> None:
+    checker = "def check(input, output, expected):\n    return sorted(output.split()) == sorted(expected.split())"
+    reference = {"tests": [{"input": "", "output": "1 2"}], "checker": checker}
+    assert judge("print(2, 1)", reference).status == "correct"
+    assert judge("print(2, 2)", reference).status == "wrong"
+
+
+def test_attempts_to_get_out_are_counted_and_named(judge: Any) -> None:
+    honest = judge(GOOD_SUM, SUM)
+    sly = judge(f"import socket\ntry: socket.socket()\nexcept OSError: pass\n{GOOD_SUM}", SUM)
+    assert "attempts" not in honest.metrics
+    assert (sly.status, sly.metrics["attempts"]) == ("correct", 1.0)
+    assert sly.reason.startswith("all 2 tests passed; it tried to get out: ")
+
+
+def test_rows_are_judged_by_servers_where_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi", reason="the extra `sandbox-server` is not installed")
+    with serving("--slots", "1") as server:
+        monkeypatch.setenv("QWQ_RL_SANDBOX_TOKEN", TOKEN)
+        items = [({"reference": SUM}, answer(fenced(program))) for program in (GOOD_SUM, "print(5)", "1 / 0")]
+        named = [verdict.status for verdict in code(urls=[server.url]).batch(items)]
+        monkeypatch.setenv("QWQ_RL_SANDBOX_URLS", f"{server.url}, {server.url}/")
+        from_environment = [verdict.status for verdict in code().batch(items)]
+        assert server.figures()["qwq_sandbox_job_seconds_count"] >= 6
+        with pytest.raises(UserError, match="the token is missing or wrong"):
+            code(token_variable="NO_SUCH_VARIABLE").batch(items)
+    assert named == from_environment == ["correct", "wrong", "runtime_error"]
 
 
 def test_a_prelude_goes_before_the_program_and_serves_the_tests(judge: Any) -> None:
