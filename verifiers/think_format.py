@@ -5,19 +5,21 @@ from __future__ import annotations
 from qwq_rl.errors import UserError
 from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier, run_as
 from qwq_rl.verifiers.outcomes import empty_answer, shown
-from qwq_rl.verifiers.roles import placed, role_of
+from qwq_rl.verifiers.roles import placed, role_of, share
 
 
 @run_as("inline")
-def think_format(open_tag: str = "<think>", close_tag: str = "</think>") -> Verifier:
+def think_format(open_tag: str = "<think>", close_tag: str = "</think>", most: float = 1.0) -> Verifier:
     """A verifier: one thinking block that starts the response, closes exactly once and is followed by an answer.
 
     A response does not say whether the template opened the block in the prompt. So none or one opening tag is right,
     and one only at the very start; a text before it, a second tag of either kind and a tag in the answer are wrong.
-    The score is 0 or 1 (as a penalty -1 or 0). Raises UserError for tags that cannot be told apart.
+    The score is 0 or 1 (as a penalty -`most` or 0). Raises UserError for tags that cannot be told apart.
     """
     if not open_tag or not close_tag or open_tag in close_tag or close_tag in open_tag:
         raise UserError(f"the tags must be two texts that do not hold each other, not {open_tag!r} and {close_tag!r}")
+
+    share("most", most)
 
     def verify(problem: Problem, response: Response) -> Verdict:
         mistake = _mistake(response.text, open_tag, close_tag, response.finish == "length")
@@ -27,8 +29,9 @@ def think_format(open_tag: str = "<think>", close_tag: str = "</think>") -> Veri
                 return empty_answer(response)
             mistake = f"there is no answer after {close_tag}"
         reason = mistake or "one thinking block, then an answer"
-        return placed(role, float(not mistake), passes=not mistake, most=1.0, reason=reason)
+        return placed(role, float(not mistake), passes=not mistake, most=most, reason=reason)
 
+    verify.largest_penalty = most  # type: ignore[attr-defined]
     return verify
 
 

@@ -75,6 +75,14 @@ def test_a_program_that_fails_scores_zero_and_says_why(
     assert len(verdict.reason) <= 200
 
 
+def test_partial_credit_stays_below_what_is_declared(judge: Any) -> None:
+    many = {"tests": [{"args": [n], "expected": n} for n in range(201)], "entry_point": "f"}
+    verdict = judge("def f(x): return x if x else 1", many, partial=True)
+    assert (verdict.metrics["passed"], verdict.score) == (200, 0.99)
+    assert code(partial=True).largest_failing_score == 0.99
+    assert code().largest_failing_score == 0
+
+
 def test_partial_credit_is_the_share_of_tests(judge: Any) -> None:
     assert judge("print(5)", SUM, partial=True).score == 0.5
     assert judge("def f(x): return 0 if x == 0 else 4", DOUBLE, partial=True).score == pytest.approx(2 / 3)

@@ -98,6 +98,8 @@ def test_a_wrong_list_says_what_is_missing_and_what_is_too_much() -> None:
 
 def test_partial_credit_tells_how_much_a_failing_answer_gets() -> None:
     assert load("set_match", {"partial": True}).verifier.largest_failing_score == 0.99  # type: ignore[attr-defined]
+    asked = [str(number) for number in range(500)]
+    assert said("set_match", ", ".join(asked[1:]), asked, partial=True).score == 0.99
 
 
 @pytest.mark.parametrize("reference", [None, "a, b", [], [["a"]], [True]])

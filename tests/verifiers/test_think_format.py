@@ -65,3 +65,9 @@ def test_other_tags() -> None:
 def test_tags_that_cannot_be_told_apart_are_refused(tags: dict[str, str]) -> None:
     with pytest.raises(UserError, match="tags"):
         load("think_format", tags)
+
+
+def test_a_penalty_takes_as_much_as_the_recipe_says() -> None:
+    assert said("a </think></think> 4", role="penalty", most=0.2).score == -0.2
+    with pytest.raises(UserError, match="`most` must be a number from 0 to 1"):
+        load("think_format", {"most": 2})
