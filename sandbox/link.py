@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import marshal
 import os
 import shutil
 import socket
@@ -184,7 +185,7 @@ class Mother:
 
 def _files(payload: Payload) -> list[int]:
     """Standard input, output, error, report and payload, as files in memory that no name leads to."""
-    text = json.dumps({"role": payload.role, **payload.fields}).encode("ascii")
+    text = marshal.dumps({"role": payload.role, **payload.fields})
     files = [os.memfd_create("case") for _ in range(FILES)]
     for file, content in ((files[0], payload.stdin), (files[3], payload.program), (files[4], text)):
         if content:

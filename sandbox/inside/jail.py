@@ -14,6 +14,7 @@ import socket
 import struct
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qwq_rl.sandbox.inside import landlock, notices, rooms, seccomp
 from qwq_rl.sandbox.inside.plan import Outfit
@@ -29,7 +30,37 @@ _OPEN_FILES, _MOTHERS_FILES, _THREADS, _SCRATCH_MB = 64, 1024, 64, 512
 _SIGNALS_SCOPED = 6
 """From this version on Landlock keeps signals in."""
 
+_HARD = {
+    kind: resource.getrlimit(kind)[1]
+    for kind in map(resource.__dict__.__getitem__, ("RLIMIT_CPU", "RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_NPROC"))
+} | {resource.RLIMIT_NOFILE: _MOTHERS_FILES}
+"""What a mother started with: a child cannot have more."""
+_DIE_WITH_PARENT = (_SET_PDEATHSIG, *map(ctypes.c_ulong, (signal.SIGKILL, 0, 0, 0)))
+
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Filter:
+    """A seccomp program, with all that installing it takes made beforehand: children then do little."""
+
+    def __init__(self, program: bytes) -> None:
+        self._program = program
+        self._names_process = seccomp.names_process(program)
+        self._arguments = self._prepared(program)
+
+    def install(self) -> None:
+        """Put this process under it, for good. Raises OSError."""
+        arguments = self._arguments
+        if self._names_process:
+            arguments = self._prepared(seccomp.of_process(self._program, os.getpid()))
+        if _libc.prctl(*arguments) != 0:
+            raise OSError(ctypes.get_errno(), "seccomp")
+
+    @staticmethod
+    def _prepared(program: bytes) -> tuple[Any, ...]:
+        header = notices.FilterProgram(len(program) // 8, ctypes.cast(ctypes.c_char_p(program), ctypes.c_void_p))
+        zero = ctypes.c_ulong(0)
+        return _SET_SECCOMP, ctypes.c_ulong(2), ctypes.byref(header), zero, zero
 
 
 @dataclass(frozen=True)
@@ -42,9 +73,9 @@ class Walls:
     """A file tree of its own, with little in it."""
     threads: int | None
     """How many threads all children together may have; None where the user id is shared with others that count too."""
-    filter: bytes | None
+    filter: Filter | None
     """The short seccomp program that a child adds to the mother's; None where none can be installed."""
-    forking: bytes | None
+    forking: Filter | None
     """The one for children that may start processes."""
     limits: bool
     """Whether limits are set at all."""
@@ -99,7 +130,8 @@ def prepare(outfit: Outfit, namespaces: bool, slots: int, without: Collection[st
             os.mkdir(folder, 0o700)
     rules = _landlock_rules(readable, folders, outfit.native) if version else ()
     version = version if rules else 0
-    filters, listener = (None, None), None
+    filters: tuple[Filter | None, Filter | None] = (None, None)
+    listener: int | None = None
     if "seccomp" not in without and seccomp.supported():
         filters, listener = _filter_calls(outfit.native, version, quiet="notices" in without)
     return Walls(
@@ -126,18 +158,19 @@ def enter(walls: Walls, slot: int, memory_bytes: int, cpu_s: float, file_bytes: 
     if walls.native:
         os.setpgid(0, 0)  # what it starts stays in this group: the filter refuses to leave it
     if walls.limits:
-        _lower(resource.RLIMIT_CPU, int(cpu_s) + 2)  # the mother ends it at cpu_s; this holds should she be late
-        _lower(resource.RLIMIT_AS, memory_bytes)
-        _lower(resource.RLIMIT_FSIZE, file_bytes)
-        _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
+        _limit(resource.RLIMIT_CPU, int(cpu_s) + 2)  # the mother ends it at cpu_s; this holds should she be late
+        _limit(resource.RLIMIT_AS, memory_bytes)
+        _limit(resource.RLIMIT_FSIZE, file_bytes)
+        _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
     if walls.limits and walls.threads is not None:
-        _lower(resource.RLIMIT_NPROC, walls.threads)
+        _limit(resource.RLIMIT_NPROC, walls.threads)
     if walls.rules:
         landlock.restrict(walls.rules[slot % len(walls.rules)])
     os.closerange(keep, _MOTHERS_FILES)
-    added = walls.forking if forks else walls.filter
-    if added is not None:
-        _install(seccomp.of_process(added, os.getpid()))
+    if forks and walls.forking is not None:
+        walls.forking.install()
+    elif walls.filter is not None:
+        walls.filter.install()
 
 
 def prctl(option: int, value: int) -> None:
@@ -148,8 +181,9 @@ def prctl(option: int, value: int) -> None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends."""
-    prctl(_SET_PDEATHSIG, signal.SIGKILL)
+    """Have the kernel kill this process when the thread that started it ends. Raises OSError."""
+    if _libc.prctl(*_DIE_WITH_PARENT) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
 
 
 def works(action: Callable[[], object]) -> bool:
@@ -187,16 +221,16 @@ def _landlock_rules(readable: Sequence[str], folders: Sequence[str | None], nati
 
 def _filter_calls(
     native: bool, landlock_version: int, *, quiet: bool
-) -> tuple[tuple[bytes | None, bytes | None], int | None]:
+) -> tuple[tuple[Filter | None, Filter | None], int | None]:
     """Put on the mother's filter: what each child adds that may not fork, or may; and where refused calls are told.
 
     None for what is not to be had.
     """
     scoped, opens = landlock_version >= _SIGNALS_SCOPED, landlock_version > 0
 
-    def added(*, tells: bool) -> tuple[bytes, bytes]:
+    def added(*, tells: bool) -> tuple[Filter, Filter]:
         plain, forking = (
-            seccomp.childs(native=native, tells=tells, scoped=scoped, forks=forks) for forks in (False, native)
+            Filter(seccomp.childs(native=native, tells=tells, scoped=scoped, forks=forks)) for forks in (False, native)
         )
         return plain, forking
 
@@ -204,9 +238,9 @@ def _filter_calls(
     if not quiet and works(lambda: notices.install(telling)):
         return added(tells=True), fcntl.fcntl(notices.install(telling), fcntl.F_DUPFD_CLOEXEC, HIGH)
     silent = seccomp.mothers(may_open=opens, native=native, tells=False)
-    if not works(lambda: _install(silent)):
+    if not works(Filter(silent).install):
         return (None, None), None
-    _install(silent)
+    Filter(silent).install()
     return added(tells=False), None
 
 
@@ -244,7 +278,7 @@ def _lower(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def _install(program: bytes) -> None:
-    header = notices.FilterProgram(len(program) // 8, ctypes.cast(ctypes.c_char_p(program), ctypes.c_void_p))
-    if _libc.prctl(_SET_SECCOMP, ctypes.c_ulong(2), ctypes.byref(header), ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
-        raise OSError(ctypes.get_errno(), "seccomp")
+def _limit(kind: int, value: int) -> None:
+    hard = _HARD[kind]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))

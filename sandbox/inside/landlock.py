@@ -52,7 +52,7 @@ def ruleset(
 
 def restrict(rules: int) -> None:
     """Put this process under the rules, for good. It must have set no_new_privs. Raises OSError."""
-    _check(_libc.syscall(_RESTRICT, rules, ctypes.c_uint32(0)))
+    _check(_libc.syscall(_RESTRICT, rules, 0))
 
 
 def _allow(rules: int, path: str, rights: int) -> None:

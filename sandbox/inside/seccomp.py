@@ -169,6 +169,11 @@ def names_target(number: int) -> bool:
     return number in (_KILL_CALL[column], _TGKILL[column])
 
 
+def names_process(filter_program: bytes) -> bool:
+    """Whether a short filter has a place for the process id."""
+    return struct.pack("=I", _OWN_PID) in filter_program
+
+
 def of_process(filter_program: bytes, pid: int) -> bytes:
     """The short filter of the process `pid`."""
     return filter_program.replace(struct.pack("=I", _OWN_PID), struct.pack("=I", pid))

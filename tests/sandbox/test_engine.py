@@ -123,6 +123,7 @@ def test_a_test_without_an_output_is_no_test() -> None:
         Job("a", "print(1)", [{"input": ""}])
 
 
+@pytest.mark.slow
 def test_twelve_busy_programs_in_flight_make_no_false_time_outs() -> None:
     """Half a second of CPU each, on two slots, with a limit that leaves little room."""
     spin = "import time\nwhile time.process_time() < 0.5: pass\nprint({})"

@@ -95,7 +95,7 @@ def test_published_livecodebench_rows_are_judged(sandbox: LocalSandbox, publishe
     swaps, seniors, winner = (livecodebench(row) for row in rows_of(published, "live_code_bench_v1_sample"))
     programs = [
         ("for _ in range(int(input())): print('NO' if input() in ('bca', 'cab') else 'YES')", swaps),
-        ("class Solution:\n    def countSeniors(self, details): return sum(int(d[11:13]) > 60 for d in details)", seniors),
+        ("class Solution:\n    def countSeniors(self, x): return sum(int(d[11:13]) > 60 for d in x)", seniors),
         ("n, s = int(input()), input()\nt, a = s.count('T'), s.count('A')\n"
          "print('T' if t > a or t == a and s[-1] == 'A' else 'A')", winner),
     ]  # fmt: skip
@@ -106,6 +106,7 @@ def test_published_livecodebench_rows_are_judged(sandbox: LocalSandbox, publishe
     assert [result.verdict for result in sandbox.judge(wrong)] == ["wrong_answer"] * 3
 
 
+@pytest.mark.slow
 def test_published_code_contests_outputs_compare_equal_to_themselves(sandbox: LocalSandbox, published: Path) -> None:
     """No solutions are published with the sample: a program that knows every answer stands in."""
     jobs = []

@@ -199,7 +199,7 @@ def native_results(level: str) -> tuple[str, dict[str, Result]]:
             if language in there
         ]
         found = {result.id: result for result in sandbox.judge(jobs)}
-        return (sandbox.probe("native")[0] and next(iter(found.values())).isolation), found
+        return next(iter(found.values())).isolation, found
 
 
 @pytest.mark.slow
