@@ -98,7 +98,8 @@ class Dispatch:
             if self._over:
                 return None
             deaths = self._pending[0].deaths
-            piece, size = [], 0
+            piece: list[Entry] = []
+            size = 0
             while self._pending and len(piece) < max(1, self._size >> 3 * deaths):
                 if self._pending[0].deaths != deaths or (piece and size + self._pending[0].size > _PIECE_BYTES):
                     break

@@ -7,7 +7,7 @@ import contextlib
 import os
 import resource
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from qwq_rl.sandbox import figures
@@ -166,7 +166,7 @@ class Batch:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._arrived.put_nowait, (index, answer))
 
-    async def answers(self, receive: Receive) -> AsyncIterator[list[Answer]]:
+    async def answers(self, receive: Receive) -> AsyncGenerator[list[Answer], None]:
         """Answers as they come, several at a time; an empty list as a heartbeat.
 
         Ends early where the client leaves. What is left at the deadline gets `TimeoutError`. What is not answered at

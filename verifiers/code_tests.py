@@ -131,7 +131,7 @@ class CodeVerifier:
         self, problem: Problem, response: Response, jobs: dict[tuple[Program, str], Job]
     ) -> Verdict | tuple[Program, str]:
         """The key of the job that judges this response, added to `jobs`; or its verdict, where nothing is to be run."""
-        reference = problem.get("reference")
+        reference: Any = problem.get("reference")
         try:
             key_of_reference = json.dumps(reference, sort_keys=True)
             reason = _misfit(reference)

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPConnection
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from qwq_rl.sandbox import Job, LocalSandbox, SandboxUnavailable
 from qwq_rl.sandbox import tests_hash as hash_of
+from qwq_rl.sandbox.admission import Bounds
+from qwq_rl.sandbox.client import RemoteSandbox
+from qwq_rl.sandbox.service import Service
 
 pytest.importorskip("fastapi", reason="the extra `sandbox-server` is not installed")
+import uvicorn
 from sandbox_servers import TOKEN, Server, serving
+
+from qwq_rl.sandbox.server import build
 
 SUM = "print(sum(map(int, input().split())))"
 TESTS = [{"input": "2 3\n", "output": "5\n"}, {"input": "1 1\n", "output": "2\n"}]
@@ -236,15 +246,6 @@ def test_a_full_server_says_when_to_come_again_and_loses_nothing(server: Server)
     assert [line["result"]["verdict"] for line in lines] == ["accepted"] * 30
 
 
-def test_more_isolation_than_there_is_is_refused() -> None:
-    with serving("--slots", "1", "--require", "L0", "--unsafe") as server:
-        reached = server.ask("GET", "/readyz")[1]["isolation"]
-        status, _ = server.ask("POST", "/v1/judge", {"jobs": [job()], "require": reached})
-        assert status == 200
-        if reached < "L4":
-            assert server.ask("POST", "/v1/judge", {"jobs": [job()], "require": "L4"})[0] == 412
-
-
 def test_sigterm_lets_what_is_under_way_end() -> None:
     with serving("--slots", "1") as server:
         slow = job("import time\ntime.sleep(1.5)\n" + SUM, tests=TESTS[:1])
@@ -273,3 +274,49 @@ def test_an_address_open_to_others_needs_a_token() -> None:
 
 def test_an_address_that_is_taken_is_named(server: Server) -> None:
     assert "cannot be listened on" in refusal("--port", str(server.port))
+
+
+@contextmanager
+def weak_server() -> Iterator[Server]:
+    """A server whose sandbox lacks a wall, in this process."""
+    with LocalSandbox(1, without=["landlock"]) as sandbox:
+        service = Service(sandbox, "L1", Bounds())
+        asyncio.run(service.prove())
+        inner = uvicorn.Server(uvicorn.Config(build(service, None), log_level="warning"))
+        listener = socket.create_server(("127.0.0.1", 0))
+        thread = threading.Thread(target=inner.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield Server(cast(Any, None), listener.getsockname()[1], "")
+        finally:
+            inner.should_exit = True
+            thread.join()
+
+
+def test_who_asks_for_more_isolation_than_there_is_is_refused() -> None:
+    with weak_server() as server:
+        assert server.ask("GET", "/readyz")[1]["isolation"] == "L1"
+        for path, body in [("/v1/judge", {"jobs": [job()]}), ("/v1/run", {"code": SUM, "stdin": "2 3"})]:
+            assert server.ask("POST", path, {**body, "require": "L1"}, None)[0] == 200
+            status, told = server.ask("POST", path, {**body, "require": "L2"}, None)
+            assert (status, told["error"]) == (412, "this server reaches isolation L1, and L2 is required")
+        with (
+            RemoteSandbox([server.url], require="L2") as client,
+            pytest.raises(SandboxUnavailable, match="reaches isolation L1, and L2 is required"),
+        ):
+            client.judge([Job("j", SUM, TESTS)])
+
+
+def test_many_who_wait_and_leave_leave_nothing_behind(server: Server) -> None:
+    before = server.figures()["qwq_sandbox_open_files"]
+    for number in range(60):
+        with socket.create_connection(("127.0.0.1", server.port)) as one:
+            body = json.dumps({"jobs": [job(f"# left {number}\n{SUM}")]}).encode()
+            head = ["POST /v1/judge HTTP/1.1", "Host: x", f"Authorization: Bearer {TOKEN}"]
+            head.append(f"Content-Length: {len(body) + number % 2}")  # every second one sends less than it says
+            one.sendall("\r\n".join([*head, "", ""]).encode() + body)
+
+    until(lambda: server.figures()["qwq_sandbox_queued_jobs"] == 0)
+    until(lambda: server.figures()["qwq_sandbox_open_files"] <= before + 2)
+    assert server.figures()["qwq_sandbox_held_bytes"] == 0
+    assert server.ask("POST", "/v1/judge", {"jobs": [job()]})[0] == 200
