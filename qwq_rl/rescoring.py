@@ -125,10 +125,6 @@ def _or(names: Sequence[str]) -> str:
     return ", ".join(names) or "none"
 
 
-class Unfound(Exception):
-    """The row of a rollout is not among the run's data any more."""
-
-
 def judge_again(
     stage: StageFolder,
     recipe: RlRecipe,

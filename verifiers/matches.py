@@ -19,7 +19,6 @@ WhiteSpace = Literal["keep", "collapse", "remove"]
 Normal = Callable[[str], str]
 NUMBER = re.compile(r"[+-]?\d{1,40}(?:\.\d{1,40})?")
 BULLET = re.compile(r"(?:[-*+•]|\d{1,4}[.)])\s{1,9}(?=\S)")
-QUOTED = re.compile(r"(?s)([\"'`]).+\1")
 BRACKETS = ("[]", "()", "{}")
 MOST_ITEMS = 10_000
 
