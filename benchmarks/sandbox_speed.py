@@ -234,7 +234,7 @@ def held(sandbox: LocalSandbox) -> dict[str, int]:
         "children and zombies": len(Path(f"/proc/{mother}/task/{mother}/children").read_text().split()),
         "mother KiB": int(status.split("VmRSS:")[1].split()[0]),
         "caller KiB": int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]),
-        "temporary files": len(os.listdir(tempfile.gettempdir())),
+        "temporary files": len(list(Path(tempfile.gettempdir()).glob("qwq-sandbox*"))),
     }
 
 

@@ -22,6 +22,7 @@ _SLACK, _LEAST_SLACK = 0.25, 0.05
 in that time is judged by a run alone, since neighbours cost it CPU time (caches, hyperthreads)."""
 _STARVED = 0.05
 """CPU seconds a second of wall time: who used so much when the wall limit struck was not asleep but kept waiting."""
+_NO_THREAD = b"can't start new thread"
 _CHECKER_LIMITS = Limits(cpu_s=10.0, wall_s=60.0, memory_mb=512, output_kb=1024)
 COMPILE_LIMITS = Limits(cpu_s=30.0, wall_s=120.0, memory_mb=2048, output_kb=1 << 18)
 
@@ -82,7 +83,7 @@ def compilation(job: Job, programs: Programs) -> Compilation:
 
 
 def _compile_step(language: Language, options: Sequence[str], text: bytes) -> Step:
-    fields = {"argv": [language.path, *options], "forks": True}
+    fields = {"argv": [language.path, *options]}
     return Step("native", (Payload("compile", fields, text),), COMPILE_LIMITS)
 
 
@@ -127,7 +128,10 @@ def _first_step(job: Job, index: int, program: bytes) -> Step:
 
 
 def _is_doubtful(ending: Ending, limits: Limits) -> bool:
-    """Whether a limit may have been broken only because of what ran beside."""
+    """Whether it may have failed only because of what ran beside: all share the CPU, threads and memory there are."""
+    starved = ending.exit != 0 and (_NO_THREAD in ending.stderr or ending.exit == -signal.SIGKILL)
+    if starved and not ending.ended_for:
+        return True
     if ending.ended_for == "wall":
         return ending.cpu_s >= _STARVED * limits.wall_s
     return not ending.ended_for and ending.cpu_s > limits.cpu_s

@@ -93,7 +93,7 @@ class LocalSandbox:
     def judge(self, jobs: Sequence[Job]) -> list[Result]:
         """Run every job's tests; results in the jobs' order.
 
-        A mother that dies is replaced and what was unfinished is judged again, once; then it is `sandbox_error`.
+        A mother that dies is replaced and what was unfinished is judged again, twice; then it is `sandbox_error`.
         Raises `SandboxUnavailable` where none starts or the isolation is below what is required, and `JobError` for a
         test set that was not put in or a language that this machine lacks.
         """

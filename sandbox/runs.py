@@ -14,7 +14,7 @@ from qwq_rl.sandbox.protocol import CaseResult, CaseVerdict, Job, Result
 PREPARATION = -1
 """Stands in the place of a case's index for what all cases wait for: compiling."""
 _SKIPPED = CaseResult("skipped")
-MOST_DEATHS = 2
+MOST_DEATHS = 3
 """So often a mother may die under a job before it is given up."""
 
 

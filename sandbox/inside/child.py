@@ -14,6 +14,7 @@ import io
 import marshal
 import os
 import sys
+from typing import Any
 
 from qwq_rl.sandbox.inside import checker, jail, native, program, split
 from qwq_rl.sandbox.inside.wire import FORKED, HIGH, PAYLOAD, READY
@@ -43,7 +44,7 @@ def main(walls: jail.Walls, slot: int, files: list[int], link: int | None, limit
         os.chdir(f"{walls.scratch}/{slot}")
     if walls.listener is not None and not walls.native:
         os.register_at_fork(before=_tell_of_fork)
-    jail.enter(walls, slot, *limits, keep=PAYLOAD + 1, forks=payload.get("forks", False))
+    jail.enter(walls, slot, *limits, keep=PAYLOAD + 1, forks=_may_fork(walls, payload))
     os.pwrite(PAYLOAD, READY, 0)
     os.close(PAYLOAD)
     status = 0
@@ -62,6 +63,11 @@ def _arrange(files: list[int | None]) -> None:
             os.dup2(file, place)
         elif place > 2:
             _close(place)
+
+
+def _may_fork(walls: jail.Walls, payload: dict[str, Any]) -> bool:
+    """Compilers always; programs of languages that need it where the number of processes has a bound."""
+    return payload["role"] == "compile" or (walls.bounded and payload.get("forks", False))
 
 
 def _tell_of_fork() -> None:

@@ -5,8 +5,10 @@ Constants: linux/prctl.h, linux/sched.h, linux/capability.h.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
+import glob
 import os
 import resource
 import signal
@@ -27,6 +29,8 @@ _FIRST_UID = 0x70000000
 """User ids from here on belong to nobody: a mother that starts as root takes one of its own."""
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _OPEN_FILES, _MOTHERS_FILES, _THREADS, _SCRATCH_MB = 64, 1024, 64, 512
+_OTHERS_GROWTH = 1024
+"""Where the user id is shared: how many more threads than now may run under it, the programs' among them."""
 _SIGNALS_SCOPED = 6
 """From this version on Landlock keeps signals in."""
 
@@ -71,8 +75,12 @@ class Walls:
     """Own network, IPC, UTS and process namespaces."""
     own_root: bool
     """A file tree of its own, with little in it."""
+    own_user: bool
+    """A user id that nothing else has, or a user namespace, where processes are counted apart."""
     threads: int | None
-    """How many threads all children together may have; None where the user id is shared with others that count too."""
+    """How many threads and processes may run under this user id; None where the kernel does not hold it to any."""
+    bounded: bool
+    """There is a bound on processes, by that or by a control group: only then may programs have any."""
     filter: Filter | None
     """The short seccomp program that a child adds to the mother's; None where none can be installed."""
     forking: Filter | None
@@ -108,13 +116,16 @@ def leave_host(without: Collection[str]) -> bool:
     return True
 
 
-def prepare(outfit: Outfit, namespaces: bool, slots: int, without: Collection[str]) -> Walls:
+def prepare(outfit: Outfit, namespaces: bool, grouped: bool, slots: int, without: Collection[str]) -> Walls:
     """Give up every privilege and build what children put on; each wall is tried in a child before it is counted on."""
     user_namespace = namespaces and os.geteuid() != 0
     readable = [*outfit.readable, os.path.dirname(os.__file__)]
     own_root = namespaces and "root" not in without and _move_house(readable, outfit)
     scratch = rooms.SCRATCH if own_root and outfit.scratch else outfit.scratch
     own_user = _take_own_uid(scratch) or user_namespace
+    threads = _THREADS * slots if own_user else None
+    if threads is None and os.getuid() != 0:
+        threads = _tasks_of_user() + _OTHERS_GROWTH
     _drop_capabilities()
     prctl(_SET_DUMPABLE, 1)  # off after a change of user, and then /dev/stdin could not be opened
     prctl(_SET_NO_NEW_PRIVS, 1)
@@ -137,7 +148,9 @@ def prepare(outfit: Outfit, namespaces: bool, slots: int, without: Collection[st
     return Walls(
         namespaces=namespaces,
         own_root=own_root,
-        threads=_THREADS * slots if own_user else None,
+        own_user=own_user,
+        threads=threads,
+        bounded=threads is not None or grouped,
         filter=filters[0],
         forking=filters[1],
         limits="limits" not in without,
@@ -264,6 +277,15 @@ def _become(uid: int) -> None:
 def _read_library_as(uid: int) -> None:
     _become(uid)
     os.listdir(os.path.dirname(os.__file__))
+
+
+def _tasks_of_user() -> int:
+    """How many threads run under this user id; those that cannot be seen are not counted."""
+    found = 0
+    for place in glob.glob("/proc/[0-9]*/task"):
+        with contextlib.suppress(OSError):
+            found += len(os.listdir(place)) if os.stat(place).st_uid == os.getuid() else 0
+    return found
 
 
 def _drop_capabilities() -> None:

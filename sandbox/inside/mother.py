@@ -105,7 +105,7 @@ class Mother:
         self._control = control
         _warm(plan)
         self._memory = _address_space()
-        self._walls = jail.prepare(plan.outfit, namespaces, plan.slots, plan.without)
+        self._walls = jail.prepare(plan.outfit, namespaces, grouped, plan.slots, plan.without)
         self._free = list(range(plan.slots))
         self._slots = plan.slots
         self._cases: dict[int, _Case] = {}
@@ -117,7 +117,7 @@ class Mother:
             "landlock": self._walls.landlock,
             "namespaces": namespaces,
             "own_root": self._walls.own_root,
-            "own_user": self._walls.threads is not None,
+            "own_user": self._walls.own_user,
             "cgroups": grouped,
             "notices": self._walls.listener is not None,
             "runtime": f"python {sys.version_info.major}.{sys.version_info.minor}",

@@ -106,6 +106,7 @@ def test_work_is_spread_over_the_servers(client: RemoteSandbox, pair: list[Serve
     assert min(done) >= 3
 
 
+@pytest.mark.slow
 def test_a_full_server_is_waited_for(pair: list[Server]) -> None:
     with RemoteSandbox([pair[0].url], token=TOKEN) as client:
         results: list[Result] = []
@@ -125,6 +126,7 @@ def test_a_server_that_is_not_there_costs_nothing(pair: list[Server]) -> None:
         assert {result.verdict for result in client.judge(slow(6, 0.05))} == {"accepted"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_server_that_ends_in_the_middle_costs_no_verdict(signal_number: int) -> None:
     with ExitStack() as stack:
@@ -143,6 +145,7 @@ def test_a_server_that_ends_in_the_middle_costs_no_verdict(signal_number: int) -
     assert [verdicts[index] for index in range(30)] == ["accepted"] * 20 + ["wrong_answer"] * 10
 
 
+@pytest.mark.slow
 def test_all_servers_gone_and_back_again_costs_no_verdict() -> None:
     port = unused_port()
     jobs, found = slow(12, 0.2), []
@@ -159,6 +162,7 @@ def test_all_servers_gone_and_back_again_costs_no_verdict() -> None:
     assert {result.verdict for _, result in found} == {"accepted"}
 
 
+@pytest.mark.slow
 def test_without_any_server_left_jobs_are_faults_and_no_scores() -> None:
     jobs = slow(4, 0.5)
     with serving("--slots", "1") as server, RemoteSandbox([server.url], token=TOKEN, patience_s=1) as client:

@@ -208,3 +208,19 @@ def test_what_went_wrong_is_named_in_other_languages(
     job = Job("a", code, SUM, language=language, limits=Limits(cpu_s=2, wall_s=30, memory_mb=128))
     result = sandbox.judge([job])[0]
     assert result.verdict == verdict, result
+
+
+def test_a_program_that_others_left_no_thread_is_judged_alone() -> None:
+    """One program takes all the threads there are; another, honest, needs a few meanwhile."""
+    hog = (
+        "import threading, time\nthreading.stack_size(32768)\ntry:\n"
+        "    while True: threading.Thread(target=time.sleep, args=(2,), daemon=True).start()\n"
+        "except RuntimeError: time.sleep(2)"
+    )
+    honest = (
+        "import threading as m, time\ntime.sleep(1)\nt = [m.Thread(target=time.sleep, args=(0.1,)) for _ in range(8)]\n"
+        "for x in t: x.start()\nfor x in t: x.join()\nprint(1)"
+    )
+    with LocalSandbox(2) as sandbox:
+        results = sandbox.judge([Job("hog", hog, ONE, limits=Limits(memory_mb=4096)), Job("honest", honest, ONE)])
+    assert [result.verdict for result in results] == ["wrong_answer", "accepted"]

@@ -212,7 +212,9 @@ def test_attacks_in_other_languages_fail(name: str, level: str) -> None:
     assert reached <= level
     result = found[name]
     assert "BROKEN" not in result.cases[0].stdout
-    assert result.verdict == NATIVE[name][2], result
+    # without a bound on processes a shell gets none at all
+    refused = NATIVE[name][0] == "bash" and "fork: Operation not permitted" in result.cases[0].stderr
+    assert result.verdict == ("runtime_error" if refused else NATIVE[name][2]), result
 
 
 @pytest.mark.slow

@@ -169,7 +169,13 @@ def test_figures_count_verdicts_requests_and_attempts_to_get_out(server: Server)
         ({"jobs": [job(), job(language="cobol")]}, 422, "jobs[1]: language is 'cobol'"),
         ({"jobs": [job(limits={"cpu_s": 1000})]}, 422, "at most 20"),
         ({"jobs": [job("x" * (1 << 20))]}, 413, "longer than 1 MiB"),
-        ({"jobs": [job(tests=[{"assert": "assert " + "-" * 100_000 + "1"}])]}, 422, "not Python"),
+        (
+            {"jobs": [job(tests=[{"assert": "assert " + "1," * 60_000}])]},
+            422,
+            "jobs[0]: an assert or a checker has 117 KiB",
+        ),
+        ({"jobs": [job(checker="#" * 200_000)]}, 422, "this server takes at most 100"),
+        ({"jobs": [job(tests=[{"assert": "assert " + "-" * 90_000 + "1"}])]}, 422, "not Python"),
     ],
 )
 def test_what_is_malformed_or_too_much_is_named(server: Server, body: Any, status: int, said: str) -> None:
