@@ -26,6 +26,8 @@ class Bounds:
     queue_jobs: int = 8192
     """Jobs of all requests together that are taken on and not answered."""
     job_tests: int = 4096
+    text_kb: int = 4096
+    """Of Python that the server itself reads: an assert, a checker. Its syntax tree takes a hundred times as much."""
     cpu_s: float = 120.0
     """CPU seconds that a job's limits may ask for a case; the next two likewise."""
     wall_s: float = 600.0
@@ -110,6 +112,14 @@ class Visit:
         self._admission.held_bytes -= self._bytes
         self._admission.queued_jobs -= self._jobs
         self._bytes = self._jobs = 0
+
+
+def check_texts(tests: object, checker: object, bounds: Bounds) -> None:
+    """Raise `JobError` where the server would have to read too much Python; for what is not checked yet."""
+    texts = [test.get("assert") for test in tests if isinstance(test, dict)] if isinstance(tests, list) else []
+    longest = max((len(text) for text in (*texts, checker) if isinstance(text, str)), default=0)
+    if longest > bounds.text_kb << 10:
+        raise JobError(f"an assert or a checker has {longest >> 10} KiB: this server takes at most {bounds.text_kb}")
 
 
 def check_job(job: Job, bounds: Bounds) -> None:

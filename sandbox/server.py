@@ -13,10 +13,11 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwq_rl.sandbox import figures
-from qwq_rl.sandbox.admission import Bounds, Refused, Visit, check_job
+from qwq_rl.sandbox.admission import Bounds, Refused, Visit, check_job, check_texts
 from qwq_rl.sandbox.local import SandboxUnavailable
 from qwq_rl.sandbox.protocol import LEVELS, Job, JobError, Limits, Result, tests_hash
 from qwq_rl.sandbox.service import Batch, Service
@@ -183,6 +184,8 @@ async def _body(request: Request, visit: Visit) -> bytes:
                 parts.append(part)
     except TimeoutError:
         raise Refused(408, f"the body did not come within {_BODY_SECONDS:.0f} s") from None
+    except ClientDisconnect:
+        raise Refused(400, "the body ended early") from None
     return b"".join(parts)
 
 
@@ -205,6 +208,8 @@ def _read_batch(body: bytes, bounds: Bounds) -> Asked:
     jobs = []
     for place, value in enumerate(given["jobs"]):
         try:
+            if isinstance(value, dict):
+                check_texts(value.get("tests"), value.get("checker"), bounds)
             jobs.append(Job.from_dict(value))
             check_job(jobs[-1], bounds)
         except JobError as error:
@@ -246,6 +251,7 @@ def _keep_tests(service: Service, name: str, body: bytes) -> int:
         raise Refused(400, "give a list of at least one test")
     if len(tests) > (most := service.admission.bounds.job_tests):
         raise Refused(413, f"there are {len(tests)} tests: this server takes at most {most}")
+    check_texts(tests, None, service.admission.bounds)
     if tests_hash(tests) != name:
         raise Refused(422, f"these tests have the hash {tests_hash(tests)}, not {name[:80]}")
     service.sandbox.put_tests(tests)

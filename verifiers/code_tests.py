@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import time
@@ -21,6 +22,8 @@ URLS, TOKEN, REQUIRE = "QWQ_RL_SANDBOX_URLS", "QWQ_RL_SANDBOX_TOKEN", "QWQ_RL_SA
 """Environment variables that hold where a recipe says nothing."""
 _KNOWN = {"tests", "entry_point", "limits", "prelude", "compare", "language", "checker"}
 Sandbox = LocalSandbox | RemoteSandbox
+_Key = tuple[Program, str]
+"""A program and the reference that it is judged by."""
 _STATUSES = {"wrong_answer": "wrong", "time_limit": "timeout"}
 """Sandbox verdicts that have another name as a status; the rest keep theirs."""
 _REASON = 200
@@ -118,8 +121,9 @@ class CodeVerifier:
     def batch(self, items: Sequence[tuple[Problem, Response]]) -> list[Verdict]:
         """One verdict an item, in order. Raises `UserError` where this machine cannot shut programs in as required."""
         started = time.perf_counter()
-        jobs: dict[tuple[Program, str], Job] = {}
-        planned = [self._plan(problem, response, jobs) for problem, response in items]
+        jobs: dict[_Key, Job] = {}
+        outlines: dict[int, tuple[str, str, Any]] = {}
+        planned = [self._plan(problem, response, jobs, outlines) for problem, response in items]
         results = dict(zip(jobs, self._judged(list(jobs.values())), strict=True))
         seconds = (time.perf_counter() - started) / max(1, len(items))
         return [
@@ -128,15 +132,13 @@ class CodeVerifier:
         ]
 
     def _plan(
-        self, problem: Problem, response: Response, jobs: dict[tuple[Program, str], Job]
-    ) -> Verdict | tuple[Program, str]:
+        self, problem: Problem, response: Response, jobs: dict[_Key, Job], outlines: dict[int, tuple[str, str, Any]]
+    ) -> Verdict | _Key:
         """The key of the job that judges this response, added to `jobs`; or its verdict, where nothing is to be run."""
         reference: Any = problem.get("reference")
-        try:
-            key_of_reference = json.dumps(reference, sort_keys=True)
-            reason = _misfit(reference)
-        except (TypeError, ValueError) as error:
-            reason = f"reference is not JSON: {error}"
+        if id(reference) not in outlines:  # responses of one group share it, and it may be large
+            outlines[id(reference)] = (*_outline(reference), reference)
+        name_of_reference, reason, _ = outlines[id(reference)]
         if reason:
             return bad_reference(shown(reason, _REASON))
         languages = self._languages(reference)
@@ -148,7 +150,7 @@ class CodeVerifier:
             return (
                 no_answer(f"there is no closed {blocks} block") if response.answer.strip() else empty_answer(response)
             )
-        key = (program, key_of_reference)
+        key = (program, name_of_reference)
         if key not in jobs:
             try:
                 jobs[key] = self._job(str(len(jobs)), program, reference)
@@ -235,6 +237,14 @@ def describe_result(result: Result, job: Job) -> str:
         else ""
     )
     return shown(f"{name}: {said[-1] if said else 'no message'}{expected}", _REASON)
+
+
+def _outline(reference: object) -> tuple[str, str]:
+    """A text that equal references share, and what is wrong with this one; empty where nothing is."""
+    try:
+        return hashlib.sha256(json.dumps(reference, sort_keys=True).encode()).hexdigest(), _misfit(reference)
+    except (TypeError, ValueError) as error:
+        return "", f"reference is not JSON: {error}"
 
 
 def _misfit(reference: object) -> str:

@@ -32,18 +32,8 @@ from qwq_rl.sandbox.server import build
 SUM = "print(sum(map(int, input().split())))"
 TESTS = [{"input": "2 3\n", "output": "5\n"}, {"input": "1 1\n", "output": "2\n"}]
 SPIN = "while True: pass"
-BOUNDS = (
-    "--slots",
-    "2",
-    "--most-body-mb",
-    "1",
-    "--most-queue-jobs",
-    "40",
-    "--most-batch-jobs",
-    "50",
-    "--most-cpu-s",
-    "20",
-)
+BOUNDS = ["--slots", "2", "--most-body-mb", "1", "--most-queue-jobs", "40", "--most-batch-jobs", "50"]
+BOUNDS += ["--most-cpu-s", "20", "--most-text-kb", "100"]
 
 
 @pytest.fixture(scope="module")
