@@ -28,7 +28,8 @@ UNKNOWNS = frozenset({"x", "y", "z"})
 """Names that people give to what is looked for, not to an integer that runs."""
 NUMBERS = frozenset({"num", "dec"})
 UNIT_VECTORS = {"hat i": 0, "hat j": 1, "hat k": 2}
-MOST_PAIRS = 10_000
+MOST_ITEMS = 40
+"""Of a list that are compared each with each; longer ones must be written alike."""
 
 
 @dataclass(frozen=True)
@@ -231,8 +232,8 @@ def _covers(left: Sequence[Node], right: Sequence[Node], rules: Rules) -> bool |
     numbers = [frozenset(part.value if part.kind == "num" else None for part in side) for side in (left, right)]
     if not any(None in side for side in numbers):
         return numbers[0] == numbers[1]
-    if len(left) * len(right) > MOST_PAIRS:
-        return None
+    if max(len(left), len(right)) > MOST_ITEMS:
+        return frozenset(left) == frozenset(right)
     left, right = _distinct(left, rules), _distinct(right, rules)
     if len(left) != len(right):
         return False

@@ -20,6 +20,8 @@ from qwq_rl.verifiers.mathematics.units import LETTERS, unit_of
 from qwq_rl.verifiers.mathematics.words import NUMBERS
 
 DEEPEST = 60
+MOST_WORDS = 16
+"""Of a unit, or of the name of what is counted."""
 END = Token("end", "", False)
 CLOSING = frozenset({")", "]", "}", r"\}", r"\rangle", r"\rbrace", ",", ";", "", "&", r"\\"})
 NOT_UNITS = frozenset({"pi", "sqrt", "inf", "infinity", "oo", "mod", "base", "times", "over"})
@@ -78,7 +80,7 @@ class Cursor:
         """The unit, or name of what is counted, that starts here, and how many tokens it takes; ("", 0) for none."""
         words: list[str] = []
         place, letters = 0, 0
-        while True:
+        while len(words) < MOST_WORDS:
             token = self.peek(place)
             if token.kind in ("word", "text") and token.text.lower() not in JOINS and token.text not in CONDITIONS:
                 if self._changes_number(token, not words):

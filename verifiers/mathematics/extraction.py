@@ -43,6 +43,8 @@ OTHERWISE = re.compile(
     re.IGNORECASE,
 )
 """After an answer: another one that takes it back, or another choice."""
+MINUS = re.compile(r"[=$(\[{&≈]\s?[-−]\s?\Z")
+"""A sign, with what shows that nothing is taken away from."""
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 MOST_BOXES = 20
 """Boxes around one answer that are taken off."""
@@ -120,7 +122,14 @@ def _last_group(text: str, boxes: list[tuple[int, int]]) -> list[str]:
         if end - start > LONGEST_GAP or not BETWEEN.fullmatch(text, start, end):
             break
         first -= 1
-    return [unboxed(text[start:end]) for start, end in boxes[first:]]
+    return [_signed(text, start, unboxed(text[start:end])) for start, end in boxes[first:]]
+
+
+def _signed(text: str, start: int, answer: str) -> str:
+    """The answer in a box with the sign that stands before it, as in `x = -\\boxed{5}`."""
+    if not answer or not MINUS.search(text, max(0, start - 6), start):
+        return answer
+    return f"-{answer}" if answer.isalnum() else f"-({answer})"
 
 
 def unboxed(text: str) -> str:

@@ -7,6 +7,8 @@ from qwq_rl.verifiers.mathematics.names import FUNCTIONS, INVERTIBLE, SAME_FUNCT
 from qwq_rl.verifiers.mathematics.node import Node, number
 from qwq_rl.verifiers.mathematics.tokens import Token, Unreadable
 
+OF_SEVERAL = frozenset({"max", "min", "gcd", "lcm"})
+
 
 class Functions(Cursor):
     """Functions and their arguments, which are read by the classes on top."""
@@ -101,6 +103,12 @@ class Functions(Cursor):
 
 
 def _applied(name: str, base: Node | None, arguments: tuple[Node, ...]) -> Node:
+    if (
+        name not in OF_SEVERAL
+        and len(arguments) != (2 if name == "binom" else 1)
+        and (name, len(arguments)) != ("log", 2)
+    ):
+        raise Unreadable(f"{name} of {len(arguments)} arguments")
     if name in ("sqrt", "cbrt"):
         return Node("root", (arguments[0], number(2 if name == "sqrt" else 3)))
     if name == "exp":

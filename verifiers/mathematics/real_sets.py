@@ -11,6 +11,9 @@ from qwq_rl.verifiers.mathematics.numeric import Unworkable, context, evaluate
 
 MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 
+MOST_PARTS = 60
+"""Conditions, or sides of a chain, that are worked out."""
+
 
 class Interval(NamedTuple):
     """An interval with its ends as numbers of sixty digits, and whether each end belongs to it."""
@@ -83,6 +86,8 @@ def _says_real(node: Node) -> bool:
 
 def _conditions(parts: Sequence[Node], joint: str) -> Intervals:
     """Conditions that hold together; where none could, or "or" stands between, each of them is enough."""
+    if len(parts) > MOST_PARTS:
+        raise NoRealSet
     if len({name for part in parts for name in symbols(part)}) > 1:
         raise NoRealSet
     found = [intervals(part) for part in parts]
@@ -129,6 +134,8 @@ def _interval(node: Node) -> Interval:
 
 def _relation(node: Node) -> Intervals:
     """A chain of comparisons of one variable with numbers: each is linear in it, or in its absolute value."""
+    if len(node.args) > MOST_PARTS:
+        raise NoRealSet
     found = [_whole_line()]
     for left, sign, right in zip(node.args, node.value, node.args[1:], strict=False):
         found = common(found, _comparison(left, sign, right))

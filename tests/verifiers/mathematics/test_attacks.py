@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 from qwq_rl.verifiers import Response, Verdict, load
+from qwq_rl.verifiers.mathematics.checker import equal
+from qwq_rl.verifiers.mathematics.comparison import Rules
 
 ATTACKS: dict[str, list[str]] = defaultdict(list)
 for line in (Path(__file__).parent / "attacks.tsv").read_text().splitlines():
@@ -42,3 +45,19 @@ def test_two_choices_are_no_choice(dress: str, between: str) -> None:
         rf"The answer is {right}{between}{other}",
     ]
     assert [text for text in texts if score("C", text) != 0.0] == []
+
+
+@pytest.mark.parametrize(
+    "piece", [r"\sqrt{#},", "x^#,", "(#,1),", r"\{#\},", r"x>#,", "x<", "ab ", "5 where x ", r"\sin #+", "#.5,"]
+)
+def test_long_answers_are_decided_in_milliseconds(piece: str) -> None:
+    answer = "".join(piece.replace("#", str(place)) for place in range(400))[:2990]
+    started = time.process_time()
+    assert equal(answer, r"\sqrt{2}", Rules()) is not True
+    assert time.process_time() - started < 0.4
+
+
+@pytest.mark.parametrize(("text", "score_of_minus_five"), [(r"$x = -\boxed{5}$", 1.0), (r"$7 - \boxed{5}$", 0.0)])
+def test_a_sign_before_the_box_belongs_to_the_answer(text: str, score_of_minus_five: float) -> None:
+    assert score("-5", text) == score_of_minus_five
+    assert score("5", text) == 1.0 - score_of_minus_five
