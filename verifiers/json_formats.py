@@ -21,9 +21,7 @@ def _date_time(value: object) -> bool:
     """RFC 3339: date, time and offset."""
     if not isinstance(value, str):
         return True
-    return bool(re.fullmatch(rf"(?a:{DATE}[Tt ]{TIME})", value)) and bool(
-        datetime.fromisoformat(value.upper())
-    )
+    return bool(re.fullmatch(rf"(?a:{DATE}[Tt ]{TIME})", value)) and bool(datetime.fromisoformat(value.upper()))
 
 
 @FORMATS.checks("time", raises=ValueError)
