@@ -292,7 +292,8 @@ def weak_server() -> Iterator[Server]:
 def test_who_asks_for_more_isolation_than_there_is_is_refused() -> None:
     with weak_server() as server:
         assert server.ask("GET", "/readyz")[1]["isolation"] == "L1"
-        for path, body in [("/v1/judge", {"jobs": [job()]}), ("/v1/run", {"code": SUM, "stdin": "2 3"})]:
+        asked: dict[str, dict[str, Any]] = {"/v1/judge": {"jobs": [job()]}, "/v1/run": {"code": SUM, "stdin": "2 3"}}
+        for path, body in asked.items():
             assert server.ask("POST", path, {**body, "require": "L1"}, None)[0] == 200
             status, told = server.ask("POST", path, {**body, "require": "L2"}, None)
             assert (status, told["error"]) == (412, "this server reaches isolation L1, and L2 is required")
