@@ -188,7 +188,8 @@ def test_the_reward_of_an_open_row_is_its_win_rate_within_the_group(small: Small
                 continue
             texts = [one["segments"][0]["text"].removesuffix("<|im_end|>") for one in group]
             answers = [text.rpartition("</think>")[2].strip() for text in texts]
-            assert all(answers)
+            if not all(answers):  # an empty one loses without being shown to the model; that has a test of its own
+                continue
             raw = score_answers(model, tokenizer, [(rows[group[0]["row"]], answer) for answer in answers])
             rates = win_rates(raw, tau)
             assert [one["preference"] for one in group] == pytest.approx(rates, abs=1e-4)
