@@ -52,7 +52,7 @@ TABLE: dict[str, Unit] = {
 } | {word: (name, Fraction(1)) for word, name in _FREE.items()}  # fmt: skip
 TABLE["mph"] = ("length/time", Fraction("1609.344") / 3600)
 TABLE["kph"] = TABLE["kmh"] = ("length/time", Fraction(1000, 3600))
-_PREFIXES = {
+_PREFIXES: dict[str, int | Fraction] = {
     "k": 10**3,
     "M": 10**6,
     "G": 10**9,

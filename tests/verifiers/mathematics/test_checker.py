@@ -157,5 +157,5 @@ def test_the_order_of_a_set_does_not_count_and_that_of_a_tuple_does(items: list[
     random.shuffle(other)  # type: ignore[attr-defined]
     assert decide(r"\{" + ",".join(map(str, items)) + r"\}", r"\{" + ", ".join(map(str, other)) + r"\}") is True
     if len(items) > 1:
-        pairs = [f"({', '.join(map(str, side))})" for side in (items, other)]
-        assert decide(*pairs) is (items == other)
+        left, right = (f"({', '.join(map(str, side))})" for side in (items, other))
+        assert decide(left, right) is (items == other)
