@@ -126,7 +126,7 @@ def _may_be_product(side: Reading) -> bool:
 def _words_for(words: Reading, rest: Reading, rules: Rules) -> bool | None:
     """Words against mathematics: "no solution" for the empty set, "twelve" for 12."""
     meant = MEANINGS.get(words.words, ())
-    if words.words.isdigit():
+    if words.words.isascii() and words.words.isdigit():
         meant = (number(int(words.words)),)
     if meant and rest.nodes:
         return any(same(node, other, rules) is True for node in meant for other in rest.nodes)

@@ -94,6 +94,12 @@ HALVES_OF_DAY = re.compile(r"\b([apAP])\.\s?[mM]\.?(?![a-zA-Z])")
 CELSIUS = re.compile(r"\^\s?\{?\s?\\circ\s?\}?\s?(?:\\(?:text|mathrm|textrm)\s?\{\s?)?([CF])(?![a-zA-Z])\s?\}?")
 SIGNED = re.compile(r"\{([-+])\}")
 FRENCH = re.compile(r"([\[\]])([^\[\]]*?[,;][^\[\]]*?)([\[\]])")
+CURRENCY = re.compile(r"(?:\\text\s?\{\s?)?(?<![A-Za-z])(US\\?\$|USD|EUR|GBP|RMB|CNY)\s?\}?\s?(?=\d)")
+CURRENCIES = {"USD": r"\$", "EUR": "€", "GBP": "£", "RMB": "¥", "CNY": "¥"}
+MINUTES = re.compile(
+    r"(\d+)\s?\^\s?\{?\s?\\circ\s?\}?\s?(\d+(?:\.\d+)?)\s?(?:'|\^\s?\{?\\prime\}?)"
+    r"(?:\s?(\d+(?:\.\d+)?)\s?(?:''|\"|\^\s?\{?\\prime\\prime\}?))?"
+)
 RUPEES = re.compile(r"\bRs\.?\s?(?=\d)")
 DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|^\\\\[(\[]|\\\\[)\]]$|(?<!\\)\$\$?")
 ROW_SPACING = re.compile(r"\\\\\s?\[\s?-?[\d.]+\s?(?:pt|em|ex|mm|cm|in|\\\w+)\s?\]")
@@ -112,7 +118,11 @@ def clean(text: str) -> str:
     text = ROW_SPACING.sub(r"\\\\", _without_emphasis(text)).replace(r"\colon", ":")
     text = _without_delimiters(THOUSANDS.sub("", text))
     text = RUPEES.sub("₹", INVISIBLE.sub(" ", text))
+    text = CURRENCY.sub(lambda found: CURRENCIES.get(found[1], r"\$"), text)
+    text = MINUTES.sub(lambda found: rf"({found[1]}+{found[2]}/60+{found[3] or 0}/3600)^\circ", text)
     text = SIGNED.sub(r"\1", CELSIUS.sub(r"\\text{ deg\1}", text))
+    if "aligned" in text:
+        text = text.replace("&", " ")
     if "." in text:
         text = ELLIPSIS.sub(_repeating_tail, DOTTED.sub(_dotted, REPEATING.sub(_repeating, text)))
     text = " ".join(HALVES_OF_DAY.sub(r"\1m", text).split())

@@ -24,6 +24,8 @@ MOST_WORDS = 16
 """Of a unit, or of the name of what is counted."""
 END = Token("end", "", False)
 CLOSING = frozenset({")", "]", "}", r"\}", r"\rangle", r"\rbrace", ",", ";", "", "&", r"\\"})
+VARIABLES = frozenset("abcxyz")
+"""What products are written of, as in `3abc`."""
 NOT_UNITS = frozenset({"pi", "sqrt", "inf", "infinity", "oo", "mod", "base", "times", "over"})
 
 
@@ -125,6 +127,8 @@ class Cursor:
             or token.text in GREEK
             or token.text in NOT_UNITS
         ):
+            return False
+        if set(token.text) <= VARIABLES:
             return False
         if len(token.text) > 1 or place:
             return True

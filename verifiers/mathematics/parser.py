@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from qwq_rl.verifiers.mathematics.atoms import CURRENCIES
 from qwq_rl.verifiers.mathematics.expressions import Expressions
 from qwq_rl.verifiers.mathematics.names import CONDITIONS, JOINS, REFUSED, RELATIONS
@@ -353,11 +355,30 @@ class Answers(Expressions):
         return " ".join(sorted(words - SAYS_NOTHING)) if not words & {"otherwise", "else"} else "otherwise"
 
 
+def _written_out(items: list[Node]) -> list[Node]:
+    """`1, 2, ..., 10` with all its numbers, where two before the dots and one after them tell the step."""
+    dots = [place for place, item in enumerate(items) if item == symbol("…")]
+    if (
+        len(dots) != 1
+        or dots[0] < 2
+        or dots[0] + 2 != len(items)
+        or any(i.kind != "num" for i in items if i != items[dots[0]])
+    ):
+        return items
+    values = [item.value for item in items if item.kind == "num"]
+    step = values[1] - values[0]
+    steps = [later - before for before, later in pairwise(values[:-1])]
+    if step == 0 or any(one != step for one in steps) or (values[-1] - values[0]) % step:
+        return items
+    count = int((values[-1] - values[0]) / step)
+    return [number(values[0] + step * place) for place in range(count + 1)] if 0 < count < MOST_ITEMS else items
+
+
 def _grouped(opening: str, end: str, items: list[Node]) -> Node:
     if opening in (r"\{", r"\lbrace"):
         if len(items) == 1 and items[0].kind == "such":
             return items[0]
-        return Node("set", tuple(items))
+        return Node("set", tuple(_written_out(items)))
     if len(items) == 1:
         if (opening, end) in (("(", ")"), ("[", "]")):
             return items[0]

@@ -12,6 +12,8 @@ from qwq_rl.verifiers.mathematics.numeric import Unworkable, evaluate
 from qwq_rl.verifiers.mathematics.units import Unit, same_thing, unit_of
 
 Percent = Literal["lenient", "strict"]
+POUNDS = (Fraction("453.59237"), 1 / Fraction("453.59237"))
+"""Grams of the pound that is also a currency."""
 NO_UNIT = frozenset(
     {"unit", "square unit", "sq unit", "cubic unit", "unit ^2", "unit ^3", "unit squared", "unit cubed", "unit square"}
 )
@@ -87,7 +89,8 @@ def _same_with_units(left: Node, left_unit: str, right: Node, right_unit: str, t
         agrees = one is None and other is None and same_thing(left_unit, right_unit)
         return agrees and same_expression(left, right, tolerance)
     if one[0] != other[0]:
-        return False
+        pounds = {one[0], other[0]} == {"gbp^1", "mass^1"} and one[1] / other[1] in POUNDS
+        return pounds and same_expression(left, right, tolerance)
     return same_expression(_scaled(left, one), _scaled(right, other), tolerance)
 
 

@@ -75,9 +75,9 @@ def readings(cleaned: str, plain: str) -> tuple[Node, ...]:
     if based:
         digits = based.group(1) or based.group(3) or based.group(4)
         return (Node("base", (), (digits.upper(), int(based.group(2) or based.group(5) or 16))),)
-    chinese = chinese_amount(cleaned) if CHINESE.fullmatch(cleaned) else None
+    chinese = chinese_amount(plain) if CHINESE.fullmatch(plain) else None
     if chinese is not None:
-        return (Node("percent", (number(chinese * 100),)) if cleaned.startswith("百分之") else number(chinese),)
+        return (Node("percent", (number(chinese * 100),)) if plain.startswith("百分之") else number(chinese),)
     found = []
     for grouped in (True, False) if GROUPED.search(cleaned) else (True,):
         try:

@@ -36,13 +36,31 @@ def same_relation(one: Node, other: Node) -> bool | None:
         return False
     exact = None if left_turn else _exact_ratio(left, right, names)
     if exact is not None:
-        return exact or (None if _divides_by_variable(one) or _divides_by_variable(other) else False)
+        is_open = _divides_by_variable(one) or _divides_by_variable(other)
+        return exact or _solved(one, other) or _solved(other, one) or (None if is_open else False)
     return _ratio_at_points(left, right, names, left_turn * right_turn)
 
 
 def _divides_by_variable(node: Node) -> bool:
     """Whether an equation may say the same as one that differs from it by more than a constant factor."""
     return any(part.kind == "div" and symbols(part.args[1]) for part in every(node))
+
+
+def _solved(one: Node, other: Node) -> bool:
+    """Whether `one` is `other`, of the first degree in a variable, solved for that: `y = 1/x` and `xy = 1`."""
+    name, value = one.args
+    if one.value != ("=",) or name.kind != "sym" or name.value in symbols(value):
+        return False
+    difference, rest = _difference(other), sorted(symbols(other) - {name.value})
+    random = Random(",".join(rest))
+    at = {one_name: random.randrange(2, PRIME) for one_name in rest}
+    try:
+        found = residue(value, at)
+        zero = residue(difference, {**at, name.value: found})
+        low, middle, high = (residue(difference, {**at, name.value: point}) for point in (1, 2, 3))
+    except (NotExact, TooLarge, Undefined):
+        return False
+    return zero == 0 and (low - 2 * middle + high) % PRIME == 0 and low != middle
 
 
 def _difference(node: Node) -> Node:

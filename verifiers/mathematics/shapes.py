@@ -126,7 +126,7 @@ def is_name(node: Node) -> bool:
     """Whether `node` can stand before `=` as the name of what follows."""
     if node.kind in ("sym", "named"):
         return True
-    if node.kind == "mul":
+    if node.kind in ("mul", "union", "cap", "minus"):
         return all(part.kind == "sym" and part.value[0].isupper() for part in node.args)
     return node.kind in ("tuple", "abs", "ratio") and all(is_name(part) for part in node.args)
 

@@ -36,6 +36,11 @@ EVERYTHING = re.compile(
 WITHOUT_END = re.compile(r"(?:positive )?infinity|infinite|infinitely many(?: solutions?)?|unbounded|无穷(?:大|多)?")
 YES = {"yes", "true", "correct", "是", "对", "正确"}
 NO = {"no", "false", "incorrect", "否", "不是", "错", "错误", "不正确"}
+STATED = re.compile(
+    r"\s*(?:the |this )?(?:statement|claim|assertion|proposition|it) is (true|false|correct|incorrect)\W*",
+    re.IGNORECASE,
+)
+CIRCLED = re.compile("[①-⑳](?:[\\s,、和]*[①-⑳])*")
 CHOICE = re.compile(
     r"\(\s?([A-Ja-j])\s?\)|\[([A-J])\]|([A-Ja-j])|(?:option|choice|answer|选项|选)\s?\(?([A-Ja-j])\)?", re.IGNORECASE
 )
@@ -55,6 +60,7 @@ ARTICLES = {"a", "an", "the"}
 
 def meaning(text: str) -> str:
     """Words in a form in which the same answers are the same text, or an empty text for none."""
+    text = STATED.sub(r"\1", text.replace("充要", "充分必要"))
     plain = " ".join(re.sub(r"[.,;:!?\"'()\-]", " ", text.casefold().replace("'", "'")).split())
     kept = text.casefold().strip(" .!")
     if NOTHING.fullmatch(kept) or NOTHING.fullmatch(plain):
@@ -124,6 +130,8 @@ def labelled(text: str) -> tuple[str, str] | None:
 
 def choices(text: str) -> str:
     """The letters of several choices, `A, C` or `AC`, sorted; else an empty text."""
+    if CIRCLED.fullmatch(text.strip(" .")):
+        return "".join(sorted(char for char in text if "①" <= char <= "⑳"))
     if not SEVERAL_CHOICES.fullmatch(text.strip(" .")):
         return ""
     letters = re.sub(r"[^A-J]|and", "", text)
