@@ -157,7 +157,8 @@ def _verdict(job: Job, index: int, wall_s: float, endings: list[Ending]) -> Case
         same = same_output(mine.stdout, bytes_of(test, "output"), job.compare)
         verdict, why = ("accepted", "") if same else ("wrong_answer", "")
     assert verdict is not None
-    return _result(verdict, wall_s, mine, why)
+    # who only runs a program wants its own standard error; the verdict and the exit status say the rest
+    return _result(verdict, wall_s, mine, "" if job.run_only else why)
 
 
 def _checker_step(job: Job, index: int, ending: Ending) -> Step:

@@ -9,7 +9,6 @@ import os
 import threading
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from queue import SimpleQueue
@@ -17,13 +16,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from qwq_rl.sandbox.dispatch import Deliver, Dispatch, Entry, Terms, entry_of
+from qwq_rl.sandbox.kept_tests import KeptTests
 from qwq_rl.sandbox.local import SandboxUnavailable
-from qwq_rl.sandbox.protocol import LEVELS, CaseResult, Job, JobError, Limits, Result, check_test, tests_hash
+from qwq_rl.sandbox.protocol import LEVELS, CaseResult, Job, JobError, Limits, Result, tests_hash
 from qwq_rl.sandbox.replicas import Answered, Broken, Later, Line, Replica
 
 _PARALLEL, _MOST_PARALLEL = 8, 64
 _STATE_LASTS_S = 30.0
-_TEST_SETS = 4096
 
 
 class RemoteSandbox:
@@ -56,7 +55,7 @@ class RemoteSandbox:
         self._terms = Terms(token, require, patience_s, deadline_s)
         self._parallel = parallel or min(_MOST_PARALLEL, _PARALLEL * len(self._replicas))
         self._room = threading.Semaphore(self._parallel)
-        self._test_sets: OrderedDict[str, Sequence[Mapping[str, Any]]] = OrderedDict()
+        self._test_sets = KeptTests()
         self._state: tuple[float, list[dict[str, Any]]] | None = None
         self._calls: weakref.WeakSet[Dispatch] = weakref.WeakSet()
         _living.add(self)
@@ -107,18 +106,11 @@ class RemoteSandbox:
         return self.judge([job])[0].cases[0]
 
     def put_tests(self, tests: Sequence[Mapping[str, Any]], entry_point: str | None = None) -> str:
-        """Keep a test set; the hash that jobs name as `tests_ref`. The least used of many go. Raises `JobError`.
+        """Keep a test set; the hash that jobs name as `tests_ref`. The least recently used go. Raises `JobError`.
 
         Servers get it with the first job that needs it.
         """
-        for index, test in enumerate(tests):
-            check_test(test, entry_point or "f", f"tests[{index}]")
-        name = tests_hash(tests)
-        self._test_sets[name] = tuple(tests)
-        self._test_sets.move_to_end(name)
-        while len(self._test_sets) > _TEST_SETS:
-            self._test_sets.popitem(last=False)
-        return name
+        return self._test_sets.put(tests, entry_point)
 
     def has_tests(self, name: str) -> bool:
         """Whether a test set is kept under this hash."""
@@ -187,15 +179,13 @@ class RemoteSandbox:
     def _resolved(self, job: Job) -> Job:
         if job.tests_ref is None:
             return job
-        tests = self._test_sets.get(job.tests_ref)
-        if tests is None:
-            raise JobError(f"tests_ref {job.tests_ref!r}: no such test set was put in")
-        return replace(job, tests=tests, tests_ref=None)
+        return replace(job, tests=self._test_sets.get(job.tests_ref), tests_ref=None)
 
     def _forget(self) -> None:
         """In a forked copy of the process: threads and locks belong to the original."""
         self._room = threading.Semaphore(self._parallel)
         self._calls = weakref.WeakSet()
+        self._test_sets.forked()
         for replica in self._replicas:
             replica.jobs = 0
 

@@ -17,6 +17,8 @@ from qwq_rl.sandbox.replicas import Answered, Broken, Later, Line, Replica, judg
 _MOST_DEATHS = 3
 """So often the connection may break under a job before it is given up; each time it has fewer companions."""
 _LARGEST_PIECE, _PIECE_BYTES = 64, 4 << 20
+_PIECE_TESTS_BYTES = 16 << 20
+"""Of the test sets that one request names: a server must be able to keep them all, and those of others."""
 _FIRST_PATIENCE_S = 30.0
 Deliver = Callable[[int, "Result | BaseException"], None]
 
@@ -100,8 +102,12 @@ class Dispatch:
             deaths = self._pending[0].deaths
             piece: list[Entry] = []
             size = 0
+            tests: dict[str, int] = {}
             while self._pending and len(piece) < max(1, self._size >> 3 * deaths):
                 if self._pending[0].deaths != deaths or (piece and size + self._pending[0].size > _PIECE_BYTES):
+                    break
+                tests |= {name: len(body) for name, body in self._pending[0].tests.items()}
+                if piece and sum(tests.values()) > _PIECE_TESTS_BYTES:
                     break
                 size += self._pending[0].size
                 piece.append(self._pending.popleft())

@@ -18,8 +18,9 @@ from qwq_rl.sandbox.compiled import Programs
 from qwq_rl.sandbox.link import Mother, MotherDied
 from qwq_rl.sandbox.outfits import Kind
 from qwq_rl.sandbox.protocol import Result
-from qwq_rl.sandbox.runs import PREPARATION, Run, Waiter, next_of
+from qwq_rl.sandbox.runs import PREPARATION, Run, Waiter, answer_all, next_of
 
+Refuse = Callable[[BaseException], None]
 _STARTED = 64
 """Jobs that are begun before others are finished."""
 _REMEMBERED_BYTES = 1 << 26
@@ -69,7 +70,10 @@ class Engine:
         self.isolations: dict[Kind, str] = {}
         """What each kind of mother reached when she was last started."""
         self._slots, self._window, self._open_house = slots, window, open_house
-        self._inbox: deque[Callable[[], None]] = deque()
+        self._inbox: deque[tuple[Callable[[], None], Refuse]] = deque()
+        self._gate = threading.RLock()
+        """For the inbox and what wakes: reentrant, since the collector may call `dismiss` anywhere."""
+        self._ended: BaseException | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._fresh: deque[Run] = deque()
         self._started: list[Run] = []
@@ -84,14 +88,26 @@ class Engine:
         self._thread = threading.Thread(target=self._serve, name="sandbox", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+        """Begin. Raises `RuntimeError` where no thread can be started."""
+        try:
+            self._thread.start()
+        except RuntimeError:
+            os.close(self._wake)
+            raise
 
-    def call(self, action: Callable[[], None]) -> None:
-        """Have the thread do something, soon."""
-        self._inbox.append(action)
-        with contextlib.suppress(OSError):
-            os.eventfd_write(self._wake, 1)
+    @property
+    def alive(self) -> bool:
+        """Whether it takes calls."""
+        return self._ended is None
+
+    def call(self, action: Callable[[], None], refuse: Refuse = lambda error: None) -> None:
+        """Have the thread do something, soon; where it ended, or ends before that is done, `refuse` is told why."""
+        with self._gate:
+            if self._ended is None:
+                self._inbox.append((action, refuse))
+                os.eventfd_write(self._wake, 1)
+                return
+        refuse(self._ended)
 
     def stop(self) -> None:
         """End it and its mothers; whoever waits is told that the sandbox closed."""
@@ -106,7 +122,10 @@ class Engine:
         """In a forked copy of the process: let go of what is the original's."""
         for house in self.houses.values():
             house.mother.abandon()
-        os.close(self._wake)
+        self._gate = threading.RLock()
+        if self._ended is None:
+            self._ended = RuntimeError("the sandbox belongs to the process that this one was forked from")
+            os.close(self._wake)
 
     def state(self) -> Load:
         """A copy of the counts."""
@@ -135,7 +154,7 @@ class Engine:
             self._remembered.move_to_end(run.key)
             self.load.cached_jobs += 1
             for waiter in run.waiters:
-                waiter.deliver(replace(known[0], id=waiter.name, cached=True))
+                waiter.answer(replace(known[0], id=waiter.name, cached=True))
         elif run.key in self._by_key:
             self.load.coalesced_jobs += 1
             self._by_key[run.key].waiters += run.waiters
@@ -168,30 +187,47 @@ class Engine:
 
     def _serve(self) -> None:
         try:
-            while not self._stopping:
+            while True:
                 self._act()
+                if self._stopping:
+                    return
                 self._fill()
                 self._wait()
         except BaseException as error:
-            self._fail(error)
+            self._leave(error)
             raise
         finally:
+            self._leave(RuntimeError("the sandbox was closed"))
             for house in self.houses.values():
                 house.mother.close()
             self.houses.clear()
-            os.close(self._wake)
 
     def _stop(self) -> None:
         self._stopping = True
-        self._fail(RuntimeError("the sandbox was closed"))
+
+    def _leave(self, error: BaseException) -> None:
+        """Take no more calls, and tell all who wait."""
+        with self._gate:
+            if self._ended is not None:
+                return
+            self._ended = error
+            os.close(self._wake)
+        answer_all([waiter for run in self._by_key.values() for waiter in run.waiters], error)
+        for _, refuse in self._inbox:
+            with contextlib.suppress(Exception):
+                refuse(error)
+        self._by_key.clear()
+        self._inbox.clear()
+        self._remembered.clear()
 
     def _act(self) -> None:
-        while self._inbox:
-            self._inbox.popleft()()
+        while self._inbox and not self._stopping:
+            self._inbox[0][0]()
+            self._inbox.popleft()
 
     def _wait(self) -> None:
         """Until there is a result or a call."""
-        if self._inbox or self._stopping:
+        if self._inbox:
             return
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
@@ -299,7 +335,7 @@ class Engine:
         if result.verdict in _LASTING and not run.deaths:
             self._keep(run.key, result)
         for waiter in run.waiters:
-            waiter.deliver(replace(result, id=waiter.name))
+            waiter.answer(replace(result, id=waiter.name))
 
     def _keep(self, key: str, result: Result) -> None:
         size = 200 + sum(len(case.stdout) + len(case.stderr) + 200 for case in result.cases)
@@ -314,10 +350,4 @@ class Engine:
         self._by_key.pop(run.key, None)
         self._end(run)
         for waiter in run.waiters:
-            waiter.deliver(error)
-
-    def _fail(self, error: BaseException) -> None:
-        for run in list(self._by_key.values()):
-            for waiter in run.waiters:
-                waiter.deliver(error)
-        self._by_key.clear()
+            waiter.answer(error)

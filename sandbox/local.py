@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from queue import SimpleQueue
@@ -19,6 +18,7 @@ from typing import Any
 
 from qwq_rl.sandbox import languages, outfits, probes
 from qwq_rl.sandbox.engine import Engine, House, Load
+from qwq_rl.sandbox.kept_tests import KEPT_BYTES, KeptTests
 from qwq_rl.sandbox.link import Mother, MotherDied
 from qwq_rl.sandbox.outfits import Kind
 from qwq_rl.sandbox.protocol import (
@@ -29,16 +29,14 @@ from qwq_rl.sandbox.protocol import (
     JobError,
     Limits,
     Result,
-    check_test,
     tests_hash,
 )
-from qwq_rl.sandbox.runs import Run, Waiter
+from qwq_rl.sandbox.runs import Run, Waiter, answer_all
 
 _MOST_SLOTS = 32
 """More than one mother can feed."""
 _AHEAD = 2
 """Cases that wait with a mother, so that she never waits for us."""
-_TEST_SETS = 4096
 WALLS = ("cgroups", "root", "namespaces", "landlock", "seccomp", "notices", "limits")
 """What can be left out, to see what a machine that lacks it would give."""
 
@@ -73,12 +71,13 @@ class LocalSandbox:
         allow_unsafe: bool = False,
         without: Collection[str] = (),
         remember: int = 4096,
+        test_bytes: int = KEPT_BYTES,
     ) -> None:
         """At most `slots` cases run at once (default: the cores this process may use, at most 32).
 
         Isolation below `require` (L0 to L4) is refused, and L0 unless `allow_unsafe` besides. `without` leaves out some
         of `WALLS`, to see what a machine that lacks them would give. The results of the last `remember` jobs answer the
-        same job again.
+        same job again. Test sets that were put in take `test_bytes` of memory at most, or there is one alone.
         """
         if require not in LEVELS:
             raise ValueError(f"require is {require!r}: give one of {', '.join(LEVELS)}")
@@ -86,7 +85,8 @@ class LocalSandbox:
         self._floor = LEVELS.index("L0" if allow_unsafe and require == "L1" else require)
         self._allow_unsafe, self._without, self._remember = allow_unsafe, tuple(without), remember
         self._engine: Engine | None = None
-        self._test_sets: OrderedDict[str, Sequence[Mapping[str, Any]]] = OrderedDict()
+        self._dismissal: weakref.finalize | None = None
+        self._test_sets = KeptTests(test_bytes)
         self._lock = threading.RLock()
         _living.add(self)
 
@@ -123,9 +123,10 @@ class LocalSandbox:
         """
         hashes: dict[int, str] = {}
         runs = [self._run(self._resolved(job), index, deliver, hashes) for index, job in enumerate(jobs)]
+        waiters = [run.waiters[0] for run in runs]
         engine = self._started()
-        engine.call(lambda: engine.add(runs))
-        return Ticket(engine, [run.waiters[0] for run in runs])
+        engine.call(lambda: engine.add(runs), lambda error: answer_all(waiters, error))
+        return Ticket(engine, waiters)
 
     def run(
         self, code: str, stdin: bytes = b"", *, language: str = "python", limits: Limits | None = None
@@ -136,16 +137,8 @@ class LocalSandbox:
         return self.judge([job])[0].cases[0]
 
     def put_tests(self, tests: Sequence[Mapping[str, Any]], entry_point: str | None = None) -> str:
-        """Keep a test set; the hash that jobs name as `tests_ref`. The least used of many go. Raises `JobError`."""
-        for index, test in enumerate(tests):
-            check_test(test, entry_point or "f", f"tests[{index}]")
-        name = tests_hash(tests)
-        with self._lock:
-            self._test_sets[name] = tuple(tests)
-            self._test_sets.move_to_end(name)
-            while len(self._test_sets) > _TEST_SETS:
-                self._test_sets.popitem(last=False)
-        return name
+        """Keep a test set; the hash that jobs name as `tests_ref`. The least recently used go. Raises `JobError`."""
+        return self._test_sets.put(tests, entry_point)
 
     def has_tests(self, name: str) -> bool:
         """Whether a test set is kept under this hash."""
@@ -175,7 +168,8 @@ class LocalSandbox:
     def close(self) -> None:
         """End the mothers and all that runs; a later `judge` starts others."""
         with self._lock:
-            engine, self._engine = self._engine, None
+            engine = self._engine
+            self._let_go()
         if engine is not None:
             engine.stop()
 
@@ -192,6 +186,8 @@ class LocalSandbox:
 
     def _started(self) -> Engine:
         with self._lock:
+            if self._engine is not None and not self._engine.alive:
+                self._let_go()  # its thread died: begin anew
             if self._engine is None:
                 if sys.platform != "linux":
                     raise SandboxUnavailable(
@@ -200,10 +196,18 @@ class LocalSandbox:
                 # a case holds ten descriptors at most
                 window = max(1, min(self.slots + _AHEAD, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 20))
                 opening = _Opening(self.slots, self._floor, self._allow_unsafe, self._without)
-                self._engine = Engine(self.slots, window, self._remember, opening.house)
-                self._engine.start()
-                weakref.finalize(self, self._engine.dismiss)
+                try:
+                    engine = Engine(self.slots, window, self._remember, opening.house)
+                    engine.start()
+                except (OSError, RuntimeError) as error:  # no descriptor or no thread is left
+                    raise SandboxUnavailable(f"the sandbox did not start: {error}") from error
+                self._engine, self._dismissal = engine, weakref.finalize(self, engine.dismiss)
             return self._engine
+
+    def _let_go(self) -> None:
+        self._engine = None
+        if self._dismissal is not None:
+            self._dismissal.detach()
 
     def _ask(self, question: Callable[[Engine], House]) -> House:
         """Have the engine's thread answer."""
@@ -216,7 +220,7 @@ class LocalSandbox:
             except Exception as error:
                 answer.put(error)
 
-        engine.call(act)
+        engine.call(act, answer.put)
         found = answer.get()
         if isinstance(found, BaseException):
             raise _unavailable(found) from found
@@ -229,12 +233,7 @@ class LocalSandbox:
             raise JobError(f"language is {job.language!r}, but this machine has no {tool}: install it, or leave it out")
         if job.tests_ref is None:
             return job
-        with self._lock:
-            tests = self._test_sets.get(job.tests_ref)
-            if tests is None:
-                raise JobError(f"tests_ref {job.tests_ref!r}: no such test set was put in")
-            self._test_sets.move_to_end(job.tests_ref)
-        return replace(job, tests=tests, tests_ref=None)
+        return replace(job, tests=self._test_sets.get(job.tests_ref), tests_ref=None)
 
     def _run(self, job: Job, index: int, deliver: Callable[[int, Any], None], hashes: dict[int, str]) -> Run:
         if id(job.tests) not in hashes:
@@ -248,9 +247,10 @@ class LocalSandbox:
     def _forget(self) -> None:
         """In a forked copy of the process: the engine belongs to the original."""
         self._lock = threading.RLock()
+        self._test_sets.forked()
         if self._engine is not None:
             self._engine.abandon()
-            self._engine = None
+            self._let_go()
 
 
 class _Opening:

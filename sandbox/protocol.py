@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import functools
 import hashlib
 import json
 import math
@@ -168,7 +167,7 @@ class CaseResult:
     stdout: str = ""
     """For people: at most 64 KiB, what is not UTF-8 replaced. The judge compares all of the bytes."""
     stderr: str = ""
-    """The last 8 KiB; of a function call or an assert, ends with what went wrong."""
+    """The last 8 KiB; ends with what went wrong, except with `run_only`, where it is the program's own."""
     exit: int | None = None
     """Exit status; minus the signal's number where one ended it; null where the case did not run."""
 
@@ -271,16 +270,28 @@ def bytes_of(test: Mapping[str, Any], name: str, where: str = "test") -> bytes:
         raise JobError(f"{where}.{name}_b64 is not base64") from None
 
 
-@functools.lru_cache(maxsize=4096)
+_MOST_PARSED = 4096
+_parsed: dict[bytes, str | None] = {}
+"""What the parser said of texts, by their hashes: the texts themselves may be long."""
+
+
 def _python_mistake(text: object) -> str | None:
     """What the parser says of Python text; None where it parses."""
     if not isinstance(text, str):
         return f"it is a {type(text).__name__}, give Python text"
+    name = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    mistake = _parsed.get(name, "unknown")
+    if mistake != "unknown":
+        return mistake
+    mistake = None
     try:
         compile(text, "test", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return str(error)
-    return None
+        mistake = str(error)[:500]
+    if len(_parsed) >= _MOST_PARSED:
+        _parsed.clear()  # in one step: several threads come here
+    _parsed[name] = mistake
+    return mistake
 
 
 def _is_number(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,20 @@ class Waiter:
 
     name: str
     deliver: Callable[[Result | BaseException], None]
+    answered: bool = False
+
+    def answer(self, result: Result | BaseException) -> None:
+        """Deliver, once."""
+        if not self.answered:
+            self.answered = True
+            self.deliver(result)
+
+
+def answer_all(waiters: Iterable[Waiter], error: BaseException) -> None:
+    """Tell all why there is no result, whatever one of them does with it."""
+    for waiter in waiters:
+        with contextlib.suppress(Exception):
+            waiter.answer(error)
 
 
 @dataclass(eq=False)

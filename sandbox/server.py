@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwq_rl.sandbox import figures
 from qwq_rl.sandbox.admission import Bounds, Refused, Visit, check_job, check_texts
+from qwq_rl.sandbox.kept_tests import UnknownTests
 from qwq_rl.sandbox.local import SandboxUnavailable
 from qwq_rl.sandbox.protocol import LEVELS, Job, JobError, Limits, Result, tests_hash
 from qwq_rl.sandbox.service import Batch, Service
@@ -273,6 +274,8 @@ class _Token:
 async def _refusal(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code)
+    if isinstance(error, UnknownTests):  # others took its place since it was looked for
+        error = Refused(409, str(error), missing=[error.name])
     if not isinstance(error, Refused):
         status, wait = (422, None) if isinstance(error, JobError) else (503, 5)
         error = Refused(status, str(error), retry_after=wait)

@@ -70,7 +70,7 @@ ATTACKS = {
     "ptrace": _LIBC + "assert libc.ptrace(0, 0, 0, 0) == 0",
     "memory of a process": _LIBC + "assert libc.process_vm_readv(os.getpid(), None, 0, None, 0, 0) == 0",
     "limits of the parent": "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU)",
-    "priority": "import os\nos.setpriority(os.PRIO_PROCESS, 0, 10)",
+    "priority": "import os\nos.setpriority(os.PRIO_PROCESS, 0, 19)",
     # the walls themselves
     "a higher limit": "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (900, 900))",
     "more memory": "import mmap\nmmap.mmap(-1, 2 << 30).close()",

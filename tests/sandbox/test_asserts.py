@@ -129,7 +129,8 @@ def test_a_test_that_passes_a_function_is_our_fault_and_not_the_answers(check: J
     assert check("def f(g): return g(1)", "assert f(lambda x: x) == 1").verdict == "sandbox_error"
 
 
-def test_humaneval_solutions_pass_and_empty_ones_do_not(sandbox: LocalSandbox, published: Path) -> None:
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
+def test_humaneval_solutions_pass_and_empty_ones_do_not(every: int, sandbox: LocalSandbox, published: Path) -> None:
     rows = [json.loads(line) for line in (published / "code" / "humaneval.jsonl").read_text().splitlines()]
     jobs = {
         body: [
@@ -140,7 +141,7 @@ def test_humaneval_solutions_pass_and_empty_ones_do_not(sandbox: LocalSandbox, p
                 entry_point=row["entry_point"],
                 limits=Limits(cpu_s=20, wall_s=60),
             )
-            for row in rows
+            for row in rows[::every]
         ]
         for body in ("right", "empty")
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from queue import SimpleQueue
 from typing import Any
 
@@ -116,6 +117,63 @@ def test_a_program_can_only_be_run() -> None:
         assert sandbox.run("1 / 0").verdict == "runtime_error"
         first, second = (sandbox.run("import time\nprint(time.time_ns())").stdout for _ in range(2))
         assert first != second
+
+
+@pytest.mark.parametrize(
+    ("language", "code"),
+    [("python", "import sys\nsys.stderr.write('my own')\nsys.exit(3)"), ("bash", "printf 'my own' >&2; exit 3")],
+)
+def test_the_standard_error_of_a_program_that_is_only_run_is_its_own(
+    language: str, code: str, sandbox: LocalSandbox
+) -> None:
+    if language not in sandbox.languages():
+        pytest.skip(f"there is no {language} here")
+    case = sandbox.run(code, language=language)
+    assert (case.verdict, case.stderr, case.exit) == ("runtime_error", "my own", 3)
+
+
+def test_a_syntax_error_of_a_program_that_is_only_run_is_shown(sandbox: LocalSandbox) -> None:
+    case = sandbox.run("print(")
+    assert case.verdict == "compile_error"
+    assert case.stderr.count("SyntaxError") == 1
+
+
+def test_test_sets_that_take_too_much_memory_go_the_least_recently_used_first() -> None:
+    sets = [[{"input": str(n) + "x" * (1 << 20), "output": "1"}] for n in range(4)]
+    with LocalSandbox(1, test_bytes=(7 << 20) // 2) as sandbox:
+        first, second, third = map(sandbox.put_tests, sets[:3])
+        assert sandbox.judge([Job("a", "print(1)", tests_ref=first)])[0].verdict == "accepted"
+        fourth = sandbox.put_tests(sets[3])
+        assert [sandbox.has_tests(name) for name in (first, second, third, fourth)] == [True, False, True, True]
+        with pytest.raises(
+            JobError, match=r"it had to go for others \(the last used 3.5 MiB are kept\): put it in again"
+        ):
+            sandbox.judge([Job("b", "print(1)", tests_ref=second)])
+        sandbox.put_tests(sets[1])
+        assert sandbox.judge([Job("b", "print(1)", tests_ref=second)])[0].verdict == "accepted"
+
+
+def test_a_test_set_put_in_again_takes_no_more_room() -> None:
+    one, other = ([{"input": str(n) + "x" * (1 << 20), "output": "1"}] for n in range(2))
+    with LocalSandbox(1, test_bytes=(5 << 20) // 2) as sandbox:
+        names = [sandbox.put_tests(tests) for tests in (other, one, one, one, one)]
+        assert all(map(sandbox.has_tests, names))
+
+
+def test_a_test_set_larger_than_all_that_is_kept_is_kept_alone() -> None:
+    with LocalSandbox(1, test_bytes=1000) as sandbox:
+        small, large = sandbox.put_tests(ONE), sandbox.put_tests([{"input": "x" * 2000, "output": "1"}])
+        assert [sandbox.has_tests(name) for name in (small, large)] == [False, True]
+
+
+def test_texts_that_were_parsed_are_not_kept() -> None:
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            Job("a", "", [{"assert": f"# {number} " + "x" * (1 << 20)}])
+        assert tracemalloc.get_traced_memory()[0] < 4 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_test_without_an_output_is_no_test() -> None:
