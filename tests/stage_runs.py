@@ -187,12 +187,12 @@ def _lines(path: Path) -> list[Any]:
 
 
 def _timeless(value: Any) -> Any:
-    """A record without what a clock says."""
+    """A record without what a clock says, and without what depends on what a process has judged before."""
     if isinstance(value, dict):
         return {
             name: _timeless(item)
             for name, item in value.items()
-            if name not in ("time", "seconds", "cpu_s", "wall_s") and not name.endswith("_seconds")
+            if name not in ("time", "seconds", "cpu_s", "wall_s", "cached") and not name.endswith("_seconds")
         }
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 
