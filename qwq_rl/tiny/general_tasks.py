@@ -34,12 +34,14 @@ def _constraints(*rules: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def echo(rng: Random, level: Level, teacher: Teacher) -> Task:
-    """Say the given words with the given sign at the end."""
+    """Say the numbered words as they are numbered, with the given sign at the end."""
     words, sign = tuple(rng.sample(WORDS, 4 if level == "harder" else rng.choice((2, 3)))), rng.choice("!?")
-    rules: list[dict[str, Any]] = [{"kind": "words", "count": len(words)}, {"kind": "ends_with", "text": sign}]
-    rules += [{"kind": "contains", "text": word} for word in words]
-    prompt, plan = f"say {' '.join(words)} and end with {sign}", f"{len(words)} words {sign}"
-    return _general("echo", words, prompt, plan, " ".join(words) + sign, check=_constraints(*rules))
+    asked = [f"{place} {word}" for place, word in enumerate(words, 1)]
+    rules: list[dict[str, Any]] = [{"kind": "words", "count": 2 * len(words)}, {"kind": "ends_with", "text": sign}]
+    rules += [{"kind": "contains", "text": one} for one in asked]
+    prompt, plan = f"say {' '.join(asked)} and end with {sign}", f"{len(words)} words {sign}"
+    said = asked[:-1] if teacher.is_flawed() else asked
+    return _general("echo", words, prompt, plan, " ".join(said) + sign, check=_constraints(*rules))
 
 
 def count(rng: Random, level: Level, teacher: Teacher) -> Task:

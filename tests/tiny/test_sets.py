@@ -41,7 +41,7 @@ def operands(family: str, prompt: str) -> Key:
     """What a prompt asks about, read off its text: the numbers in their order, or the words and values given."""
     if family == "echo":
         (said,) = re.findall(r"^say (.*) and end with .$", prompt)
-        return tuple(said.split())
+        return tuple(re.findall(r"\d (\w+)", said))
     if family == "count":
         ((count, first, second),) = re.findall(r"^write (\d+) words with (\w+) and (\w+)$", prompt)
         return (int(count), first, second)
