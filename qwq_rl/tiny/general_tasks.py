@@ -10,12 +10,11 @@ from typing import Any
 from qwq_rl.tiny.math_tasks import NAMES
 from qwq_rl.tiny.task import Level, Task, Teacher
 
-WORDS = (
-    "red", "cat", "sun", "sky", "tree", "fish", "bird", "rain",
-    "snow", "moon", "star", "lake", "hill", "road", "boat", "lamp",
-)  # fmt: skip
+PLACES = ("red", "cat", "sun", "sky", "tree", "fish", "bird", "rain")
 CITIES = ("Rome", "Oslo", "Lima", "Bonn", "Kyiv", "Doha", "Riga", "Bern", "Nice", "Cork", "Graz", "Baku")
 LIKES = ("tea", "jazz", "chess", "books", "maps", "film", "dogs", "art")
+WORDS = PLACES + LIKES
+"""Words that several families share: copying them is learned once."""
 GREETINGS = ("hello", "hi", "welcome")
 WISHES = ("enjoy", "have fun with", "best of")
 FIELDS = ("age", "size", "rank", "year")
@@ -146,7 +145,7 @@ def greet(rng: Random, level: Level, teacher: Teacher) -> Task:
     """An open reply: in training the learned reward model alone scores it."""
     likes = rng.sample(LIKES, 2)
     name, like = rng.choice(NAMES), likes[0]
-    by = rng.choice(WORDS)
+    by = rng.choice(PLACES)
     prompt = f"greet {name} of {by} {rng.choice(('town', 'street', 'school'))} who likes {like}"
     if level == "harder":
         prompt = f"{name} does not like {likes[1]} but likes {like}. greet {name} of {by} town"

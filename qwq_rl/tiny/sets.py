@@ -31,7 +31,7 @@ DEMONSTRATIONS = {"math": 600, "code": 400, "general": 350}
 TERSE_SHARE = 0.35
 SLIPS = 0.08
 """Share of the steps that the demonstrations get wrong: supervised data is never all right, and nobody checked it."""
-FLAWS = 0.35
+FLAWS = 0.3
 """Share of the demonstrated echoes, records, calls and greetings that are not what was asked for."""
 PREFERENCES = 4000
 
