@@ -51,6 +51,8 @@ def math(
         gold = gold_answer(problem.get("reference"))
         if not gold:
             return bad_reference(f"the reference {shown(repr(problem.get('reference')))} is no math answer")
+        if not _balanced(gold):
+            return bad_reference(f"the braces of the reference {shown(gold)} do not match")
         if not response.answer.strip():
             return empty_answer(response)
         found = extract(response.answer, anchor)

@@ -65,7 +65,7 @@ def test_a_reference_may_be_boxed_or_follow_hashes(reference: object, gold: str)
     assert gold_answer(reference) == gold
 
 
-@pytest.mark.parametrize("reference", ["", None, True, [1], {"answer": 4}])
+@pytest.mark.parametrize("reference", ["", None, True, [1], {"answer": 4}, r"\frac{1}{", "}{"])
 def test_a_bad_reference_is_told(reference: object) -> None:
     verdict = said(boxed("4"), reference)
     assert (verdict.score, verdict.status) == (None, "bad_reference")
