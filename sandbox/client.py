@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from queue import SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
-from qwq_rl.sandbox.dispatch import Deliver, Dispatch, Entry, Terms, entry_of
+from qwq_rl.sandbox.dispatch import Dispatch, Entry, Terms, entry_of
+from qwq_rl.sandbox.judging import Deliver, Judging
 from qwq_rl.sandbox.kept_tests import KeptTests
 from qwq_rl.sandbox.local import SandboxUnavailable
-from qwq_rl.sandbox.protocol import LEVELS, CaseResult, Job, JobError, Limits, Result, tests_hash
+from qwq_rl.sandbox.protocol import LEVELS, Job, JobError, tests_hash
 from qwq_rl.sandbox.replicas import Answered, Broken, Later, Line, Replica
 
 _PARALLEL, _MOST_PARALLEL = 8, 64
 _STATE_LASTS_S = 30.0
 
 
-class RemoteSandbox:
+class RemoteSandbox(Judging):
     """Judges jobs with one or more servers; to be shared between threads.
 
     A server that dies, is full or is ending costs time, never a verdict: its jobs go to the others, each is answered
     once, and a job is given up as `sandbox_error` only when the connection broke three times under it, when no server
-    answered for `patience_s`, or when `deadline_s` passed.
+    answered for `patience_s`, or when `deadline_s` passed. Judging raises `JobError` for a job that a server refuses as
+    malformed or too large, and `SandboxUnavailable` where no server was ever reached, the token is wrong, or the
+    isolation too low. Servers get a test set with the first job that needs it.
     """
 
     def __init__(
@@ -55,35 +56,10 @@ class RemoteSandbox:
         self._terms = Terms(token, require, patience_s, deadline_s)
         self._parallel = parallel or min(_MOST_PARALLEL, _PARALLEL * len(self._replicas))
         self._room = threading.Semaphore(self._parallel)
-        self._test_sets = KeptTests()
+        super().__init__(KeptTests())
         self._state: tuple[float, list[dict[str, Any]]] | None = None
         self._calls: weakref.WeakSet[Dispatch] = weakref.WeakSet()
         _living.add(self)
-
-    def judge(self, jobs: Sequence[Job]) -> list[Result]:
-        """Have every job's tests run; results in the jobs' order.
-
-        Raises `JobError` for a job that a server refuses as malformed or too large, and `SandboxUnavailable` where no
-        server was ever reached, the token is wrong, or the isolation too low.
-        """
-        found = dict(self.judge_each(jobs))
-        return [found[index] for index in range(len(jobs))]
-
-    def judge_each(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Result]]:
-        """As `judge`, but each result, with its job's place, as it comes; leaving the loop cancels the rest."""
-        queue: SimpleQueue[tuple[int, Result | BaseException]] = SimpleQueue()
-        ticket = self.submit(jobs, lambda index, result: queue.put((index, result)))
-        left = len(jobs)
-        try:
-            while left:
-                index, result = queue.get()
-                if isinstance(result, BaseException):
-                    raise result
-                left -= 1
-                yield index, result
-        finally:
-            if left:
-                ticket.cancel()
 
     def submit(self, jobs: Sequence[Job], deliver: Deliver) -> Dispatch:
         """Have jobs judged and return at once; `deliver` gets each job's place and result, from several threads.
@@ -96,25 +72,6 @@ class RemoteSandbox:
         if entries:
             call.start(self._parallel, self._room)
         return call
-
-    def run(
-        self, code: str, stdin: bytes = b"", *, language: str = "python", limits: Limits | None = None
-    ) -> CaseResult:
-        """Only run a program: `accepted` means that it ended well within its limits."""
-        given = {"input_b64": base64.b64encode(stdin).decode()}
-        job = Job("run", code, [given], language=language, limits=limits or Limits(), run_only=True)
-        return self.judge([job])[0].cases[0]
-
-    def put_tests(self, tests: Sequence[Mapping[str, Any]], entry_point: str | None = None) -> str:
-        """Keep a test set; the hash that jobs name as `tests_ref`. The least recently used go. Raises `JobError`.
-
-        Servers get it with the first job that needs it.
-        """
-        return self._test_sets.put(tests, entry_point)
-
-    def has_tests(self, name: str) -> bool:
-        """Whether a test set is kept under this hash."""
-        return name in self._test_sets
 
     @property
     def isolation(self) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qwq_rl.sandbox.judging import Deliver
 from qwq_rl.sandbox.local import SandboxUnavailable
 from qwq_rl.sandbox.protocol import LEVELS, CaseResult, Job, JobError, Result
 from qwq_rl.sandbox.replicas import Answered, Broken, Later, Line, Replica, judge
@@ -20,7 +21,6 @@ _LARGEST_PIECE, _PIECE_BYTES = 64, 4 << 20
 _PIECE_TESTS_BYTES = 16 << 20
 """Of the test sets that one request names: a server must be able to keep them all, and those of others."""
 _FIRST_PATIENCE_S = 30.0
-Deliver = Callable[[int, "Result | BaseException"], None]
 
 
 @dataclass(eq=False)

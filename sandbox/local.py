@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import resource
@@ -11,24 +10,22 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
 from qwq_rl.sandbox import languages, outfits, probes
 from qwq_rl.sandbox.engine import Engine, House, Load
+from qwq_rl.sandbox.judging import Deliver, Judging
 from qwq_rl.sandbox.kept_tests import KEPT_BYTES, KeptTests
 from qwq_rl.sandbox.link import Mother, MotherDied
 from qwq_rl.sandbox.outfits import Kind
 from qwq_rl.sandbox.protocol import (
     LANGUAGES,
     LEVELS,
-    CaseResult,
     Job,
     JobError,
-    Limits,
-    Result,
     tests_hash,
 )
 from qwq_rl.sandbox.runs import Run, Waiter, answer_all
@@ -57,10 +54,13 @@ class Ticket:
         self._engine.call(lambda: self._engine.drop(self._waiters))
 
 
-class LocalSandbox:
+class LocalSandbox(Judging):
     """Judges jobs in jailed children of warm interpreters; a context manager, to be shared between threads.
 
-    A forked copy of this process gets mothers of its own.
+    A forked copy of this process gets mothers of its own. A mother that dies is replaced and what was unfinished is
+    judged again, twice; then it is `sandbox_error`. Judging raises `SandboxUnavailable` where none starts or the
+    isolation is below what is required, and `JobError` for a test set that was not put in or a language that this
+    machine lacks.
     """
 
     def __init__(
@@ -86,37 +86,11 @@ class LocalSandbox:
         self._allow_unsafe, self._without, self._remember = allow_unsafe, tuple(without), remember
         self._engine: Engine | None = None
         self._dismissal: weakref.finalize | None = None
-        self._test_sets = KeptTests(test_bytes)
+        super().__init__(KeptTests(test_bytes))
         self._lock = threading.RLock()
         _living.add(self)
 
-    def judge(self, jobs: Sequence[Job]) -> list[Result]:
-        """Run every job's tests; results in the jobs' order.
-
-        A mother that dies is replaced and what was unfinished is judged again, twice; then it is `sandbox_error`.
-        Raises `SandboxUnavailable` where none starts or the isolation is below what is required, and `JobError` for a
-        test set that was not put in or a language that this machine lacks.
-        """
-        found = dict(self.judge_each(jobs))
-        return [found[index] for index in range(len(jobs))]
-
-    def judge_each(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Result]]:
-        """As `judge`, but each result, with its job's place, as it comes; leaving the loop cancels the rest."""
-        queue: SimpleQueue[tuple[int, Result | BaseException]] = SimpleQueue()
-        ticket = self.submit(jobs, lambda index, result: queue.put((index, result)))
-        left = len(jobs)
-        try:
-            while left:
-                index, result = queue.get()
-                if isinstance(result, BaseException):
-                    raise _unavailable(result) from result
-                left -= 1
-                yield index, result
-        finally:
-            if left:
-                ticket.cancel()
-
-    def submit(self, jobs: Sequence[Job], deliver: Callable[[int, Result | BaseException], None]) -> Ticket:
+    def submit(self, jobs: Sequence[Job], deliver: Deliver) -> Ticket:
         """Have jobs judged and return at once; `deliver` gets each job's place and result, or why there is none.
 
         It is called by the sandbox's thread and must be short (`loop.call_soon_threadsafe`, a queue).
@@ -128,21 +102,8 @@ class LocalSandbox:
         engine.call(lambda: engine.add(runs), lambda error: answer_all(waiters, error))
         return Ticket(engine, waiters)
 
-    def run(
-        self, code: str, stdin: bytes = b"", *, language: str = "python", limits: Limits | None = None
-    ) -> CaseResult:
-        """Only run a program: `accepted` means that it ended well within its limits. Nothing is remembered."""
-        given = {"input_b64": base64.b64encode(stdin).decode()}
-        job = Job("run", code, [given], language=language, limits=limits or Limits(), run_only=True)
-        return self.judge([job])[0].cases[0]
-
-    def put_tests(self, tests: Sequence[Mapping[str, Any]], entry_point: str | None = None) -> str:
-        """Keep a test set; the hash that jobs name as `tests_ref`. The least recently used go. Raises `JobError`."""
-        return self._test_sets.put(tests, entry_point)
-
-    def has_tests(self, name: str) -> bool:
-        """Whether a test set is kept under this hash."""
-        return name in self._test_sets
+    def _reason(self, error: BaseException) -> BaseException:
+        return error if isinstance(error, SandboxUnavailable) else SandboxUnavailable(f"the sandbox failed: {error!r}")
 
     @property
     def isolation(self) -> str:
@@ -223,7 +184,7 @@ class LocalSandbox:
         engine.call(act, answer.put)
         found = answer.get()
         if isinstance(found, BaseException):
-            raise _unavailable(found) from found
+            raise self._reason(found) from found
         return found
 
     def _resolved(self, job: Job) -> Job:
@@ -278,10 +239,6 @@ class _Opening:
             mother.close()
             raise SandboxUnavailable(lacking)
         return House(mother, reached, succeeded)
-
-
-def _unavailable(error: BaseException) -> BaseException:
-    return error if isinstance(error, SandboxUnavailable) else SandboxUnavailable(f"the sandbox failed: {error!r}")
 
 
 _living: weakref.WeakSet[LocalSandbox] = weakref.WeakSet()
