@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from fractions import Fraction
 
 from qwq_rl.verifiers.mathematics.functions import Functions
@@ -235,9 +236,9 @@ class Atoms(Functions):
             return Node("const", (), "i")
         raise Unreadable(f"the command {text}")
 
+    @abstractmethod
     def environment(self) -> Node:
         """A matrix or another environment; read by `Answers`."""
-        raise NotImplementedError
 
     def _named_set(self, name: str) -> Node:
         if not name:

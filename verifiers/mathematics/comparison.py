@@ -13,7 +13,6 @@ from qwq_rl.verifiers.mathematics.relations import same_relation
 from qwq_rl.verifiers.mathematics.shapes import (
     BOUND,
     Named,
-    is_name,
     items_of,
     named,
     parameters,
@@ -326,6 +325,3 @@ def _rows(node: Node) -> list[list[Node]] | None:
 
 def _all(verdicts: Sequence[bool | None]) -> bool | None:
     return False if False in verdicts else None if None in verdicts else True
-
-
-__all__ = ["Rules", "is_name", "same"]

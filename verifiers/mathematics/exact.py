@@ -161,15 +161,6 @@ def _binomial(n: Fraction, k: Fraction) -> Fraction:
     return Fraction(math.comb(over, under))
 
 
-def _permutations(n: Fraction, k: Fraction) -> Fraction:
-    over, under = _whole(n), _whole(k)
-    if not 0 <= under <= over:
-        raise NotExact
-    if under > LARGEST_FACTORIAL:
-        raise TooLarge
-    return Fraction(math.perm(over, under))
-
-
 def _logarithm(value: Fraction, base: Fraction) -> Fraction:
     """Where it is a whole number: `\\log_2 8`."""
     if value <= 0 or base <= 0 or base == 1:
@@ -193,7 +184,6 @@ FUNCTIONS: Mapping[str, Callable[..., Fraction]] = {
     "ceil": lambda value: Fraction(math.ceil(value)),
     "sgn": lambda value: Fraction((value > 0) - (value < 0)),
     "binom": _binomial,
-    "perm": _permutations,
     "double factorial": lambda value: Fraction(_factorial(value, 2)),
     "log": lambda value, *base: _logarithm(value, base[0]) if base else _unbased(value),
     "ln": lambda value: _unbased(value),

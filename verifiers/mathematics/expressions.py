@@ -7,7 +7,6 @@ from fractions import Fraction
 from qwq_rl.verifiers.mathematics.atoms import Atoms
 from qwq_rl.verifiers.mathematics.names import CONDITIONS, COPULAS, JOINS, LEADING, OVER, REFUSED, RELATIONS, TIMES
 from qwq_rl.verifiers.mathematics.node import Node, number, symbol
-from qwq_rl.verifiers.mathematics.tokens import Unreadable
 from qwq_rl.verifiers.mathematics.words import SCALES
 
 SIGNS = {"+": "+", "-": "-", r"\pm": "±", r"\mp": "∓"}
@@ -156,6 +155,3 @@ def _multiplied(factors: list[Node]) -> Node:
         product: Fraction = factors[0].value * factors[1].value
         return Node("dec", (), product)
     return factors[0] if len(factors) == 1 else Node("mul", tuple(factors))
-
-
-__all__ = ["Expressions", "Unreadable"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from qwq_rl.verifiers.mathematics.cursor import Cursor
 from qwq_rl.verifiers.mathematics.names import FUNCTIONS, INVERTIBLE, SAME_FUNCTION
 from qwq_rl.verifiers.mathematics.node import Node, number
@@ -10,32 +12,32 @@ from qwq_rl.verifiers.mathematics.tokens import Token, Unreadable
 OF_SEVERAL = frozenset({"max", "min", "gcd", "lcm"})
 
 
-class Functions(Cursor):
+class Functions(Cursor, ABC):
     """Functions and their arguments, which are read by the classes on top."""
 
+    @abstractmethod
     def sum(self) -> Node:
         """A sum; read by `Expressions`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def power(self) -> Node:
         """A power; read by `Expressions`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def starts_factor(self) -> bool:
         """Whether a factor follows; known to `Expressions`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bracketed(self) -> Node:
         """Whatever stands in the brackets that open here; read by `Answers`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def atom(self) -> Node:
         """One atom; read by `Atoms`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def braced(self) -> Node:
         """What stands in braces; read by `Atoms`."""
-        raise NotImplementedError
 
     def function(self, name: str) -> Node:
         """A function with its powers, its base and its argument."""

@@ -143,9 +143,8 @@ def _call(mp: Any, name: str, values: list[Any], log_base: int) -> Any:
             raise Undefined("the logarithm of zero")
         base = values[1] if len(values) > 1 else log_base if name == "log" else 0
         return mp.log(value) / mp.log(base) if base else mp.log(value)
-    if name in ("binom", "perm"):
-        found = mp.binomial(_modest(values[0]), _modest(values[1]))
-        return found if name == "binom" else found * _gamma(mp, values[1] + 1)
+    if name == "binom":
+        return mp.binomial(_modest(values[0]), _modest(values[1]))
     if name == "Gamma":
         return _gamma(mp, value)
     return _whole_numbers(mp, name, values)
