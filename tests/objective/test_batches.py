@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from qwq_rl.objective import by_length, live_rows
+from qwq_rl.objective.batches import by_length, live_rows
 from qwq_rl.stages.rl import ALGORITHMS, VerifiedGRPOTrainer
 from qwq_rl.tiny.model import build_model
 from qwq_rl.tiny.tokenizer import build_tokenizer

@@ -1,4 +1,4 @@
-"""Pure functions of the objective, on tensors."""
+"""Which rows of a batch go through the model together, and which need not go through it at all."""
 
 from __future__ import annotations
 
