@@ -48,7 +48,8 @@ def advantages(
       together is REINFORCE++'s whitening of the global batch, a row counting once however long it is; with one, that
       mean is 0 already, which is REINFORCE++ w/ Baseline.
 
-    Raises ValueError for an unknown baseline or scale, unequal shapes, and an infinite reward.
+    Sums run in float64; on a GPU their order, and so the last bit, may differ between runs: pass CPU tensors.
+    Raises ValueError for an unknown baseline or scale, unequal shapes, and rewards that are integers or infinite.
     """
     _check(rewards, groups, domains, baseline, scale)
     judged = ~rewards.isnan()
@@ -77,6 +78,8 @@ def _check(rewards: torch.Tensor, groups: torch.Tensor, domains: torch.Tensor, b
     if rewards.dim() != 1 or rewards.shape != groups.shape or rewards.shape != domains.shape:
         shapes = ", ".join(str(tuple(part.shape)) for part in (rewards, groups, domains))
         raise ValueError(f"rewards, groups and domains have the shapes {shapes}; all must be (N,)")
+    if not rewards.is_floating_point():
+        raise ValueError(f"rewards are {rewards.dtype}; they must be floating-point numbers")
     if bool(rewards.isinf().any()):
         raise ValueError(f"the reward of row {int(rewards.isinf().nonzero()[0])} is infinite")
 
