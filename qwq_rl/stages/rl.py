@@ -34,10 +34,10 @@ from qwq_rl.rows import Row
 from qwq_rl.runfolder import write_lines
 from qwq_rl.scoring import Scorer
 from qwq_rl.stages.audit import audit_stage
-from qwq_rl.stages.compact_head import use_compact_head
-from qwq_rl.stages.preference import Preference
+from qwq_rl.trainer.compact_head import use_compact_head
+from qwq_rl.trainer.preference import Preference
 from qwq_rl.stages.recorder import Evaluator, Line, Recorder
-from qwq_rl.stages.rollouts import Rollout, added, rollout_line, summarise_round
+from qwq_rl.trainer.rollouts import Rollout, added, rollout_line, summarise_round
 from qwq_rl.stages.setting import Setting, batch_arguments, load_model, ordered_rows, shared_arguments
 
 ALGORITHMS: Mapping[str, dict[str, Any]] = {

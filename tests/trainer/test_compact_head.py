@@ -10,7 +10,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from qwq_rl.stages.compact_head import use_compact_head
+from qwq_rl.trainer.compact_head import use_compact_head
 
 FIELDS = ("log_probs", "entropy", "is_top1", "label_mask")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_rl.stages.rollouts import added, summarise_round
+from qwq_rl.trainer.rollouts import added, summarise_round
 
 Line = dict[str, Any]
 

@@ -13,7 +13,7 @@ from qwq_rl.errors import UserError
 from qwq_rl.reward_model import MICRO_BATCH_TOKENS, load_reward_model, score_answers
 from qwq_rl.rows import Row
 from qwq_rl.runfolder import read_json, write_json
-from qwq_rl.stages.preference import Preference
+from qwq_rl.trainer.preference import Preference
 from qwq_rl.verifiers import Response
 
 ROW: Row = {"id": "r", "domain": "general", "prompt": "greet Ann of sky town who likes tea"}

@@ -1,0 +1,72 @@
+"""What an update needs of a completion: its tokens, which of them are trained on, and what the sampler thought of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from qwq_rl.trainer.rollouts import Rollout
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One completion after its prompt, L tokens in all. Position t of the last two tensors is about token t + 1."""
+
+    ids: torch.Tensor
+    """(L,) int64."""
+    mask: torch.Tensor
+    """(L - 1,) bool: whether token t + 1 is trained on: the model wrote it, and the response counts."""
+    sampled: torch.Tensor
+    """(L - 1,) float32: log-probability of token t + 1 under the sampler; NaN where it gave none, 0 in the prompt."""
+    domain: int
+    """Index among the recipe's domains, in the order of their names."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are trained on."""
+        return int(self.mask.sum())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some traces side by side, padded on the right: a causal model then needs no attention mask."""
+
+    ids: torch.Tensor
+    """(B, L) int64."""
+    mask: torch.Tensor
+    """(B, L - 1) bool."""
+    sampled: torch.Tensor
+    """(B, L - 1) float32."""
+
+
+def trace_of(rollout: Rollout, domain: int, mask_truncated: bool) -> Trace:
+    """The trace of a rollout; with `mask_truncated` nothing of a response that was cut off is trained on."""
+    prompt, trained, ids, sampled = len(rollout.prompt_ids), [], [], []
+    counts = not (mask_truncated and rollout.response.finish == "length")
+    for segment in rollout.segments:
+        ids += segment.token_ids
+        trained += [counts and segment.role == "model"] * len(segment.token_ids)
+        sampled += segment.logprobs
+    before = prompt - 1
+    return Trace(
+        torch.tensor([*rollout.prompt_ids, *ids]),
+        torch.tensor([False] * before + trained),
+        torch.tensor([0.0] * before + sampled, dtype=torch.float32),
+        domain,
+    )
+
+
+def collate(traces: Sequence[Trace], device: torch.device) -> Batch:
+    """The traces as one batch on `device`."""
+    return Batch(
+        padded([trace.ids for trace in traces], device),
+        padded([trace.mask for trace in traces], device),
+        padded([trace.sampled for trace in traces], device),
+    )
+
+
+def padded(rows: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Tensors (n_i,) of one type as (B, longest) on `device`, zeros on the right."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)
