@@ -149,7 +149,7 @@ def stdin(rng: Random, level: Level, teacher: Teacher) -> Task:
         "stdin",
         _operands(constants),
         f"program: read a b, {scaled} times {constants[0].text}, {WORDS[join]} {other}, {steps}, print",
-        "\n".join(constant.line for constant in constants),
+        "\n".join([constants[0].line, f"{scaled}*{taught[0]}", *(constant.line for constant in constants[1:])]),
         f"a, b = map(int, input().split())\nprint({expression})",
         [{"input": f"{a} {b}\n", "output": f"{value(a, b)}\n"} for a, b in ((0, 1), (2, 3), (-4, 9))],
         None,

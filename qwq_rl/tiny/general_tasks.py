@@ -38,22 +38,22 @@ def echo(rng: Random, level: Level, teacher: Teacher) -> Task:
     asked = [f"{place} {word}" for place, word in enumerate(words, 1)]
     rules: list[dict[str, Any]] = [{"kind": "words", "count": 2 * len(words)}, {"kind": "ends_with", "text": sign}]
     rules += [{"kind": "contains", "text": one} for one in asked]
-    prompt, plan = f"say {' '.join(asked)} and end with {sign}", f"{len(words)} words {sign}"
+    prompt, plan = f"say {' '.join(asked)} and end with {sign}", f"end {sign}"
     said = asked[:-1] if teacher.is_flawed() else asked
     return _general("echo", words, prompt, plan, " ".join(said) + sign, check=_constraints(*rules))
 
 
 def count(rng: Random, level: Level, teacher: Teacher) -> Task:
-    """Write exactly so many words, two of them given."""
+    """A numbered list of exactly so many words, the first two of them given."""
     total = rng.choice((6, 7)) if level == "harder" else rng.randrange(3, 6)
     first, second = rng.sample(WORDS, 2)
     words = [first, second, *rng.sample([w for w in WORDS if w not in (first, second)], total - 2)]
-    check = _constraints(
-        {"kind": "words", "count": total}, {"kind": "contains", "text": first}, {"kind": "contains", "text": second}
-    )
-    plan = "\n".join(f"{place + 1} {word}" for place, word in enumerate(words))
-    prompt = f"write {total} words with {first} and {second}"
-    return _general("count", (total, first, second), prompt, plan, " ".join(words), check=check)
+    items = [f"{place} {word}" for place, word in enumerate(words, 1)]
+    rules: list[dict[str, Any]] = [{"kind": "words", "count": 2 * total}]
+    rules += [{"kind": "contains", "text": place} for place in (f"1 {first}", f"2 {second}", f"{total} ")]
+    said = items[:-1] if teacher.is_flawed() else items
+    prompt = f"list {total} words from {first} and {second}"
+    return _general("count", (total, first, second), prompt, f"to {total}", "\n".join(said), check=_constraints(*rules))
 
 
 def record(rng: Random, level: Level, teacher: Teacher) -> Task:
@@ -67,7 +67,7 @@ def record(rng: Random, level: Level, teacher: Teacher) -> Task:
         "required": list(values),
         "additionalProperties": False,
     }
-    asked = ", ".join(f"{key}={value}" for key, value in values.items())
+    asked = ",".join(f"{key}={value}" for key, value in values.items())
     check = {"verifier": "json_schema", "reference": schema}
     operands = tuple(values.items())
     written = values | {fields[-1]: teacher.number(values[fields[-1]])}

@@ -29,10 +29,10 @@ TUNING_PROMPTS = 40
 HARDER_PROMPTS = 30
 DEMONSTRATIONS = {"math": 600, "code": 400, "general": 350}
 TERSE_SHARE = 0.35
-SLIPS = 0.08
+SLIPS = 0.09
 """Share of the steps that the demonstrations get wrong: supervised data is never all right, and nobody checked it."""
-FLAWS = 0.3
-"""Share of the demonstrated echoes, records, calls and greetings that are not what was asked for."""
+FLAWS = 0.35
+"""Share of the demonstrated echoes, lists, records, calls and greetings that are not what was asked for."""
 PREFERENCES = 4000
 
 

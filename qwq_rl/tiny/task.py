@@ -40,7 +40,7 @@ class Teacher:
     slip: float = 0.0
     """Share of the steps of math and code that are wrong."""
     flaw: float = 0.0
-    """Share of the echoes, records, calls and greetings that are wrong."""
+    """Share of the echoes, lists, records, calls and greetings that are wrong."""
     rng: Random = field(default_factory=Random)
 
     def result(self, right: int, choices: int) -> int:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from qwq_rl.tiny import code_tasks, general_tasks, math_tasks
 from qwq_rl.tiny.sets import corpus
 
-VOCABULARY = 512
+VOCABULARY = 640
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unknown|>")
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 
@@ -32,6 +32,7 @@ CHAT_TEMPLATE = """\
 def _lexicon() -> list[str]:
     words = [*math_tasks.NAMES, *math_tasks.ITEMS, *general_tasks.WORDS]
     words += [*general_tasks.CITIES, *general_tasks.LIKES, *general_tasks.FIELDS, *general_tasks.TOOLS]
+    words += [name for parameters in general_tasks.TOOLS.values() for name in parameters]
     return [*words, *code_tasks.REDUCERS, *code_tasks.WORDS.values(), "over", "under"]
 
 
@@ -46,7 +47,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """Train it (under a second) and wrap it with the chat template; the same bytes every time."""
     bpe = Tokenizer(models.BPE(unk_token="<|unknown|>"))
     alone = "|".join(sorted({word.strip() for word in _lexicon()}, key=lambda word: (-len(word), word)))
-    split = pre_tokenizers.Split(Regex(rf"[0-9]|[-+*%<>]|\b(?:{alone})\b"), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(rf"[0-9]|[-+*%<>]| ?\b(?:{alone})\b"), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])  # type: ignore[assignment]
     bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
@@ -56,7 +57,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=_alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(["user\n", "assistant\n", "system\n"] * 1000 + _lexicon() * 300 + corpus(), trainer)
+    bpe.train_from_iterator(["user\n", "assistant\n", "system\n"] * 1000 + [*_lexicon(), *(f" {word}" for word in _lexicon())] * 300 + corpus(), trainer)
     bpe.add_tokens([AddedToken(marker, special=False, normalized=False) for marker in MARKERS])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
