@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pipeline_recipes import PIPELINE, SHORT, STAGES, shorten, write_recipe
 
 from qwq_rl.conforms import conforms
 from qwq_rl.errors import RecipeError
@@ -23,78 +25,34 @@ from qwq_rl.records import PipelineState
 from qwq_rl.runfolder import RunFolder, read_json, read_lines
 
 PROCESSES = Path(__file__).parent / "processes"
-PIPELINE = """
-stages: [start, control, reasoning, reward, general]
-parallel: 2
-gates:
-  - stage: start
-    set: tiny/tuning
-    require:
-      - {measure: pass_at_k, over: families, domains: [math], above: 0.0}
-    extend: {steps: 10, times: 2}
-evaluate: {sets: [tiny/final, tiny/harder], samples: 8, max_tokens: 48}
-control: {stage: control, of: reasoning}
-release: general
-"""
-SFT = """
-kind: sft
-model: {MODEL}
-data: [{source: tiny/math_demonstrations}]
-batch: 16
-max_length: 128
-update: {lr: 4.0e-3}
-steps: 20
-evaluate: {every: 10, sets: [tiny/tuning], samples: 4}
-checkpoint: {every: 10, keep: 2}
-"""
-REWARD = """
-kind: reward_model
-model: {from: start}
-data: [{source: tiny/preferences}]
-batch: 16
-max_length: 128
-update: {lr: 1.0e-3}
-steps: 20
-checkpoint: {every: 10, keep: 1}
-"""
-RL = """
-kind: rl
-model: {MODEL}
-algorithm: grpo
-data: [{source: tiny/math}]
-domains:
-  math: {verifiers: {math: {}}, reward_model: WEIGHT}
-rollout: {prompts: 16, generations: 8, max_tokens: 48}
-update: {lr: 1.0e-3}
-steps: 20
-evaluate: {every: 10, sets: [tiny/tuning], samples: 4}
-checkpoint: {every: 10, keep: 2}
-"""
-STAGES = ("start", "control", "reasoning", "reward", "general")
-SHORT = ("start", "reasoning")
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    folder = tmp_path / "recipe"
-    folder.mkdir()
-    (folder / "pipeline.yaml").write_text(PIPELINE)
-    (folder / "start.yaml").write_text(SFT.replace("MODEL", "new: tiny"))
-    (folder / "control.yaml").write_text(SFT.replace("MODEL", "from: start"))
-    (folder / "reasoning.yaml").write_text(RL.replace("MODEL", "from: start").replace("WEIGHT", "0.0"))
-    (folder / "reward.yaml").write_text(REWARD)
-    general = RL.replace("MODEL", "from: reasoning").replace("WEIGHT", "0.3")
-    (folder / "general.yaml").write_text(general + "reward_model: {from: reward}\n")
-    return folder
+    return write_recipe(tmp_path / "recipe")
 
 
 @pytest.fixture
 def short_recipe(recipe: Path) -> Path:
-    """Two stages, one after the other, and one set."""
-    text = PIPELINE.replace(", control, reasoning, reward, general]", ", reasoning]").replace(", tiny/harder", "")
-    text = re.sub("control: .*", "", text).replace("release: general", "release: reasoning")
-    (recipe / "pipeline.yaml").write_text(text)
-    return recipe
+    return shorten(recipe)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run of the recipe; it is to be read or copied, not touched."""
+    folder = tmp_path_factory.mktemp("whole")
+    status, output = go(write_recipe(folder / "recipe"), RunFolder(folder / "run"), LITTLE_UPDATE_SECONDS=0.03)
+    assert status == 0, output
+    return RunFolder(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """What `finished` copies."""
+    folder = tmp_path_factory.mktemp("short")
+    status, output = go(shorten(write_recipe(folder / "recipe")), RunFolder(folder / "run"))
+    assert status == 0, output
+    return RunFolder(folder / "run")
 
 
 @pytest.fixture
@@ -105,6 +63,13 @@ def run(tmp_path: Path) -> Iterator[RunFolder]:
         who = holder(folder.stage(name).lock)
         if who is not None:
             os.kill(who.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def finished(run: RunFolder, short_run: RunFolder) -> RunFolder:
+    """A finished run of the short recipe."""
+    shutil.copytree(short_run.path, run.path)
+    return run
 
 
 def start(recipe: Path, run: RunFolder, *arguments: str, **environment: object) -> subprocess.Popen[str]:
@@ -163,10 +128,9 @@ def assert_whole(run: RunFolder, stages: tuple[str, ...] = STAGES) -> None:
         assert run.evaluation(name, "tiny/final").exists() == (name != "reward")
 
 
-def test_every_stage_is_trained_once_and_evaluated(recipe: Path, run: RunFolder) -> None:
-    status, output = go(recipe, run)
-    assert status == 0, output
-    assert_whole(run)
+def test_every_stage_is_trained_once_and_evaluated(recipe: Path, run: RunFolder, whole_run: RunFolder) -> None:
+    assert_whole(whole_run)
+    shutil.copytree(whole_run.path, run.path)
     status, output = go(recipe, run)
     assert status == 0, output
     state = read_json(run.state)
@@ -178,9 +142,8 @@ def test_every_stage_is_trained_once_and_evaluated(recipe: Path, run: RunFolder)
     assert len(evaluations) <= 8
 
 
-def test_a_stage_waits_for_what_it_needs_and_independent_ones_overlap(recipe: Path, run: RunFolder) -> None:
-    assert go(recipe, run, LITTLE_UPDATE_SECONDS=0.03)[0] == 0
-    state = read_json(run.state)
+def test_a_stage_waits_for_what_it_needs_and_independent_ones_overlap(whole_run: RunFolder) -> None:
+    state = read_json(whole_run.state)
     assert state is not None
     spans = {name: (entry["started"], entry["finished"]) for name, entry in state["stages"].items()}
     assert all(spans[name][0] >= spans["start"][1] for name in STAGES[1:])
@@ -237,8 +200,8 @@ def test_a_gate_on_a_set_that_the_stage_did_not_see_is_evaluated(short_recipe: P
     assert run.evaluation("start", "tiny/other").exists()
 
 
-def test_an_edited_recipe_shows_the_difference_and_asks(recipe: Path, run: RunFolder) -> None:
-    assert go(recipe, run)[0] == 0
+def test_an_edited_recipe_shows_the_difference_and_asks(recipe: Path, run: RunFolder, whole_run: RunFolder) -> None:
+    shutil.copytree(whole_run.path, run.path)
     edit(recipe, "reasoning", "lr: 1.0e-3", "lr: 2.0e-3")
     status, output = go(recipe, run)
     assert status == 3
@@ -268,39 +231,38 @@ def test_a_restart_that_was_interrupted_goes_on(short_recipe: Path, run: RunFold
     assert not (run.path / "reasoning.old-2").exists()
 
 
-def test_other_evaluation_settings_evaluate_again_and_train_nothing(short_recipe: Path, run: RunFolder) -> None:
-    assert go(short_recipe, run)[0] == 0
-    trained = processes(run, "reasoning")
+def test_other_evaluation_settings_evaluate_again_and_train_nothing(short_recipe: Path, finished: RunFolder) -> None:
+    trained = processes(finished, "reasoning")
     text = (short_recipe / "pipeline.yaml").read_text()
     (short_recipe / "pipeline.yaml").write_text(text.replace("samples: 8", "samples: 3"))
-    assert go(short_recipe, run)[0] == 0
-    found = read_json(run.evaluation("reasoning", "tiny/final"))
+    assert go(short_recipe, finished)[0] == 0
+    found = read_json(finished.evaluation("reasoning", "tiny/final"))
     assert found is not None
     assert found["settings"]["samples"] == 3
-    assert processes(run, "reasoning") == trained
+    assert processes(finished, "reasoning") == trained
 
 
-def test_a_result_that_somebody_removed_is_made_again(short_recipe: Path, run: RunFolder) -> None:
-    assert go(short_recipe, run)[0] == 0
-    run.stage("reasoning").final.rmdir()
-    status, output = go(short_recipe, run)
+def test_a_result_that_somebody_removed_is_made_again(short_recipe: Path, finished: RunFolder) -> None:
+    finished.stage("reasoning").final.rmdir()
+    status, output = go(short_recipe, finished)
     assert status == 0, output
-    assert run.stage("reasoning").final.is_dir()
-    assert_whole(run, SHORT)
+    assert finished.stage("reasoning").final.is_dir()
+    assert_whole(finished, SHORT)
 
 
 @pytest.mark.parametrize("name", ["pipeline.json", "start/done.json", "evaluations/start/tiny-final.json"])
-def test_a_torn_record_is_named_and_the_run_goes_on_without_it(short_recipe: Path, run: RunFolder, name: str) -> None:
-    assert go(short_recipe, run)[0] == 0
-    torn = run.path / name
+def test_a_torn_record_is_named_and_the_run_goes_on_without_it(
+    short_recipe: Path, finished: RunFolder, name: str
+) -> None:
+    torn = finished.path / name
     torn.write_text(torn.read_text()[:40])
-    status, output = go(short_recipe, run)
+    status, output = go(short_recipe, finished)
     assert status == 3
     assert f"{torn}: this file is damaged" in output
     assert "Traceback" not in output
     torn.unlink()
-    assert go(short_recipe, run)[0] == 0
-    assert_whole(run, SHORT)
+    assert go(short_recipe, finished)[0] == 0
+    assert_whole(finished, SHORT)
 
 
 def test_an_unknown_stage_to_start_from(short_recipe: Path, run: RunFolder) -> None:
