@@ -1,0 +1,144 @@
+"""What a sampled token costs in CPU seconds: our decoder for Qwen models, our general loop, and transformers `generate`.
+
+    .venv/bin/python benchmarks/generation_speed.py [--rounds 5] [--cases tiny16 tiny128 d256]
+
+Models have random weights; the head's row of the end token is moved until a sample ends after about as many tokens as
+in a trained checkpoint of that size. All three get the same prompts and sample at temperature 1; only the first two
+return log-probabilities. Rounds alternate; a line gives the median, and the lowest and highest round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from qwq_rl.generation import generate
+
+PAD, EOS = 0, 1
+OURS, GENERAL, THEIRS = "fused", "general loop", "transformers"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, how many prompts and samples, and how long the samples get."""
+
+    hidden: int
+    layers: int
+    heads: int
+    head_dimension: int
+    intermediate: int
+    vocabulary: int
+    prompts: int
+    samples: int
+    max_tokens: int
+    mean_length: int
+
+
+CASES = {
+    "tiny16": Case(64, 2, 4, 32, 192, 400, prompts=16, samples=8, max_tokens=48, mean_length=20),
+    "tiny128": Case(64, 2, 4, 32, 192, 400, prompts=128, samples=8, max_tokens=48, mean_length=20),
+    "d256": Case(256, 4, 4, 64, 768, 2000, prompts=16, samples=8, max_tokens=256, mean_length=120),
+}
+
+
+def build(case: Case) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=case.vocabulary, hidden_size=case.hidden, intermediate_size=case.intermediate,
+        num_hidden_layers=case.layers, num_attention_heads=case.heads, num_key_value_heads=case.heads // 2,
+        head_dim=case.head_dimension, max_position_embeddings=1024, tie_word_embeddings=False, initializer_range=0.05,
+        eos_token_id=EOS, pad_token_id=PAD, bos_token_id=None,
+    )  # fmt: skip
+    return Qwen3ForCausalLM(config).eval()
+
+
+def prompts(case: Case) -> list[list[int]]:
+    """20 to 30 random tokens each."""
+    lengths = torch.randint(20, 31, (case.prompts,)).tolist()
+    return [torch.randint(2, case.vocabulary, (length,)).tolist() for length in lengths]
+
+
+def set_stop_rate(model: PreTrainedModel, case: Case, ids: list[list[int]]) -> None:
+    """Move the end token's row of the head along the mean state until samples end after `mean_length` on average."""
+    with torch.no_grad():
+        states = torch.cat([model.model(torch.tensor([row])).last_hidden_state[0] for row in ids[:8]])
+        direction = states.mean(0) / states.mean(0).square().sum()
+        low, high = -20.0, 20.0
+        for _ in range(20):
+            middle = (low + high) / 2
+            model.lm_head.weight[EOS] = middle * direction
+            rate = torch.softmax(model.lm_head(states), -1)[:, EOS].mean()
+            low, high = (middle, high) if rate < 1 / case.mean_length else (low, middle)
+
+
+def ours(model: PreTrainedModel, case: Case, ids: list[list[int]], seed: int, fused: bool) -> int:
+    completions = generate(
+        model, ids, samples=case.samples, max_tokens=case.max_tokens, temperature=1.0, eos_token_id=EOS,
+        pad_token_id=PAD, seed=seed, fused=fused,
+    )  # fmt: skip
+    return sum(len(completion.token_ids) for row in completions for completion in row)
+
+
+def theirs(model: PreTrainedModel, case: Case, ids: list[list[int]], seed: int) -> int:
+    torch.manual_seed(seed)
+    longest = max(map(len, ids))
+    tokens = torch.tensor([[PAD] * (longest - len(row)) + row for row in ids])
+    with torch.no_grad():
+        written = model.generate(
+            tokens, attention_mask=(tokens != PAD).long(), do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
+            max_new_tokens=case.max_tokens, num_return_sequences=case.samples, eos_token_id=EOS, pad_token_id=PAD,
+        )[:, longest:]  # fmt: skip
+    return int((written != PAD).sum())
+
+
+def measure(case: Case, rounds: int) -> tuple[dict[str, list[float]], float]:
+    """CPU microseconds a generated token of each way, a number a round; and the mean length of a sample."""
+    model = build(case)
+    ids = prompts(case)
+    set_stop_rate(model, case, ids)
+    ways: dict[str, Callable[[int], int]] = {
+        OURS: lambda seed: ours(model, case, ids, seed, fused=True),
+        GENERAL: lambda seed: ours(model, case, ids, seed, fused=False),
+        THEIRS: lambda seed: theirs(model, case, ids, seed),
+    }
+    costs: dict[str, list[float]] = {name: [] for name in ways}
+    counted = 0
+    for seed in range(rounds + 1):
+        for name, way in ways.items():
+            started = time.process_time()
+            count = way(seed)
+            # The first round warms up.
+            if seed:
+                costs[name].append((time.process_time() - started) / count * 1e6)
+                counted += count
+    return costs, counted / (rounds * len(ways) * case.prompts * case.samples)
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    arguments = parser.parse_args()
+    print(
+        "| case | mean tokens | way | CPU us a token | tokens a CPU s | transformers' cost / its |\n|---|---|---|---|---|---|"
+    )
+    for name in arguments.cases:
+        costs, length = measure(CASES[name], arguments.rounds)
+        for way, values in costs.items():
+            ratios = [other / own for other, own in zip(costs[THEIRS], values, strict=True)]
+            rate = 1e6 / statistics.median(values)
+            print(f"| {name} | {length:.1f} | {way} | {spread(values)} | {rate:,.0f} | {spread(ratios)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
