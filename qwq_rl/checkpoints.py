@@ -1,20 +1,35 @@
 """Which checkpoints of a stage are whole, and cutting a stage's records back to one of them.
 
 The trainer saves in place, so a kill can leave half a checkpoint. A checkpoint counts only with its COMPLETE file,
-which is written last.
+which is written last, once everything else is on the disk, and which says what every file's size is: a checkpoint that
+lost a file, or a part of one, to a crash of the machine counts no more, and the one before it is used.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.runfolder import StageFolder, read_json, read_lines, write_json, write_lines
 
 COMPLETE = "COMPLETE"
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SAYS_NO_ROOM = (*map(os.strerror, _NO_ROOM), "inline_container.cc", "PytorchStreamWriter failed")
+"""How an error without an errno says it: safetensors in words, and torch by where its writer's check failed."""
+
+
+class DiskFull(UserError):
+    """A stage could not write what it has to; its last whole checkpoint is as it was."""
+
+    exit_status = 1
 
 
 def update_of(checkpoint: Path) -> int:
@@ -31,18 +46,59 @@ def saved(folder: StageFolder) -> list[Path]:
 
 
 def mark_complete(checkpoint: Path, progress: Mapping[str, Any]) -> None:
-    """Declare a checkpoint whole; `progress` is what a resumed process needs to know (CPU and wall seconds)."""
-    write_json(checkpoint / COMPLETE, progress)
+    """Make a checkpoint durable, then declare it whole; `progress` is what a resumed process needs to know.
+
+    One process calls it when every process has written its files (a barrier before it is the caller's): what is
+    written later is not in the list of files, so nobody would miss it. Raises OSError where the disk gives no more.
+    """
+    files = {}
+    for path in _files(checkpoint):
+        _to_disk(path)
+        files[path.relative_to(checkpoint).as_posix()] = path.stat().st_size
+    for path in (*(path for path in checkpoint.rglob("*") if path.is_dir()), checkpoint, checkpoint.parent):
+        _to_disk(path)
+    write_json(checkpoint / COMPLETE, {**progress, "files": files})
+    _to_disk(checkpoint)
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file() and path != checkpoint / COMPLETE)
+
+
+def _to_disk(path: Path) -> None:
+    """Let a file, or the names in a folder, survive a loss of power from here on."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def progress_of(checkpoint: Path) -> dict[str, Any]:
-    """What `mark_complete` wrote."""
-    return read_json(checkpoint / COMPLETE) or {}
+    """What `mark_complete` was given."""
+    return {key: value for key, value in (read_json(checkpoint / COMPLETE) or {}).items() if key != "files"}
+
+
+def damage_of(checkpoint: Path) -> str | None:
+    """Why a checkpoint is not whole, in words; None if it is."""
+    try:
+        mark = read_json(checkpoint / COMPLETE)
+    except RunStateError:
+        return f"its {COMPLETE} cannot be read"
+    if mark is None:
+        return f"it has no {COMPLETE}"
+    for name, size in mark.get("files", {}).items():  # a mark of before there were lists of files says nothing of them
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, and {size} were written"
+    return None
 
 
 def whole(folder: StageFolder) -> list[Path]:
     """The whole checkpoints of a stage, oldest first."""
-    return [path for path in saved(folder) if (path / COMPLETE).exists()]
+    return [path for path in saved(folder) if damage_of(path) is None]
 
 
 def newest_complete(folder: StageFolder) -> Path | None:
@@ -58,11 +114,17 @@ def drop_old(folder: StageFolder, keep: int) -> None:
 
 
 def cut_back(folder: StageFolder) -> None:
-    """Remove half checkpoints, and drop everything recorded after the newest whole one: it will be made again."""
+    """Remove what is no whole checkpoint, and drop everything recorded after the newest one: it will be made again.
+
+    Prints a line for each that had been declared whole and is not any more.
+    """
     resume = newest_complete(folder)
     update = update_of(resume) if resume else 0
     for path in saved(folder):
-        if not (path / COMPLETE).exists():
+        damage = damage_of(path)
+        if damage and (path / COMPLETE).exists():
+            print(f"{path} is damaged ({damage}): it is removed, and what came after {_point(resume)} is made again")
+        if damage:
             shutil.rmtree(path)
 
     def kept(path: Path, keep: Callable[[int], bool]) -> None:
@@ -78,3 +140,46 @@ def cut_back(folder: StageFolder) -> None:
     for path in (folder.path / "rollouts").glob("update-*.jsonl"):
         if int(path.stem.removeprefix("update-")) > update:
             path.unlink()
+
+
+def _point(checkpoint: Path | None) -> str:
+    return checkpoint.name if checkpoint else "its start"
+
+
+@contextmanager
+def told_when_full(folder: StageFolder) -> Iterator[None]:
+    """Whatever in here fails because there is no room to write ends as one message, DiskFull.
+
+    Half a checkpoint is removed then: it would be of no use, and the room it takes may be all that is missing. Any
+    other error passes as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        why = _no_room(error)
+        if why is None:
+            raise
+        free = shutil.disk_usage(next(path for path in (folder.path, *folder.path.parents) if path.exists())).free
+        for path in (*saved(folder), folder.checkpoints / "final.partial"):
+            if path.is_dir() and not (path / COMPLETE).exists():
+                shutil.rmtree(path, ignore_errors=True)
+        raise DiskFull(
+            f"{folder.path}: the disk is full ({why}; {free / 1e6:,.1f} MB were free). Make room there and run the "
+            f"same command again: it goes on from {_point(newest_complete(folder))}, which is as it was"
+        ) from error
+
+
+def _no_room(error: BaseException) -> str | None:
+    """What says that there was no room, anywhere in the chain of what led to `error`."""
+    chain: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in chain:
+        chain.append(one)
+        one = one.__cause__ or one.__context__
+    for one in chain:
+        if isinstance(one, OSError) and one.errno in _NO_ROOM:
+            return str(one)
+    for one in chain:
+        if any(words in str(one) for words in _SAYS_NO_ROOM):
+            return str(one).splitlines()[0]
+    return None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qwq_rl.check import check
-from qwq_rl.checkpoints import cut_back, newest_complete, progress_of, update_of
+from qwq_rl.checkpoints import cut_back, newest_complete, progress_of, told_when_full, update_of
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.locks import hold
 from qwq_rl.provenance import collect, digest, verifier_version
@@ -40,9 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = run.stage(recipe_path.stem)
     main_process = int(os.environ.get("RANK", "0")) == 0
     if not main_process:
-        return _train(recipe, recipe_path, run, folder, argv)
+        with told_when_full(folder):
+            return _train(recipe, recipe_path, run, folder, argv)
     # 2. The folder belongs to this process while it lives.
-    with hold(folder.lock, f"the trainer of {folder.name}"):
+    with told_when_full(folder), hold(folder.lock, f"the trainer of {folder.name}"):
         if _finished(folder, recipe, recipe_path):
             print(f"{folder.name} is finished already: {folder.final}")
             return 0

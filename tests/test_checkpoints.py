@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qwq_rl.checkpoints import (
     COMPLETE,
+    DiskFull,
     cut_back,
+    damage_of,
     drop_old,
     mark_complete,
     newest_complete,
     progress_of,
     saved,
+    told_when_full,
     update_of,
     whole,
 )
@@ -153,3 +161,157 @@ def test_a_checkpoint_loses_its_mark_before_its_weights(folder: StageFolder, mon
 
     assert not (old / COMPLETE).exists()
     assert (old / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("tear", "damage"),
+    [
+        (lambda path: (path / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda path: os.truncate(path / "model.safetensors", 3), "model.safetensors has 3 bytes, and 7 were written"),
+        (lambda path: (path / "rank" / "states.pt").unlink(), "rank/states.pt is missing"),
+        (lambda path: (path / COMPLETE).write_text(""), "its COMPLETE cannot be read"),
+        (lambda path: (path / COMPLETE).unlink(), "it has no COMPLETE"),
+    ],
+)
+def test_a_checkpoint_that_lost_something_is_not_whole(folder: StageFolder, tear: Any, damage: str) -> None:
+    before = save(folder, 1)
+    path = save(folder, 2, complete=False)
+    (path / "rank").mkdir()
+    (path / "rank" / "states.pt").write_bytes(b"states")
+    mark_complete(path, {})
+    assert damage_of(path) is None
+
+    tear(path)
+
+    assert damage_of(path) == damage
+    assert newest_complete(folder) == before
+
+
+def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(
+    folder: StageFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(folder, 2)
+    torn = save(folder, 4)
+    record(folder, 5, evaluated=())
+    os.truncate(torn / "model.safetensors", 0)
+
+    cut_back(folder)
+
+    assert recorded(folder)[0] == [1, 2]
+    assert not torn.exists()
+    said = capsys.readouterr().out
+    assert "checkpoint-4 is damaged (model.safetensors has 0 bytes, and 7 were written)" in said
+    assert "what came after checkpoint-2 is made again" in said
+
+
+def test_a_half_checkpoint_is_removed_without_a_word(folder: StageFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    save(folder, 2, complete=False)
+
+    cut_back(folder)
+
+    assert saved(folder) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_a_checkpoint_that_says_nothing_of_its_files_counts(folder: StageFolder) -> None:
+    path = save(folder, 2, complete=False)
+    (path / COMPLETE).write_text('{"cpu_seconds": 1.0}')
+
+    assert newest_complete(folder) == path
+
+
+def test_everything_is_on_the_disk_before_the_mark_is_there(
+    folder: StageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(folder, 2, complete=False)
+    synced: list[tuple[str, bool]] = []
+    fsync = os.fsync
+
+    def watched(number: int) -> None:
+        synced.append((Path(os.readlink(f"/proc/self/fd/{number}")).name, (path / COMPLETE).exists()))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    mark_complete(path, {})
+
+    assert synced[:3] == [("model.safetensors", False), ("checkpoint-2", False), ("checkpoints", False)]
+    assert synced[3][0].startswith(".COMPLETE")
+    assert synced[4:] == [("checkpoint-2", True)]
+
+
+def test_an_error_of_another_kind_passes_as_it_is(folder: StageFolder) -> None:
+    half = save(folder, 2, complete=False)
+
+    with pytest.raises(PermissionError), told_when_full(folder):
+        raise PermissionError(errno.EACCES, "no")
+
+    assert half.exists()
+
+
+def test_a_full_disk_is_found_behind_the_error_it_led_to(folder: StageFolder) -> None:
+    save(folder, 1)
+
+    def fail() -> None:
+        try:
+            Path("/dev/full").write_text("x" * 100_000)
+        finally:
+            raise RuntimeError("the trainer failed")
+
+    with pytest.raises(DiskFull, match="No space left on device") as told, told_when_full(folder):
+        fail()
+
+    assert told.value.exit_status == 1
+
+
+SAVERS = {
+    "torch": "import torch; torch.save({'a': torch.zeros(50_000)}, half / 'optimizer.pt')",
+    "safetensors": "import torch, safetensors.torch as st; st.save_file({'a': torch.zeros(50_000)}, half / 'model')",
+    "text": "(half / 'state.json').write_text('x' * 200_000)",
+    "mark": "room = open(half / 'room', 'wb', 0)\nwhile room.write(b'x' * 4096) == 4096: pass\nmark_complete(half, {})",
+}
+FILL = """
+import sys
+from pathlib import Path
+from qwq_rl.checkpoints import mark_complete, told_when_full
+from qwq_rl.errors import UserError
+from qwq_rl.runfolder import StageFolder
+folder = StageFolder(Path(sys.argv[1]))
+def checkpoint(update):
+    path = folder.checkpoints / f"checkpoint-{update}"
+    path.mkdir(parents=True)
+    return path
+good = checkpoint(1)
+(good / "model").write_bytes(b"weights")
+mark_complete(good, {"cpu_seconds": 1.0})
+half = checkpoint(2)
+try:
+    with told_when_full(folder):
+        exec(sys.argv[2])
+except UserError as error:
+    print(error)
+print(sorted(path.name for path in folder.checkpoints.iterdir()), (good / "model").read_bytes())
+"""
+
+
+@pytest.mark.parametrize("how", SAVERS)
+def test_a_full_disk_is_one_message_and_loses_nothing(how: str) -> None:
+    mounted = ["unshare", "-rm", "sh", "-c"]
+    if subprocess.run([*mounted, "mount -t tmpfs none /mnt"], capture_output=True, check=False).returncode:
+        pytest.skip("no small file system can be mounted here (unshare -rm)")
+
+    script = f'mount -t tmpfs -o size=60k none /mnt; exec "{sys.executable}" -c "$0" /mnt/stage "$1"'
+    done = subprocess.run([*mounted, script, FILL, SAVERS[how]], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("/mnt/stage: the disk is full ("), done.stdout
+    assert "goes on from checkpoint-1, which is as it was" in done.stdout
+    assert done.stdout.endswith("['checkpoint-1'] b'weights'\n")
+
+
+def test_a_file_that_may_not_grow_is_a_full_disk_too(folder: StageFolder) -> None:
+    limited = ["sh", "-c", 'ulimit -f 8; exec "$0" -c "$1" "$2" "$3"', sys.executable, FILL, str(folder.path)]
+
+    done = subprocess.run([*limited, SAVERS["text"]], capture_output=True, text=True, check=False)
+
+    assert "the disk is full ([Errno 27] File too large" in done.stdout, done.stderr
+    assert done.stdout.endswith("['checkpoint-1'] b'weights'\n")

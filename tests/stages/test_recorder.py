@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from qwq_rl.checkpoints import COMPLETE, saved
+from qwq_rl.checkpoints import COMPLETE, progress_of, saved
 from qwq_rl.clock import Clock
 from qwq_rl.recipe import Evaluate
-from qwq_rl.runfolder import StageFolder, read_json, read_lines
+from qwq_rl.runfolder import StageFolder, read_lines
 from qwq_rl.stages.recorder import Recorder, Stop
 
 EVALUATE = Evaluate(every=2, sets=("tiny/tuning",), samples=1)
@@ -144,7 +144,7 @@ def test_a_checkpoint_is_whole_before_an_older_one_goes(folder: StageFolder, sto
     stage.save(3)
 
     assert [path.name for path in saved(folder)] == ["checkpoint-2", "checkpoint-3"]
-    assert set(read_json(folder.checkpoints / "checkpoint-3" / COMPLETE) or {}) == {"cpu_seconds", "wall_seconds"}
+    assert set(progress_of(folder.checkpoints / "checkpoint-3")) == {"cpu_seconds", "wall_seconds"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
