@@ -37,6 +37,13 @@ No module hooks into fork: `random` would seed every child anew, `threading` ren
 a third of a millisecond a child.
 """
 _START_SECONDS = 60.0
+_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "LD_BIND_NOW": "1",  # names bound once in her, not again by every child
+}
 
 
 class MotherDied(Exception):
@@ -89,12 +96,12 @@ class Mother:
         start = _START.format(packages=packages, fd=theirs.fileno(), plan=plan)
         # as isolated as -I is, but with a hash seed that is fixed: a verdict must not depend on it
         self.process = subprocess.Popen(
-            [sys.executable, "-S", "-s", "-P", "-B", "-c", start],
+            [sys.executable, "-S", "-s", "-P", *(["-B"] if sys.dont_write_bytecode else []), "-c", start],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._said,
             pass_fds=[theirs.fileno()],
-            env={"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            env=_ENVIRONMENT,
             cwd="/",
             start_new_session=True,
         )

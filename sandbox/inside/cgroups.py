@@ -1,6 +1,7 @@
 """Control groups around the mother and all her children: bounds on memory and tasks, where this user may set them.
 
-Both versions of the interface: https://docs.kernel.org/admin-guide/cgroup-v1/ and .../cgroup-v2.html.
+Both versions of the interface: https://docs.kernel.org/admin-guide/cgroup-v1/ and .../cgroup-v2.html. Paths are texts:
+`pathlib` would fill memory that every child's fork and exit pay for.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-_ROOT = Path("/sys/fs/cgroup")
+_ROOT = "/sys/fs/cgroup"
 _PREFIX = "qwq-sandbox-"
 
 
@@ -34,25 +34,23 @@ class Groups:
 def make(memory_bytes: int, tasks: int) -> Groups | None:
     """Groups with these bounds for this process's children; None where the machine or this user has none to give."""
     name = f"{_PREFIX}{os.getpid()}"
-    made: list[Path] = []
+    made: list[str] = []
     try:
         for parent, bounds in _places(memory_bytes, tasks):
             _sweep(parent)
-            place = parent / name
-            place.mkdir()
+            place = f"{parent}/{name}"
+            os.mkdir(place)
             made.append(place)
             for file, value in bounds.items():
-                (place / file).write_text(str(value))
-                if int((place / file).read_text()) > value:
-                    raise OSError(f"{file} did not take {value}")
+                _set(f"{place}/{file}", value)
         if not made:
             return None
-        parents = tuple(os.open(place.parent, os.O_PATH | os.O_CLOEXEC) for place in made)
-        members = tuple(os.open(place / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for place in made)
+        parents = tuple(os.open(os.path.dirname(place), os.O_PATH | os.O_CLOEXEC) for place in made)
+        members = tuple(os.open(f"{place}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for place in made)
     except (OSError, ValueError):
         for place in made:
             with contextlib.suppress(OSError):
-                place.rmdir()
+                os.rmdir(place)
         return None
     return Groups(parents, name, members)
 
@@ -67,27 +65,41 @@ def enter(groups: Groups) -> bool:
     return True
 
 
-def _places(memory_bytes: int, tasks: int) -> Iterator[tuple[Path, dict[str, int]]]:
+def _set(path: str, value: int) -> None:
+    """Write a bound and read it back. Raises OSError and ValueError."""
+    with open(path, "w") as file:
+        file.write(str(value))
+    with open(path) as file:
+        if int(file.read()) > value:
+            raise OSError(f"{path} did not take {value}")
+
+
+def _places(memory_bytes: int, tasks: int) -> Iterator[tuple[str, dict[str, int]]]:
     """The groups this process is in, and the bounds to set in a new one below each."""
     mine = dict(_memberships())
     if {"memory", "pids"} <= mine.keys():
-        yield _ROOT / "memory" / mine["memory"].lstrip("/"), {"memory.limit_in_bytes": memory_bytes}
-        yield _ROOT / "pids" / mine["pids"].lstrip("/"), {"pids.max": tasks}
+        yield _below("memory", mine["memory"]), {"memory.limit_in_bytes": memory_bytes}
+        yield _below("pids", mine["pids"]), {"pids.max": tasks}
     elif "" in mine:
         # processes stand only in leaves there: a group below ours needs its controllers handed down to it already
-        yield _ROOT / mine[""].lstrip("/"), {"memory.max": memory_bytes, "pids.max": tasks}
+        yield _below("", mine[""]), {"memory.max": memory_bytes, "pids.max": tasks}
+
+
+def _below(controller: str, path: str) -> str:
+    return os.path.join(_ROOT, controller, path.lstrip("/")).rstrip("/")
 
 
 def _memberships() -> Iterator[tuple[str, str]]:
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            yield controller, path
+    with open("/proc/self/cgroup") as file:
+        for line in file.read().splitlines():
+            _, controllers, path = line.split(":", 2)
+            for controller in controllers.split(","):
+                yield controller, path
 
 
-def _sweep(parent: Path) -> None:
-    """Remove what a killed launcher left."""
-    for place in parent.glob(_PREFIX + "*"):
-        if not os.path.exists(f"/proc/{place.name.removeprefix(_PREFIX)}"):
+def _sweep(parent: str) -> None:
+    """Remove what a killed launcher left. Raises OSError."""
+    for name in os.listdir(parent):
+        if name.startswith(_PREFIX) and not os.path.exists(f"/proc/{name.removeprefix(_PREFIX)}"):
             with contextlib.suppress(OSError):
-                place.rmdir()
+                os.rmdir(f"{parent}/{name}")

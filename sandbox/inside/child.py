@@ -9,7 +9,6 @@ from __future__ import annotations
 import _signal
 import contextlib
 import fcntl
-import gc
 import io
 import marshal
 import os
@@ -34,12 +33,6 @@ def main(walls: jail.Walls, slot: int, files: list[int], link: int | None, limit
     """Never returns. `files` as in wire.py; `limits`: bytes of memory, CPU seconds, bytes a file."""
     _arrange([*files[:4], link, files[4]])
     payload = marshal.loads(os.pread(PAYLOAD, os.fstat(PAYLOAD).st_size, 0))
-    _reset_signals()
-    sys.stdin = sys.__stdin__ = _STANDARD[0]  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = _STANDARD[1]  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = _STANDARD[2]  # type: ignore[misc]
-    sys.argv[:] = ["main.py"]
-    gc.enable()
     if walls.scratch:
         os.chdir(f"{walls.scratch}/{slot}")
     if walls.listener is not None and not walls.native:
@@ -53,6 +46,25 @@ def main(walls: jail.Walls, slot: int, files: list[int], link: int | None, limit
     except program.Ended as end:
         status = end.status
     os._exit(program.finish(status))
+
+
+def dress() -> None:
+    """Make the mother look, to whoever asks, like a Python that runs `main.py`: her children then have nothing to do."""
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_DFL)
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(  # type: ignore[misc]
+        io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding="utf-8", errors="surrogateescape"
+    )
+    sys.stdout = sys.__stdout__ = io.TextIOWrapper(  # type: ignore[misc]
+        io.BufferedWriter(io.FileIO(1, "w", closefd=False)), encoding="utf-8", errors="surrogateescape"
+    )
+    sys.stderr = sys.__stderr__ = io.TextIOWrapper(  # type: ignore[misc]
+        io.BufferedWriter(io.FileIO(2, "w", closefd=False)),
+        encoding="utf-8",
+        errors="backslashreplace",
+        line_buffering=True,
+    )
+    sys.argv[:] = ["main.py"]
 
 
 def _arrange(files: list[int | None]) -> None:
@@ -78,21 +90,3 @@ def _tell_of_fork() -> None:
 def _close(file: int) -> None:
     with contextlib.suppress(OSError):
         os.close(file)
-
-
-def _reset_signals() -> None:
-    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
-        _signal.signal(number, _signal.SIG_DFL)  # the module `signal` spends a while on enumerations
-
-
-_BYTES = (
-    io.BufferedReader(io.FileIO(0, "r", closefd=False)),
-    io.BufferedWriter(io.FileIO(1, "w", closefd=False)),
-    io.BufferedWriter(io.FileIO(2, "w", closefd=False)),
-)
-_STANDARD = (
-    io.TextIOWrapper(_BYTES[0], encoding="utf-8", errors="surrogateescape"),
-    io.TextIOWrapper(_BYTES[1], encoding="utf-8", errors="surrogateescape"),
-    io.TextIOWrapper(_BYTES[2], encoding="utf-8", errors="backslashreplace", line_buffering=True),
-)
-"""Made in the mother, who has other files there: making them anew would be a tenth of a child's work."""

@@ -28,20 +28,24 @@ import traceback
 from collections import deque
 from dataclasses import dataclass, field
 
-from qwq_rl.sandbox.inside import cgroups, child, jail, notices, seccomp
+from qwq_rl.sandbox.inside import cgroups, child, jail, landlock, notices, seccomp
 from qwq_rl.sandbox.inside.plan import Plan
 from qwq_rl.sandbox.inside.wire import FILES, FORKED, PROCESS, REPLY, REQUEST
 
 _CPU_SLACK = 0.002
 _WATCH_MS = 1000
+_ROOM = socket.CMSG_SPACE(2 * FILES * 4)
 _MOST_NOTICES = 1000
 """Refused calls after which a process is ended: each costs the mother time."""
 _WARM = """
-    abc array bisect calendar cmath collections contextlib copy dataclasses datetime decimal encodings.ascii
-    encodings.idna encodings.latin_1 enum fractions functools hashlib heapq io itertools json math mmap numbers operator
-    queue random re statistics string struct textwrap threading time traceback types typing unicodedata
+    abc array bisect cmath collections contextlib copy dataclasses datetime decimal encodings.ascii encodings.latin_1
+    enum fractions functools heapq io itertools json math numbers operator queue random re statistics string struct
+    textwrap threading time traceback types typing
 """
-"""Imported before forking: children find them ready."""
+"""Imported before forking: children find them ready. Every page that they fill costs each fork and each exit a little,
+so that what few programs name is not here."""
+_WARM_BEHIND_WALLS = "calendar encodings.idna hashlib mmap unicodedata"
+"""Where no file can be opened, for want of Landlock, what is not imported by then cannot be had."""
 
 
 @dataclass
@@ -144,7 +148,7 @@ class Mother:
 
     def _take(self) -> bool:
         """The next request; False at the end."""
-        packet, files, _, _ = socket.recv_fds(self._control, REQUEST.size, 2 * FILES)
+        packet, files = _received(self._control)
         if not packet:
             return False
         number, count, *_ = REQUEST.unpack(packet)
@@ -278,6 +282,12 @@ class Mother:
             signal.pidfd_send_signal(process.handle, signal.SIGKILL)
 
 
+def _received(control: socket.socket) -> tuple[bytes, list[int]]:
+    """A request and its files; `socket.recv_fds` makes more of it and costs each case more."""
+    packet, held, _, _ = control.recvmsg(REQUEST.size, _ROOM)
+    return packet, [file for _, _, data in held for file in memoryview(data)[: len(data) // 4 * 4].cast("i")]
+
+
 def _kill_group(leader: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
@@ -316,10 +326,12 @@ def _warm(plan: Plan) -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     random.seed(0)  # every child starts from here: a verdict must not depend on luck
-    for name in () if plan.outfit.native else _WARM.split():
+    opens = "landlock" not in plan.without and landlock.version() > 0
+    for name in () if plan.outfit.native else f"{_WARM} {'' if opens else _WARM_BEHIND_WALLS}".split():
         importlib.import_module(name)
     for name in ("exit", "quit"):
         setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D (i.e. EOF)"))
     exec(compile("import math\nclass A:\n def f(self): return [x for x in range(3)]\nA().f()", "warm", "exec"), {})
     ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX: threads share one heap, or each would reserve 64 MiB of the limit
     os.environ.clear()
+    child.dress()
