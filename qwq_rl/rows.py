@@ -8,7 +8,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
-from itertools import islice
+from itertools import count, islice
 from math import lcm
 from pathlib import Path
 from typing import Any
@@ -202,22 +202,31 @@ def mix(sources: Sequence[tuple[Sequence[Row], float]], seed: int, prompts_per_u
 
     Raises ValueError: a weight is negative or not finite, all are 0, or a source with weight has no rows.
     """
-    shares = _whole_shares([weight for _, weight in sources])
+    shares = shares_of(sources)
+    walks = [_walk(rows, seed, at) for at, (rows, _) in enumerate(sources)]
+    behind = [0] * len(shares)
+    return [next(walks[furthest_behind(behind, shares)]) for _ in range(prompts_per_update * updates)]
+
+
+def shares_of(sources: Sequence[tuple[Sequence[Row], float]]) -> list[int]:
+    """The weights of the sources as whole numbers; raises ValueError as `mix` does."""
+    shares = whole_shares([weight for _, weight in sources])
     for at, (rows, _) in enumerate(sources):
         if shares[at] and not rows:
             raise ValueError(f"source {at} has weight but no rows")
-    walks = [_walk(rows, seed, at) for at, (rows, _) in enumerate(sources)]
-    whole, behind = sum(shares), [0] * len(shares)
-    order: list[Row] = []
-    for _ in range(prompts_per_update * updates):
-        behind = [debt + share for debt, share in zip(behind, shares, strict=True)]
-        chosen = max(range(len(behind)), key=lambda at: (behind[at], -at))
-        behind[chosen] -= whole
-        order.append(next(walks[chosen]))
-    return order
+    return shares
 
 
-def _whole_shares(weights: Sequence[float]) -> list[int]:
+def furthest_behind(behind: list[int], shares: Sequence[int]) -> int:
+    """Give one place to a source with a share; `behind`, how far each is behind its due, is brought up to date."""
+    for at, share in enumerate(shares):
+        behind[at] += share
+    chosen = max((at for at, share in enumerate(shares) if share), key=lambda at: (behind[at], -at))
+    behind[chosen] -= sum(shares)
+    return chosen
+
+
+def whole_shares(weights: Sequence[float | Fraction]) -> list[int]:
     """Scale decimal weights to whole numbers in the same proportion, so that shares carry no rounding."""
     try:
         exact = [Fraction(str(weight)) for weight in weights]
@@ -231,9 +240,12 @@ def _whole_shares(weights: Sequence[float]) -> list[int]:
 
 def _walk(rows: Sequence[Row], seed: int, source: int) -> Iterator[Row]:
     """Walk `rows` for ever, each epoch in its own permutation."""
-    epoch = 0
-    while True:
-        permutation = list(range(len(rows)))
-        random.Random(f"{seed}/{source}/{epoch}").shuffle(permutation)
-        yield from (rows[at] for at in permutation)
-        epoch += 1
+    for epoch in count():
+        yield from (rows[at] for at in epoch_order(len(rows), seed, source, epoch))
+
+
+def epoch_order(rows: int, seed: int, source: int, epoch: int) -> list[int]:
+    """The permutation in which the epoch `epoch`, from 0, of the source at position `source` goes through its rows."""
+    permutation = list(range(rows))
+    random.Random(f"{seed}/{source}/{epoch}").shuffle(permutation)
+    return permutation
