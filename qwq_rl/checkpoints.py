@@ -53,19 +53,19 @@ def mark_complete(checkpoint: Path, progress: Mapping[str, Any]) -> None:
     """
     files = {}
     for path in _files(checkpoint):
-        _to_disk(path)
+        to_disk(path)
         files[path.relative_to(checkpoint).as_posix()] = path.stat().st_size
     for path in (*(path for path in checkpoint.rglob("*") if path.is_dir()), checkpoint, checkpoint.parent):
-        _to_disk(path)
+        to_disk(path)
     write_json(checkpoint / COMPLETE, {**progress, "files": files})
-    _to_disk(checkpoint)
+    to_disk(checkpoint)
 
 
 def _files(checkpoint: Path) -> list[Path]:
     return sorted(path for path in checkpoint.rglob("*") if path.is_file() and path != checkpoint / COMPLETE)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Let a file, or the names in a folder, survive a loss of power from here on."""
     number = os.open(path, os.O_RDONLY)
     try:
