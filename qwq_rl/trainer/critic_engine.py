@@ -1,0 +1,198 @@
+"""How a model beside the policy takes its steps: replicated by hand, or through a DeepSpeed engine of its own.
+
+accelerate's `prepare` takes one model a call, and its `backward` and optimisers keep to the first; so neither is used.
+Both kinds minimise the sum over processes of what they are given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate.utils import DistributedType
+
+from qwq_rl.errors import RunStateError, UserError
+
+WEIGHTS, ENGINE = "critic.pt", "engine"
+
+
+class Engine(Protocol):
+    """A model with its optimiser."""
+
+    def train(self, mode: bool) -> None:
+        """Whether what follows is an update."""
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """(B, L, 1) of tokens (B, L)."""
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Add a micro-batch's gradient; every process the same number of times, `last` before `step`."""
+
+    def step(self) -> float:
+        """Update the weights; the norm of the gradient before clipping."""
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimiser."""
+
+    def load(self, folder: Path) -> None:
+        """Read them; raises RunStateError where they are not."""
+
+
+def engine_for(model: torch.nn.Module, lr: float, gradient_clip: float, accelerator: Any) -> Engine:
+    """The engine for the way in which this run is distributed. Raises UserError where there is none."""
+    kind = accelerator.distributed_type
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    if kind == DistributedType.DEEPSPEED:
+        return Sharded(model, optimizer, gradient_clip, accelerator)
+    if kind in (DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA):
+        raise UserError(f"PPO's critic does not run under {kind.value}: use DDP or DeepSpeed, or another algorithm")
+    if accelerator.mixed_precision == "fp16":
+        raise UserError("PPO's critic does not run in fp16, which would need its losses scaled: use bf16")
+    return Replicated(model, optimizer, gradient_clip, accelerator)
+
+
+class Replicated:
+    """A whole copy in every process. Gradients are added up before the step, once an update."""
+
+    def __init__(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, gradient_clip: float, accelerator: Any
+    ) -> None:
+        self._model = model.to(accelerator.device)
+        self._optimizer = optimizer
+        self._clip = gradient_clip
+        self._accelerator = accelerator
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def train(self, mode: bool) -> None:
+        """See Engine."""
+        self._model.train(mode)
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """See Engine."""
+        with self._accelerator.autocast():
+            return self._model(input_ids=ids, use_cache=False).logits
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """See Engine."""
+        loss.backward()
+        if last and self._accelerator.num_processes > 1:
+            grads = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            for work in [torch.distributed.all_reduce(grad, async_op=True) for grad in grads]:
+                work.wait()
+
+    def step(self) -> float:
+        """See Engine."""
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return float(norm)
+
+    def save(self, folder: Path) -> None:
+        """See Engine."""
+        if self._accelerator.is_main_process:
+            state = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
+            torch.save(state, folder / WEIGHTS)
+
+    def load(self, folder: Path) -> None:
+        """See Engine."""
+        path = folder / WEIGHTS
+        if not path.exists():
+            raise RunStateError(
+                f"{path} is missing: this checkpoint has no critic, or one that was sharded by DeepSpeed"
+            )
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+class Sharded:
+    """A DeepSpeed engine of its own: ZeRO as the policy has it."""
+
+    def __init__(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, gradient_clip: float, accelerator: Any
+    ) -> None:
+        import deepspeed
+
+        self._processes = accelerator.num_processes
+        shared = accelerator.state.deepspeed_plugin.deepspeed_config
+        hidden = model.config.get_text_config().hidden_size
+        config = engine_config(shared, gradient_clip, accelerator.mixed_precision, hidden)
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+
+    def train(self, mode: bool) -> None:
+        """See Engine."""
+        self._engine.train(mode)
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """See Engine."""
+        return self._engine(input_ids=ids, use_cache=False).logits
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """See Engine. DeepSpeed takes the mean over processes, hence the factor."""
+        self._engine.set_gradient_accumulation_boundary(is_boundary=last)
+        self._engine.backward(loss * self._processes)
+
+    def step(self) -> float:
+        """See Engine."""
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    def save(self, folder: Path) -> None:
+        """See Engine."""
+        self._engine.save_checkpoint(str(folder), tag=ENGINE)
+
+    def load(self, folder: Path) -> None:
+        """See Engine."""
+        if not (folder / ENGINE).is_dir():
+            raise RunStateError(f"{folder / ENGINE} is missing: this checkpoint has no critic sharded by DeepSpeed")
+        self._engine.load_checkpoint(str(folder), tag=ENGINE)
+
+
+def engine_config(shared: Mapping[str, Any], gradient_clip: float, precision: str, hidden_size: int) -> dict[str, Any]:
+    """DeepSpeed's settings for a second engine, from the policy's: ZeRO alike, but its own batches and optimiser.
+
+    What the policy leaves to "auto" becomes DeepSpeed's default, except for ZeRO-3's buffers, which would take
+    gigabytes: they follow the model's width, as in accelerate.
+    """
+    config = _decided(copy.deepcopy(dict(shared)))
+    for name in ("optimizer", "scheduler", "train_batch_size"):
+        config.pop(name, None)
+    zero = config.setdefault("zero_optimization", {"stage": 0})
+    if zero.get("stage") == 3:
+        zero.setdefault("reduce_bucket_size", hidden_size**2)
+        zero.setdefault("stage3_prefetch_bucket_size", int(0.9 * hidden_size**2))
+        zero.setdefault("stage3_param_persistence_threshold", 10 * hidden_size)
+    for name in ("bf16", "fp16"):
+        config[name] = config.get(name, {}) | {"enabled": precision == name}
+    return config | {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": gradient_clip,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def _decided(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without what is "auto", at any depth."""
+    return {
+        name: _decided(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if value != "auto"
+    }
+
+
+@contextlib.contextmanager
+def gathered(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    """Within, parameters that ZeRO-3 has sharded at loading are whole; what rank 0 writes to them is kept."""
+    if any(hasattr(parameter, "ds_id") for parameter in parameters):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
+            yield
+    else:
+        yield
