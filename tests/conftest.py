@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # A runner in the background has SIGINT ignored, and so would every process that a test of Ctrl-C starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -17,7 +19,25 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+# A busy machine takes its time over an example, which is no failure.
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several workers one runs a whole module, and one runs all that shares the run of every stage, `small`."""
+    shared = {item.path for item in items if "small" in getattr(item, "fixturenames", ())}
+    for item in items:
+        group = "small" if item.path in shared else item.path.relative_to(ROOT / "tests").as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: a collection of garbage need not look through torch and trl, at 0.3 s a time."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,7 @@ def test_a_python_without_venv_names_the_package(tmp_path: Path) -> None:
     assert said.endswith(f"Debian and Ubuntu: sudo apt install {package}\n")
 
 
+@pytest.mark.slow
 def test_a_half_made_environment_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "venv" / "bin").mkdir(parents=True)
     (tmp_path / "venv" / "bin" / "python").write_text("")
