@@ -234,3 +234,43 @@ class Limits:
             most=1,
         ),
     )
+    zero_rounds: int | None = field(
+        default=5,
+        metadata=about(
+            "So many first rounds in which every reward is 0 stop the stage, with a diagnosis; null: none do.", least=1
+        ),
+    )
+    gradient_norm: float | None = field(
+        default=None,
+        metadata=about("Largest norm of the gradient before it is clipped: an update above it is skipped.", above=0),
+    )
+    skipped_updates: int = field(
+        default=5,
+        metadata=about(
+            "So many updates in a row may be skipped, for `gradient_norm` or because the loss or the gradient is no "
+            "number; one more stops the stage.",
+            least=0,
+        ),
+    )
+    entropy: float | None = field(
+        default=None,
+        metadata=about(
+            "Lowest entropy of the policy, in nats a token, as the mean of 10 rounds; below it the stage stops.",
+            above=0,
+        ),
+    )
+    kl: float | None = field(
+        default=None,
+        metadata=about(
+            "Largest KL divergence to the reference, in nats a token, as the mean of an update; needs `update.kl`.",
+            above=0,
+        ),
+    )
+    gap: float | None = field(
+        default=0.5,
+        metadata=about(
+            "Largest difference between the log-probabilities of sampler and trainer, in nats, as the mean over an "
+            "update's tokens; above a tenth of it is an alarm.",
+            above=0,
+        ),
+    )
