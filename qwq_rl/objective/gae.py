@@ -29,11 +29,9 @@ def gae(
     """
     live = mask.bool()
     order = (~live).to(torch.uint8).argsort(dim=-1, stable=True)
-    packed, known, earned = (
-        torch.where(live, part, 0).gather(-1, order).detach().float() for part in (live, values, rewards)
-    )
+    known, earned = (torch.where(live, part, 0).gather(-1, order).detach().float() for part in (values, rewards))
     following = torch.nn.functional.pad(known[:, 1:], (0, 1))
-    delta = (earned + gamma * following - known) * packed
+    delta = earned + gamma * following - known
     decay = gamma * (lam.float().unsqueeze(-1) if torch.is_tensor(lam) else torch.tensor(float(lam)).to(delta.device))
     found = _discounted_sums(delta, decay)
     advantages = torch.zeros_like(found).scatter(-1, order, found)

@@ -95,9 +95,9 @@ def test_rows_of_a_group_with_equal_rewards_get_exactly_nothing(
     baseline: Any, scale: Any, reward: float, rows: int
 ) -> None:
     result = advantages(
-        torch.tensor([reward] * rows + [0.25, 1.0]),
-        torch.tensor([0] * rows + [1, 1]),
-        torch.zeros(rows + 2, dtype=torch.long),
+        torch.tensor([reward] * rows + [0.1, 0.7, 0.9]),
+        torch.tensor([0] * rows + [1, 1, 1]),
+        torch.zeros(rows + 3, dtype=torch.long),
         baseline=baseline,
         scale=scale,
     )

@@ -83,6 +83,10 @@ def test_only_tokens_of_the_mask_have_a_part_in_the_threshold() -> None:
     assert entropy_threshold(torch.ones(2), torch.zeros(2), 0.5) == 0
 
 
+def test_a_share_that_ends_on_a_token_takes_that_token() -> None:
+    assert entropy_threshold(torch.arange(11.0), torch.ones(11), 0.7) == 3
+
+
 @pytest.mark.parametrize("share", [0.0, 1.5])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="above 0 and at most 1"):

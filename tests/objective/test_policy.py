@@ -109,8 +109,8 @@ def test_vespo_weights_a_row_by_the_ratio_of_the_whole_response() -> None:
 
 
 def test_vespo_takes_the_gap_to_the_sampler_into_the_ratio_of_the_response() -> None:
-    ratios, gap = torch.tensor([[0.1, 0.2]]), torch.tensor([[-0.3, 0.1]])
-    advantages, mask, logprobs = torch.ones(1, 1), torch.ones(1, 2), torch.full((1, 2), -1.0)
+    ratios, gap = torch.tensor([[0.1, 0.2, 0.9]]), torch.tensor([[-0.3, 0.1, 0.8]])
+    advantages, mask, logprobs = torch.ones(1, 1), torch.tensor([[1, 1, 0]]), torch.full((1, 3), -1.0)
 
     found = vespo(logprobs, ratios, advantages, mask, importance=gap.exp())
 
