@@ -66,7 +66,7 @@ class Successes:
         return np.where(np.isnan(last), self._means[self._families[problems]], last)
 
     def figures(self) -> dict[str, float]:
-        """Metrics: the share of problems that was tried; of those, how often, and which shares always and never solved."""
+        """Metrics: the share of problems that was tried; of those, how often, and the solved and unsolved shares."""
         tried = self._tries > 0
         number, last = max(int(tried.sum()), 1), self._last[tried]
         return {

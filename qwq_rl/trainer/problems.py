@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -42,20 +43,21 @@ class Problems:
 def number_problems(sources: Sequence[Sequence[Row]]) -> Problems:
     """Number the rows of all sources. An id is unique in its source only, so rows are one problem if they are equal."""
     rows: list[Row] = []
-    with_id: dict[str, tuple[int, ...]] = {}
+    with_id: dict[str, Sequence[int]] = {}
     digest = hashlib.sha256()
     of_source = []
     for source in sources:
-        numbers = np.empty(len(source), dtype=np.int64)
-        for at, row in enumerate(source):
+        numbers = []
+        for row in source:
             same = with_id.get(row["id"], ())
-            numbers[at] = next((problem for problem in same if rows[problem] == row), len(rows))
-            if numbers[at] == len(rows):
-                with_id[row["id"]] = (*same, len(rows))
+            number = next((problem for problem in same if rows[problem] == row), -1) if same else -1
+            if number < 0:
+                number = len(rows)
+                with_id[row["id"]] = (*same, number)
                 rows.append(row)
-            digest.update(repr((row["id"], row["domain"], row.get("family"))).encode())
-        digest.update(b"\n")
-        of_source.append(numbers)
+            numbers.append(number)
+        of_source.append(np.array(numbers, dtype=np.int64))
+        digest.update(json.dumps([(row["id"], row["domain"], row.get("family")) for row in source]).encode())
     domains, domain_numbers = _numbered([row["domain"] for row in rows])
     families, _ = _numbered([(row["domain"], row.get("family") or row["domain"]) for row in rows])
     return Problems(tuple(of_source), domains, families, domain_numbers, digest.hexdigest(), rows, with_id)

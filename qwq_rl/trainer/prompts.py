@@ -174,7 +174,7 @@ class PromptSource:
         return order
 
     def _pick(self, at: int, allowed: np.ndarray, count: int) -> list[int]:
-        """Up to `count` rows of source `at`, each once, out of those `allowed`, (rows,) bool; the round has them then."""
+        """Up to `count` rows of source `at`, each once, of those `allowed`, (rows,) bool; the round has them then."""
         problems = self._problems.of_source[at]
         if self._sampling == "uniform":
             found = self._walks[at].take(allowed, count)
