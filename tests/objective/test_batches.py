@@ -1,4 +1,4 @@
-"""Leaving out what teaches nothing changes neither the loss nor its gradient, and micro-batches keep to their size."""
+"""Leaving out what teaches nothing changes neither the loss nor its gradient, in TRL's own loss function."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from qwq_rl.objective.batches import by_length, live_rows, plan
+from qwq_rl.objective.batches import by_length, live_rows
 from qwq_rl.stages.rl import ALGORITHMS, VerifiedGRPOTrainer
 from qwq_rl.tiny.model import build_model
 from qwq_rl.tiny.tokenizer import build_tokenizer
@@ -198,34 +198,3 @@ def test_what_is_left_are_the_rows_with_an_advantage_and_their_tokens(advantages
     assert live["num_items_in_batch"] == batch["num_items_in_batch"]
     for name, value in given_before.items():
         assert torch.equal(batch[name], value), f"{name} was changed in place"
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 300), st.booleans()), min_size=1, max_size=40),
-    st.integers(1, 700),
-)
-def test_a_plan_has_every_live_row_once_and_no_micro_batch_beyond_its_tokens(
-    rows: list[tuple[int, bool]], tokens: int
-) -> None:
-    lengths, live = [length for length, _ in rows], [alive for _, alive in rows]
-
-    planned = plan(lengths, live, tokens)
-    taken = [row for part in planned for row in part]
-
-    if any(live):
-        assert sorted(taken) == [row for row, alive in enumerate(live) if alive]
-    else:
-        assert [lengths[row] for row in taken] == [min(lengths)]
-    assert all(len(part) == 1 or len(part) * max(lengths[row] for row in part) <= tokens for part in planned)
-    assert [lengths[row] for row in taken] == sorted((lengths[row] for row in taken), reverse=True)
-
-
-def test_rows_of_like_length_share_a_micro_batch() -> None:
-    assert plan([3, 90, 4, 100, 2, 500], [True, True, True, True, False, True], 200) == [[5], [3, 1], [2, 0]]
-
-
-def test_a_plan_without_a_row_is_refused() -> None:
-    with pytest.raises(ValueError, match="no plan can be made"):
-        plan([], [], 100)
-    with pytest.raises(ValueError, match="no plan can be made"):
-        plan([1, 2], [True], 100)
