@@ -12,6 +12,18 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
+class Lora:
+    """A low-rank adapter (LoRA, arXiv 2106.09685)."""
+
+    rank: int = field(metadata=about("Rank of the update of each matrix.", least=1))
+    alpha: float = field(metadata=about("The update counts by alpha / rank.", above=0))
+    targets: tuple[str, ...] = field(
+        default=("all-linear",),
+        metadata=about("Names of the matrices that are adapted; `all-linear`: all but the embeddings and the head."),
+    )
+
+
+@dataclass(frozen=True)
 class ModelSource:
     """What a stage starts from: exactly one of the two."""
 
@@ -21,11 +33,16 @@ class ModelSource:
     new: Literal["tiny"] | None = field(
         default=None, metadata=about("A model built from scratch: `tiny`, 0.1-0.5 M parameters with its own tokenizer.")
     )
+    lora: Lora | None = field(
+        default=None, metadata=about("Train a LoRA adapter instead of the weights themselves; the result is merged.")
+    )
 
     def contradictions(self) -> Contradictions:
         """Exactly one of `from` and `new`."""
         if (self.from_ is None) == (self.new is None):
             yield "", "needs exactly one of `from` (a stage, folder or Hub id) and `new` (tiny)"
+        if self.new and self.lora:
+            yield "lora", "adapts a model that has learned something, and a new one has not"
 
 
 @dataclass(frozen=True)
@@ -113,6 +130,14 @@ class RewardModelSource:
 
 
 @dataclass(frozen=True)
+class Lengthen:
+    """A curriculum over length: responses may be longer as training goes on."""
+
+    start: int = field(metadata=about("Longest response in the first update, in tokens.", least=1))
+    over: int = field(metadata=about("Updates over which that grows to `max_tokens`.", least=1))
+
+
+@dataclass(frozen=True)
 class Rollout:
     """What is sampled before each round of updates."""
 
@@ -122,6 +147,48 @@ class Rollout:
     )
     max_tokens: int = field(metadata=about("Longest response, in tokens; a longer one is cut off.", least=1))
     temperature: float = field(default=1.0, metadata=about("Sampling temperature.", above=0))
+    sampling: Literal["uniform", "adaptive"] = field(
+        default="uniform",
+        metadata=about(
+            "`adaptive` prefers prompts that the policy solves about half of the time, which teach most; `uniform` "
+            "takes them as they come."
+        ),
+    )
+    refill: int = field(
+        default=0,
+        metadata=about(
+            "How often at most a round samples more prompts in place of those whose responses all earn the same, "
+            "which teach nothing.",
+            least=0,
+        ),
+    )
+    overlong: Literal["keep", "mask"] = field(
+        default="keep",
+        metadata=about(
+            "A response that `max_tokens` cut off: `keep` trains on it, `mask` does not (its reward still counts in "
+            "its group). For a soft punishment before the limit, ask the rule `overlong` as a penalty."
+        ),
+    )
+    lengthen: Lengthen | None = field(default=None, metadata=about("Begin with shorter responses."))
+
+    def contradictions(self) -> Contradictions:
+        """Lengths grow."""
+        if self.lengthen is not None and self.lengthen.start >= self.max_tokens:
+            yield "lengthen.start", f"{self.lengthen.start} is not below max_tokens, {self.max_tokens}: nothing grows"
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Importance weights for a sampler whose log-probabilities are not quite the trainer's, as with vLLM."""
+
+    level: Literal["token", "sequence"] = field(
+        default="token", metadata=about("One weight for each token, or one for the whole response.")
+    )
+    mode: Literal["truncate", "mask"] = field(
+        default="truncate", metadata=about("Beyond the bounds: hold the weight there, or leave the token out.")
+    )
+    low: float | None = field(default=None, metadata=about("Least weight; none by default.", above=0))
+    high: float | None = field(default=2.0, metadata=about("Largest weight.", above=0))
 
 
 @dataclass(frozen=True)
@@ -139,6 +206,17 @@ class RlUpdate:
         default=0.0,
         metadata=about("Weight of the KL divergence to the model the stage started from; 0: none.", least=0),
     )
+    delta: float | None = field(
+        default=None,
+        metadata=about(
+            "Bound of the probability ratio where the advantage is negative, above 1 + the upper clip; none by default.",
+            above=1,
+        ),
+    )
+    entropy: float = field(default=0.0, metadata=about("Weight of a bonus for the entropy of the policy.", least=0))
+    correction: Correction | None = field(
+        default=None, metadata=about("Make up for a sampler that is not quite the policy in training.")
+    )
     gradient_clip: float = field(default=1.0, metadata=about("Largest norm of the gradient.", above=0))
     schedule: Schedule = field(
         default="constant", metadata=about("How the learning rate goes on after the warm-up, over the stage's steps.")
@@ -148,11 +226,11 @@ class RlUpdate:
         default=1, metadata=about("Updates that each pass over a round of rollouts is split into.", least=1)
     )
     epochs: int = field(default=1, metadata=about("Passes over each round of rollouts.", least=1))
-    micro_batch: int | None = field(
+    micro_tokens: int | None = field(
         default=None,
         metadata=about(
-            "Responses that a process holds in one forward and backward pass, where its share of an update does not "
-            "fit into memory; all of its share by default.",
+            "Tokens, padding included, that a process holds in one forward and backward pass; by default 2048 on a CPU "
+            "and 32768 on a GPU. It changes memory and speed, not the update.",
             least=1,
         ),
     )
@@ -190,6 +268,35 @@ class SupervisedUpdate:
             yield "matrix_lr", "is missing: muon needs the learning rate of the matrices"
         if self.optimizer != "muon" and self.matrix_lr is not None:
             yield "matrix_lr", f"does nothing with optimizer {self.optimizer}: leave it out, or choose muon"
+
+
+@dataclass(frozen=True)
+class Critic:
+    """The critic of `algorithm: ppo`, a model of its own that says what a response is going to be worth."""
+
+    lr: float = field(metadata=about("Learning rate.", above=0))
+    from_: str | None = field(
+        default=None, metadata=about("Where its weights come from, as of `model.from`; the policy's by default.")
+    )
+    warmup: int = field(default=0, metadata=about("First rounds in which it alone learns.", least=0))
+    epochs: int = field(default=1, metadata=about("Passes over each round.", least=1))
+    minibatches: int = field(default=4, metadata=about("Updates of the critic that each pass is split into.", least=1))
+    clip: float | None = field(
+        default=None,
+        metadata=about("How far a value may move from what it was in one round; none by default.", above=0),
+    )
+    gamma: float = field(default=1.0, metadata=about("Discount of later rewards.", above=0, most=1))
+    lam: float = field(default=1.0, metadata=about("lambda of the critic's returns.", least=0, most=1))
+    policy_lam: float | None = field(
+        default=1.0,
+        metadata=about(
+            "lambda of the policy's advantages (VAPO keeps the two apart); null: by the response's length, "
+            "1 - 1 / (0.05 * tokens).",
+            least=0,
+            most=1,
+        ),
+    )
+    whiten: bool = field(default=True, metadata=about("Whether advantages are scaled to mean 0 and deviation 1."))
 
 
 @dataclass(frozen=True)

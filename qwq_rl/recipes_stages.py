@@ -10,6 +10,7 @@ from typing import Any, Literal
 from qwq_rl.config import Contradictions, about
 from qwq_rl.recipes_blocks import (
     Checkpoint,
+    Critic,
     DataSource,
     Domain,
     Evaluate,
@@ -25,10 +26,10 @@ from qwq_rl.recipes_trl import inert_in_rl, trl_mistakes
 Tracker = Literal["wandb", "tensorboard", "trackio"]
 ResponseGate = Literal["think_closed", "finished", "answered"]
 
-ALGORITHMS_TO_COME = {
-    "ppo": "ppo, with its critic, comes later",
-    "reinforce++": "reinforce++ comes later",
-}
+Algorithm = Literal[
+    "grpo", "dr_grpo", "dapo", "bnpo", "gspo", "luspo", "cispo", "sapo", "vespo",
+    "rloo", "reinforce_pp", "reinforce_pp_baseline", "ppo",
+]  # fmt: skip
 
 _KIND = about("What the stage does.")
 _MODEL = about("What the stage starts from.")
@@ -65,8 +66,8 @@ class RlRecipe:
 
     kind: Literal["rl"] = field(metadata=_KIND)
     model: ModelSource = field(metadata=_MODEL)
-    algorithm: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = field(
-        metadata=about("The objective.", later=ALGORITHMS_TO_COME)
+    algorithm: Algorithm = field(
+        metadata=about("The objective; docs/training.md says what each is. All but `ppo` do without a critic.")
     )
     seed: int = field(default=0, metadata=_SEED)
     data: tuple[DataSource, ...] = field(metadata=_DATA)
@@ -84,6 +85,7 @@ class RlRecipe:
     )
     rollout: Rollout = field(metadata=about("What is sampled before each round of updates."))
     update: RlUpdate = field(metadata=about("How the policy is updated."))
+    critic: Critic | None = field(default=None, metadata=about("The critic; `ppo` needs one."))
     steps: int = field(metadata=_STEPS)
     evaluate: Evaluate = field(metadata=_EVALUATE)
     checkpoint: Checkpoint = field(metadata=_CHECKPOINT)
@@ -104,7 +106,11 @@ class RlRecipe:
             yield "update.kl", "needs the model that the stage started from, which a new model is nowhere kept as"
         if len(set(self.gates)) < len(self.gates):
             yield "gates", "names a gate twice"
-        yield from inert_in_rl(self.trl, self.update.kl)
+        if (self.algorithm == "ppo") != (self.critic is not None):
+            yield "critic", "belongs to algorithm ppo, and only there"
+        if self.update.delta is not None and self.update.delta <= 1 + self.update.clip[1]:
+            yield "update.delta", f"must be above 1 + the upper clip, {1 + self.update.clip[1]:g}: it would clip first"
+        yield from inert_in_rl(self.trl)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,20 +45,32 @@ _OWNED = {
     "logging_steps": "metrics.jsonl: every update is logged",
     "push_to_hub": "`qwq-rl export --push-to-hub`",
 }
+_CORRECTION = (
+    "vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max",
+    "vllm_importance_sampling_clip_min", "off_policy_mask_threshold",
+)  # fmt: skip
+_ABSENT = (
+    "use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target",
+    "top_entropy_quantile", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef",
+)  # fmt: skip
 _EVALUATION = dict.fromkeys(("eval_strategy", "eval_steps", "do_eval", "eval_delay"), "evaluate.every") | {
     "eval_on_start": "evaluate.at_start"
 }
 _OWNED_BY_KIND = {
     "rl": _EVALUATION
     | {
-        "per_device_train_batch_size": "update.micro_batch",
-        "gradient_accumulation_steps": "update.micro_batch",
+        "per_device_train_batch_size": "update.micro_tokens",
+        "gradient_accumulation_steps": "update.micro_tokens",
         "generation_batch_size": "rollout.prompts and rollout.generations",
         "num_generations": "rollout.generations",
         "num_generations_eval": "evaluate.samples",
         "max_completion_length": "rollout.max_tokens",
         "temperature": "rollout.temperature",
         "beta": "update.kl",
+        "use_bias_correction_kl": "update.kl",
+        "delta": "update.delta",
+        "mask_truncated_completions": "rollout.overlong",
+        "entropy_coef": "update.entropy",
         "epsilon": "update.clip",
         "epsilon_high": "update.clip",
         "steps_per_generation": "update.updates_per_rollout",
@@ -72,6 +84,8 @@ _OWNED_BY_KIND = {
         "log_completions": "rollouts/ in the run folder: every response is kept",
     }
     | {f"sapo_temperature_{sign}": "algorithm" for sign in ("neg", "pos")}
+    | dict.fromkeys(_CORRECTION, "update.correction")
+    | dict.fromkeys(_ABSENT, "nothing: the trainer does without it")
     | {f"vespo_{letter}_{sign}": "algorithm" for letter in ("k", "lambda") for sign in ("neg", "pos")},
 }
 _SUPERVISED = {
@@ -85,9 +99,6 @@ _OWNED_BY_KIND |= {
     "sft": _EVALUATION | _SUPERVISED | {"shuffle_dataset": _ORDER},
     "reward_model": dict.fromkeys(_EVALUATION, "kind: a reward model is not evaluated while it trains") | _SUPERVISED,
 }
-
-_ADAPTIVE = ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target")
-_KL = ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "use_bias_correction_kl")
 
 
 def trl_mistakes(kind: str, block: Mapping[str, Any]) -> Contradictions:
@@ -104,18 +115,11 @@ def trl_mistakes(kind: str, block: Mapping[str, Any]) -> Contradictions:
             yield key, f"TRL's {_CLASSES[kind]} has no such field{where}"
 
 
-def inert_in_rl(block: Mapping[str, Any], kl: float) -> Contradictions:
-    """Each key of the `trl:` block of an rl stage that has no effect beside the others; `kl` is `update.kl`."""
+def inert_in_rl(block: Mapping[str, Any]) -> Contradictions:
+    """Each key of the `trl:` block of an rl stage that has no effect beside the others."""
     for key in block:
-        needed = ""
-        if key in _KL and not kl:
-            needed = "update.kl above 0"
-        elif key.startswith("vllm_") and not block.get("use_vllm"):
-            needed = "use_vllm: true"
-        elif key in _ADAPTIVE and not block.get("use_adaptive_entropy"):
-            needed = "use_adaptive_entropy: true"
-        if needed:
-            yield f"trl.{key}", f"does nothing without {needed}"
+        if key.startswith("vllm_") and not block.get("use_vllm"):
+            yield f"trl.{key}", "does nothing without use_vllm: true"
 
 
 def owned_fields() -> list[tuple[str, str, list[str]]]:

@@ -13,15 +13,18 @@ import torch
 from torch import nn
 from trl.trainer.utils import FusedCausalLMOutput
 
+from qwq_rl.objective.penalties import entropy
+
 _RESCALED = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 """Settings of models whose logits are more than the head's product; TRL's own head knows what to make of each."""
 
 
-def use_compact_head(model: nn.Module, temperature: float = 1.0) -> None:
+def use_compact_head(model: nn.Module, temperature: float = 1.0, *, every_field: bool = True) -> None:
     """Replace the forward that TRL patched into `model`, keeping its interface (`fused_lm_head=True`).
 
-    `temperature` divides the logits. Call it after the trainer is built, on CPU only. A model that rescales its logits
-    or routes between experts is left as it is.
+    `temperature` divides the logits. Without `every_field` only log-probabilities are worked out, at half the cost;
+    entropy and hits are None. Call it after the trainer is built, on CPU only. A model that rescales its logits or
+    routes between experts is left as it is.
     """
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     if getattr(config, "output_router_logits", False) or any(getattr(config, name, None) for name in _RESCALED):
@@ -36,28 +39,25 @@ def use_compact_head(model: nn.Module, temperature: float = 1.0) -> None:
         hidden = self.base_model(*args, **(kwargs | {"use_cache": False})).last_hidden_state[:, :-1]
         mask = labels[:, 1:] != -100
         logits = self.get_output_embeddings()(hidden[mask]).float() / temperature
-        return _score(logits, labels[:, 1:][mask], mask)
+        return _score(logits, labels[:, 1:][mask], mask, every_field)
 
     model.forward = types.MethodType(forward, model)
 
 
-def _score(logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> FusedCausalLMOutput:
+def _score(logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, every_field: bool) -> FusedCausalLMOutput:
     """The per-token fields, each (B, T) with zeros where `mask` is False, from logits (N, V) of the N labelled ones."""
-    log_probs = torch.log_softmax(logits, dim=-1)
-    chosen = log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    entropy = -(log_probs.exp() * log_probs).sum(-1)
-    top1 = logits.argmax(-1) == targets
 
     def spread(values: torch.Tensor) -> torch.Tensor:
         return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
+    chosen = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     return FusedCausalLMOutput(
         loss=-chosen.sum() / mask.sum().clamp(min=1),
         log_probs=spread(chosen),
-        entropy=spread(entropy),
+        entropy=spread(entropy(logits)) if every_field else None,
         log_sum_sq_probs=None,
         mean_logits=None,
-        is_top1=spread(top1),
+        is_top1=spread(logits.argmax(-1) == targets) if every_field else None,
         label_mask=mask,
         aux_loss=None,
     )

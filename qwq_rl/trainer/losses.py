@@ -72,9 +72,7 @@ def loss_of(
     return (torch.where(mask, losses, 0.0).sum(-1) * targets.weights).sum()
 
 
-def _note(
-    objective: Objective, targets: Targets, logprobs: torch.Tensor, ratios: torch.Tensor, tally: Tally
-) -> None:
+def _note(objective: Objective, targets: Targets, logprobs: torch.Tensor, ratios: torch.Tensor, tally: Tally) -> None:
     mask, real = targets.batch.mask, targets.weights[:, None] > 0
     tally.add("tokens", (mask & real).sum())
     clip = objective.parameters.get("clip")

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from qwq_rl.rows import Row
 from qwq_rl.scoring import Scored
@@ -16,14 +16,26 @@ Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Segment:
+    """One turn of a completion: what the model wrote, or what an environment answered."""
+
+    role: Literal["model", "environment"]
+    text: str
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+    """Of each token under the policy that sampled it; NaN where the sampler gave none."""
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One sampled and scored completion."""
 
     row: Row
     prompt: str
+    prompt_ids: Sequence[int]
+    segments: Sequence[Segment]
+    """The completion, in order; only the model's own turns are trained on."""
     response: Response
-    logprobs: Sequence[float]
-    """Of each token, under the policy that sampled it."""
     scored: Scored
     group: int
     sample: int
@@ -31,16 +43,8 @@ class Rollout:
 
 
 def rollout_line(rollout: Rollout, advantage: float) -> Line:
-    """The rollout as a line of `rollouts/update-NNNNNN.jsonl`."""
+    """The rollout as a line of `rollouts/update-NNNNNN.jsonl`; `advantage` is its mean over the trained tokens."""
     response, scored = rollout.response, rollout.scored
-    segment = {
-        "role": "model",
-        "text": response.text,
-        "token_ids": list(response.token_ids),
-        "loss_mask": [1] * len(response.token_ids),
-        "logprobs": [round(value, 4) for value in rollout.logprobs],
-        "policy_version": rollout.update - 1,
-    }
     return {
         "id": f"u{rollout.update}-g{rollout.group}-s{rollout.sample}",
         "row": rollout.row["id"],
@@ -50,7 +54,7 @@ def rollout_line(rollout: Rollout, advantage: float) -> Line:
         "sample": rollout.sample,
         "update": rollout.update,
         "prompt": rollout.prompt,
-        "segments": [segment],
+        "segments": [_segment_line(segment, rollout.update - 1) for segment in rollout.segments],
         "finish": response.finish,
         "gates": dict(scored.gates),
         "verdicts": {name: asdict(verdict) for name, verdict in scored.verdicts.items()},
@@ -61,10 +65,22 @@ def rollout_line(rollout: Rollout, advantage: float) -> Line:
     }
 
 
+def _segment_line(segment: Segment, policy_version: int) -> Line:
+    known = not any(math.isnan(value) for value in segment.logprobs)
+    return {
+        "role": segment.role,
+        "text": segment.text,
+        "token_ids": list(segment.token_ids),
+        "loss_mask": [int(segment.role == "model")] * len(segment.token_ids),
+        "logprobs": [round(value, 4) for value in segment.logprobs] if known else None,
+        "policy_version": policy_version,
+    }
+
+
 def summarise_round(lines: Sequence[Line]) -> Line:
     """What `metrics.jsonl` says of one round of rollouts."""
-    tokens = [len(line["segments"][0]["token_ids"]) for line in lines]
-    logprobs = [value for line in lines for value in line["segments"][0]["logprobs"]]
+    tokens = [_tokens(line) for line in lines]
+    logprobs = [value for line in lines for part in _written(line) for value in part["logprobs"] or ()]
     return {
         "reward": _mean([line["reward"] for line in lines]),
         # The mean of -log p over sampled tokens is an unbiased estimate of the policy's entropy.
@@ -82,6 +98,15 @@ def summarise_round(lines: Sequence[Line]) -> Line:
         "statuses": dict(Counter(verdict["status"] for line in lines for verdict in line["verdicts"].values())),
         "attempts": sum(_tried_to_get_out(line) for line in lines),
     }
+
+
+def _written(line: Line) -> list[Line]:
+    """The segments that the model wrote."""
+    return [segment for segment in line["segments"] if segment["role"] == "model"]
+
+
+def _tokens(line: Line) -> int:
+    return sum(len(segment["token_ids"]) for segment in _written(line))
 
 
 def _tried_to_get_out(line: Line) -> bool:
@@ -115,7 +140,7 @@ def _domain(lines: Sequence[Line]) -> Line:
         "rollouts": len(lines),
         "groups": groups["total"],
         "useful": groups["useful"],
-        "tokens": _mean([len(line["segments"][0]["token_ids"]) for line in lines]),
+        "tokens": _mean([_tokens(line) for line in lines]),
         "truncated": _mean([line["finish"] == "length" for line in lines]),
         "faults": sum(line["reward"] is None for line in lines),
     }

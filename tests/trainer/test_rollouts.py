@@ -14,7 +14,7 @@ Line = dict[str, Any]
 
 
 def line(group: int, reward: float | None, domain: str = "math", finish: str = "stop", **more: Any) -> Line:
-    segment = {"token_ids": [1] * more.pop("tokens", 3), "logprobs": [-0.5, -1.5]}
+    segment = {"role": "model", "token_ids": [1] * more.pop("tokens", 3), "logprobs": [-0.5, -1.5]}
     verdict = {"status": more.pop("status", "correct"), "score": reward, "metrics": more.pop("metrics", {})}
     verdicts = {"math": verdict, **more.pop("verdicts", {})}
     placed = {"group": group, "domain": domain, "family": more.pop("family", "chain"), "finish": finish}

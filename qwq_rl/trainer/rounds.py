@@ -1,0 +1,169 @@
+"""One round of rollouts: draw prompts, sample, score, and sample again for groups that teach nothing."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate.utils import gather_object
+from transformers import PreTrainedTokenizerBase
+
+from qwq_rl.generation import Completion
+from qwq_rl.prompts import read_response, render_prompt
+from qwq_rl.recipes_stages import RlRecipe
+from qwq_rl.rows import Row
+from qwq_rl.scoring import Scorer
+from qwq_rl.trainer.lengths import length_limit
+from qwq_rl.trainer.preference import Preference
+from qwq_rl.trainer.prompts import Drawn, PromptSource
+from qwq_rl.trainer.refill import choose, lacking, useful
+from qwq_rl.trainer.rollouts import Rollout, Segment
+from qwq_rl.trainer.sampling import Order, Sampler
+
+Outcome = tuple[int, Row, tuple[float | None, ...]]
+"""A group as every process knows it: its place in the round, its row, and its rewards by sample."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round came to."""
+
+    rollouts: list[Rollout]
+    """Those of this process that are trained on, group by group in the order of places."""
+    outcomes: list[Outcome]
+    """The groups that are trained on, of all processes, in the order of places."""
+    sampled: int
+    """Groups that were sampled, of all processes; more than are kept where some were replaced."""
+    seconds: dict[str, float]
+
+
+class Collector:
+    """Collects rounds; every process takes part, and all know what all groups came to."""
+
+    def __init__(
+        self,
+        recipe: RlRecipe,
+        source: PromptSource,
+        sampler: Sampler,
+        scorer: Scorer,
+        preference: Preference | None,
+        tokenizer: PreTrainedTokenizerBase,
+        process: tuple[int, int],
+    ) -> None:
+        """`process`: the rank of this process, and how many there are."""
+        self.recipe, self.source, self.scorer = recipe, source, scorer
+        self._sampler, self._preference, self._tokenizer = sampler, preference, tokenizer
+        self._rank, self._world = process
+
+    def collect(self, update: int) -> Round:
+        """The round that `update`, counted from 1, is the first to train on."""
+        shape = self.recipe.rollout
+        drawn = self.source.draw(update, shape.prompts)
+        rows = {one.place: one.row for one in drawn}
+        quota = Counter(str(one.row["domain"]) for one in drawn)
+        rollouts: list[Rollout] = []
+        outcomes: list[Outcome] = []
+        seconds = {"generate": 0.0, "score": 0.0}
+        for attempt in range(1 + shape.refill):
+            found = self._sample(drawn[self._rank :: self._world], update, seconds)
+            rollouts += found
+            outcomes += [(place, rows[place], rewards) for place, rewards in _gathered(found, shape.generations)]
+            missing = lacking(quota, [(str(row["domain"]), useful(rewards)) for _, row, rewards in outcomes])
+            if not missing or attempt == shape.refill:
+                break
+            drawn = self.source.refill(missing)
+            rows |= {one.place: one.row for one in drawn}
+        outcomes.sort(key=lambda outcome: outcome[0])
+        self.source.learn([(row, _success(rewards)) for _, row, rewards in outcomes if _judged(rewards)])
+        kept = set(choose([(place, str(row["domain"]), useful(rewards)) for place, row, rewards in outcomes], quota))
+        return Round(
+            sorted((one for one in rollouts if one.group in kept), key=lambda one: (one.group, one.sample)),
+            [outcome for outcome in outcomes if outcome[0] in kept],
+            len(outcomes),
+            seconds,
+        )
+
+    def _sample(self, drawn: Sequence[Drawn], update: int, seconds: dict[str, float]) -> list[Rollout]:
+        started = time.monotonic()
+        shape = self.recipe.rollout
+        prompts = [render_prompt(self._tokenizer, one.row) for one in drawn]
+        ids = [list(self._tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
+        growth = shape.lengthen
+        limit = length_limit(update, shape.max_tokens, growth.start if growth else None, growth.over if growth else 0)
+        groups = self._sampler(
+            Order(
+                ids,
+                [one.place for one in drawn],
+                shape.generations,
+                limit,
+                shape.temperature,
+                self.recipe.seed * 1_000_003 + update - 1,
+            )
+        )
+        sampled = time.monotonic()
+        found = self._score(drawn, prompts, ids, groups, update)
+        seconds["generate"] += sampled - started
+        seconds["score"] += time.monotonic() - sampled
+        return found
+
+    def _score(
+        self,
+        drawn: Sequence[Drawn],
+        prompts: Sequence[str],
+        ids: Sequence[Sequence[int]],
+        groups: Sequence[Sequence[Completion]],
+        update: int,
+    ) -> list[Rollout]:
+        responses = [
+            [read_response(self._tokenizer, prompt, one.token_ids, one.finish) for one in group]
+            for prompt, group in zip(prompts, groups, strict=True)
+        ]
+        items = [(one.row, response) for one, group in zip(drawn, responses, strict=True) for response in group]
+        generations = self.recipe.rollout.generations
+        preferences = None
+        if self._preference is not None:
+            wanted = [self._wants_preference(row) for row, _ in items]
+            preferences = self._preference.win_rates(items, generations, wanted)
+        scored = self.scorer.score(items, preferences)
+        return [
+            Rollout(
+                one.row,
+                prompts[at],
+                ids[at],
+                (Segment("model", response.text, response.token_ids, groups[at][sample].logprobs),),
+                response,
+                scored[at * generations + sample],
+                one.place,
+                sample,
+                update,
+            )
+            for at, one in enumerate(drawn)
+            for sample, response in enumerate(responses[at])
+        ]
+
+    def _wants_preference(self, row: Row) -> bool:
+        is_open = not any(check.role == "score" for check, _ in self.scorer.checks(row))
+        return is_open or self.recipe.domains[row["domain"]].reward_model > 0
+
+
+def _gathered(rollouts: Sequence[Rollout], generations: int) -> list[tuple[int, tuple[float | None, ...]]]:
+    """Place and rewards of the groups of all processes, from the rollouts of this one."""
+    own = [
+        (group[0].group, tuple(one.scored.reward for one in group))
+        for group in (rollouts[at : at + generations] for at in range(0, len(rollouts), generations))
+    ]
+    found: list[Any] = gather_object(own)
+    return found
+
+
+def _judged(rewards: Sequence[float | None]) -> list[float]:
+    return [reward for reward in rewards if reward is not None]
+
+
+def _success(rewards: Sequence[float | None]) -> float:
+    judged = _judged(rewards)
+    return math.fsum(judged) / len(judged)

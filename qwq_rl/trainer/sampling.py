@@ -1,0 +1,85 @@
+"""Prompts in, completions out: our own decoder, or what TRL offers instead (vLLM, continuous batching)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from transformers import PreTrainedTokenizerBase
+from trl import GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from qwq_rl.generation import Completion, generate
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to sample: each prompt `samples` times, at most `max_tokens` tokens each."""
+
+    prompt_ids: Sequence[Sequence[int]]
+    keys: Sequence[int]
+    """One a prompt: with `seed` and the sample's number it fixes the noise, whichever process samples it."""
+    samples: int
+    max_tokens: int
+    temperature: float
+    seed: int
+
+
+class Sampler(Protocol):
+    """Samples for one process; all processes call it together."""
+
+    def __call__(self, order: Order) -> list[list[Completion]]:
+        """One list a prompt."""
+        ...
+
+
+def own_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
+    """`qwq_rl.generation` on the weights in training, gathered from where they are sharded."""
+
+    def sample(order: Order) -> list[list[Completion]]:
+        with unwrap_model_for_generation(
+            trainer.model_wrapped,
+            trainer.accelerator,
+            gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
+        ) as model:
+            if not order.prompt_ids:
+                return []
+            return generate(
+                model,
+                order.prompt_ids,
+                samples=order.samples,
+                max_tokens=order.max_tokens,
+                temperature=order.temperature,
+                eos_token_id=int(tokenizer.eos_token_id),
+                pad_token_id=int(tokenizer.pad_token_id),
+                seed=order.seed,
+                keys=order.keys,
+            )
+
+    return sample
+
+
+def trl_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
+    """TRL's own generation, as the recipe's `trl:` block sets it up; its randomness is the engine's."""
+
+    def sample(order: Order) -> list[list[Completion]]:
+        repeated = [list(ids) for ids in order.prompt_ids for _ in range(order.samples)]
+        if not repeated:
+            return []
+        ids, logprobs = trainer._generate_single_turn(repeated, None, {}, order.samples)
+        if logprobs is None:
+            logprobs = [[float("nan")] * len(one) for one in ids]
+        found = [
+            _completion(one, said, order.max_tokens, tokenizer.eos_token_id)
+            for one, said in zip(ids, logprobs, strict=True)
+        ]
+        return [found[at : at + order.samples] for at in range(0, len(found), order.samples)]
+
+    return sample
+
+
+def _completion(ids: Sequence[int], logprobs: Sequence[Any], max_tokens: int, eos_token_id: Any) -> Completion:
+    kept = list(ids)[:max_tokens]
+    given = [float("nan") if value is None else float(value) for value in logprobs[: len(kept)]]
+    return Completion(tuple(kept), "stop" if kept and kept[-1] == eos_token_id else "length", tuple(given))
