@@ -1,4 +1,4 @@
-"""What a sampled token costs in CPU seconds: our decoder for Qwen models, our general loop, and transformers `generate`.
+"""What a sampled token costs in CPU seconds: our decoder for Qwen, our general loop, and transformers `generate`.
 
     .venv/bin/python benchmarks/generation_speed.py [--rounds 5] [--cases tiny16 tiny128 d256]
 
@@ -13,7 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
@@ -43,7 +43,7 @@ class Case:
 CASES = {
     "tiny16": Case(64, 2, 4, 32, 192, 400, prompts=16, samples=8, max_tokens=48, mean_length=20),
     "tiny128": Case(64, 2, 4, 32, 192, 400, prompts=128, samples=8, max_tokens=48, mean_length=20),
-    "d256": Case(256, 4, 4, 64, 768, 2000, prompts=16, samples=8, max_tokens=256, mean_length=120),
+    "d256": Case(256, 4, 4, 64, 768, 2000, prompts=16, samples=8, max_tokens=256, mean_length=100),
 }
 
 
@@ -65,16 +65,16 @@ def prompts(case: Case) -> list[list[int]]:
 
 
 def set_stop_rate(model: PreTrainedModel, case: Case, ids: list[list[int]]) -> None:
-    """Move the end token's row of the head along the mean state until samples end after `mean_length` on average."""
+    """Move the end token's row of the head along the mean state until samples have `mean_length` tokens on average."""
     with torch.no_grad():
-        states = torch.cat([model.model(torch.tensor([row])).last_hidden_state[0] for row in ids[:8]])
+        states = torch.cat([model.model(torch.tensor([row])).last_hidden_state[0] for row in ids[:16]])
         direction = states.mean(0) / states.mean(0).square().sum()
         low, high = -20.0, 20.0
-        for _ in range(20):
+        for _ in range(8):
             middle = (low + high) / 2
             model.lm_head.weight[EOS] = middle * direction
-            rate = torch.softmax(model.lm_head(states), -1)[:, EOS].mean()
-            low, high = (middle, high) if rate < 1 / case.mean_length else (low, middle)
+            count = ours(model, replace(case, samples=128 // len(ids)), ids, seed=0, fused=True)
+            low, high = (low, middle) if count < case.mean_length * 128 else (middle, high)
 
 
 def ours(model: PreTrainedModel, case: Case, ids: list[list[int]], seed: int, fused: bool) -> int:
@@ -94,7 +94,8 @@ def theirs(model: PreTrainedModel, case: Case, ids: list[list[int]], seed: int) 
             tokens, attention_mask=(tokens != PAD).long(), do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
             max_new_tokens=case.max_tokens, num_return_sequences=case.samples, eos_token_id=EOS, pad_token_id=PAD,
         )[:, longest:]  # fmt: skip
-    return int((written != PAD).sum())
+    ended = (written == EOS).long().cumsum(1) - (written == EOS).long()
+    return int((ended == 0).sum())
 
 
 def measure(case: Case, rounds: int) -> tuple[dict[str, list[float]], float]:
@@ -129,9 +130,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     arguments = parser.parse_args()
-    print(
-        "| case | mean tokens | way | CPU us a token | tokens a CPU s | transformers' cost / its |\n|---|---|---|---|---|---|"
-    )
+    print("| case | mean tokens | way | CPU us a token | tokens a CPU s | transformers' cost / its |")
+    print("|---|---|---|---|---|---|")
     for name in arguments.cases:
         costs, length = measure(CASES[name], arguments.rounds)
         for way, values in costs.items():

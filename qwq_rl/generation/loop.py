@@ -66,7 +66,9 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        fused = fused and fits_qwen_decoder(model)
+        # What a model of any kind keeps from its forward may be needed in training, so there no inference tensors.
+        with torch.inference_mode() if fused else torch.no_grad():
             read = _reader(model, fused)
             for start in range(0, len(order), prompts_a_batch):
                 chosen = order[start : start + prompts_a_batch]
@@ -84,7 +86,7 @@ def generate(
 
 def _reader(model: Any, fused: bool) -> Callable[[torch.Tensor, torch.Tensor, int, int], _Decoder]:
     """What reads a batch of prompts; the weights are read here, once for all batches."""
-    if not (fused and fits_qwen_decoder(model)):
+    if not fused:
         return lambda *batch: ModelDecoder(model, *batch)
     weights = read_weights(model)
     return lambda *batch: QwenDecoder(model, weights, *batch)

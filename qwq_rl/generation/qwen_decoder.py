@@ -56,11 +56,11 @@ class QwenDecoder:
         return bias
 
     def _rotations(self, model: Any, count: int) -> torch.Tensor:
-        """The model's own rotary factors as complex numbers, (count, 1, head dimension / 2)."""
+        """The model's own rotary factors as complex numbers, (count, 1, 1, head dimension / 2)."""
         places = torch.arange(count, device=self.positions.device)[None]
         cos, sin = model.model.rotary_emb(self.weights.embedding, places)
         half = self.weights.head_dimension // 2
-        return torch.complex(cos[0, :, None, :half].float(), sin[0, :, None, :half].float())
+        return torch.complex(cos[0, :, :half].float(), sin[0, :, :half].float())[:, None, None]
 
     def advance(self, chosen: torch.Tensor) -> None:
         """Append `chosen`, (rows,), and compute the logits after it."""
@@ -95,15 +95,16 @@ class QwenDecoder:
         """Each row's attention over its cache and its newest token, (rows, query heads * head dimension)."""
         weights, rows = self.weights, len(hidden)
         normed = self._normed(hidden, layer.attention_gain)
-        product = (
-            torch.mm(normed, layer.qkv) if layer.qkv_bias is None else torch.addmm(layer.qkv_bias, normed, layer.qkv)
-        )
-        heads = product.view(rows, -1, weights.head_dimension)
-        turning = weights.query_heads + weights.key_heads
-        turned = self._rotated(heads[:, :turning], layer.head_gain, rotation)
-        keys[:, :, self.used - 1] = turned[:, weights.query_heads :]
-        values[:, :, self.used - 1] = heads[:, turning:]
-        queries = turned[:, : weights.query_heads].reshape(rows * weights.key_heads, -1, weights.head_dimension)
+        if layer.qkv_bias is None:
+            product = torch.mm(normed, layer.qkv)
+        else:
+            product = torch.addmm(layer.qkv_bias, normed, layer.qkv)
+        split = product.shape[1] - weights.key_heads * weights.head_dimension
+        groups = product[:, :split].unflatten(1, (weights.key_heads, -1, weights.head_dimension))
+        turned = self._turned(groups, layer.head_gain, rotation)
+        keys[:, :, self.used - 1] = turned[:, :, -1]
+        values[:, :, self.used - 1] = product[:, split:].view(rows, weights.key_heads, -1)
+        queries = turned[:, :, :-1].flatten(0, 1)
         if weights.query_scale != 1.0:
             queries = queries * weights.query_scale
         seen = keys.flatten(0, 1)[:, : self.used].transpose(1, 2)
@@ -111,19 +112,20 @@ class QwenDecoder:
         shares = torch.softmax(scores, -1, dtype=torch.float32).to(hidden.dtype)
         return torch.bmm(shares, values.flatten(0, 1)[:, : self.used]).view(rows, -1)
 
-    def _rotated(self, heads: torch.Tensor, gain: torch.Tensor | None, rotation: torch.Tensor) -> torch.Tensor:
-        """Queries and keys, (rows, heads, head dimension), normed where the model does, at their positions."""
-        wide = heads.float()
+    def _turned(self, groups: torch.Tensor, gain: torch.Tensor | None, rotation: torch.Tensor) -> torch.Tensor:
+        """Queries and keys, (rows, key heads, queries a key + 1, head dimension), normed if the model does, rotated."""
+        wide = groups.float()
         if gain is not None:
-            wide = _unit(wide, self.weights.epsilon).to(heads.dtype).float().mul_(gain)
+            wide = _unit(wide, self.weights.epsilon).to(groups.dtype).float().mul_(gain)
         turned = torch.view_as_complex(wide.unflatten(-1, (-1, 2))) * rotation
-        return torch.view_as_real(turned).flatten(-2).to(heads.dtype)
+        return torch.view_as_real(turned).flatten(-2).to(groups.dtype)
 
     def _normed(self, hidden: torch.Tensor, gain: torch.Tensor | None) -> torch.Tensor:
         unit = _unit(hidden.float(), self.weights.epsilon).to(hidden.dtype)
         return unit if gain is None else unit * gain
 
 
-def _unit(values: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Divided by the root of the mean square of the last dimension."""
-    return values * values.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+def _unit(values: torch.Tensor, epsilon: torch.Tensor) -> torch.Tensor:
+    """Divided by the root of (the mean square of the last dimension + `epsilon`)."""
+    length = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    return values * torch.addcmul(epsilon, length, length, value=1 / values.shape[-1]).rsqrt_()

@@ -19,11 +19,15 @@ _MOST_PARAMETERS = 10**9
 
 
 def fits_qwen_decoder(model: Any) -> bool:
-    """Whether `model` is a dense Qwen2 or Qwen3 of transformers as it was published: nothing added, wrapped or split."""
+    """Whether `model` is a dense Qwen2 or Qwen3 as transformers has it: nothing added, wrapped or split."""
     home = _MODELS.get(type(model).__name__)
-    if home is None or type(model).__module__ != home or torch.is_autocast_enabled(model.device.type):
-        return False
-    return _known_config(model.config) and _plain_modules(model, home) and _whole_parameters(model)
+    return (
+        type(model).__module__ == home
+        and _known_config(model.config)
+        and _plain_modules(model, home)
+        and _whole_parameters(model)
+        and not torch.is_autocast_enabled(model.device.type)
+    )
 
 
 def _known_config(config: Any) -> bool:

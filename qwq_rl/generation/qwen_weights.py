@@ -14,15 +14,15 @@ import torch
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One decoder layer; matrices are (in, out), heads of queries and keys in rotary pairs (see `paired`)."""
+    """One decoder layer; matrices are (in, out), heads of queries and keys `paired`."""
 
     attention_gain: torch.Tensor | None
     """Of the norm before attention, (hidden,); None where `qkv` holds it."""
     qkv: torch.Tensor
-    """(hidden, (query heads + 2 key heads) * head dimension), queries first, then keys, then values."""
+    """(hidden, (query heads + 2 key heads) * head dimension): each key after the queries it serves, then all values."""
     qkv_bias: torch.Tensor | None
     head_gain: torch.Tensor | None
-    """Of the norms of queries and keys, float32, (query heads + key heads, head dimension); None for Qwen2."""
+    """Of the norms of queries and keys, float32, (queries a key + 1, head dimension); None for Qwen2."""
     attention_out: torch.Tensor
     mlp_gain: torch.Tensor | None
     gate_up: torch.Tensor
@@ -39,16 +39,16 @@ class QwenWeights:
     final_gain: torch.Tensor
     head: torch.Tensor
     """(vocabulary, hidden)."""
-    query_heads: int
     key_heads: int
     head_dimension: int
-    epsilon: float
+    epsilon: torch.Tensor
+    """Of all norms, float32, (1,)."""
     query_scale: float
     """For queries after rotation, where their weights do not hold it; else 1."""
 
 
 def read_weights(model: Any) -> QwenWeights:
-    """The present weights of a model that `fits_qwen_decoder`; embedding, head and the two output matrices are views."""
+    """The present weights of a model that `fits_qwen_decoder`; embedding, head and output matrices are not copied."""
     config, backbone = model.config, model.model
     dimension = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     folded = model.dtype == torch.float32
@@ -57,10 +57,9 @@ def read_weights(model: Any) -> QwenWeights:
         layers=tuple(_layer(layer, dimension, folded) for layer in backbone.layers),
         final_gain=backbone.norm.weight,
         head=model.lm_head.weight,
-        query_heads=config.num_attention_heads,
         key_heads=config.num_key_value_heads,
         head_dimension=dimension,
-        epsilon=config.rms_norm_eps,
+        epsilon=torch.tensor([config.rms_norm_eps], device=model.device),
         query_scale=1.0 if folded else dimension**-0.5,
     )
 
@@ -72,26 +71,25 @@ def paired(heads: torch.Tensor) -> torch.Tensor:
 
 def _layer(layer: Any, dimension: int, folded: bool) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
+    queries, keys, values = attention.q_proj, attention.k_proj, attention.v_proj
+    key_heads = keys.out_features // dimension
     scale = dimension**-0.5 if folded else 1.0
-    normed_heads = hasattr(attention, "q_norm")
-    # A norm of the queries undoes any scale before it.
-    query_scale = 1.0 if normed_heads else scale
-    matrices = [
-        _pair_rows(attention.q_proj.weight, dimension) * query_scale,
-        _pair_rows(attention.k_proj.weight, dimension),
-        attention.v_proj.weight,
-    ]
-    bias = None
-    if attention.q_proj.bias is not None:
-        query_bias = _pair_rows(attention.q_proj.bias, dimension) * query_scale
-        bias = torch.cat([query_bias, _pair_rows(attention.k_proj.bias, dimension), attention.v_proj.bias])
-    qkv, gate_up = torch.cat(matrices), torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+    head_gain, bias = None, None
+    if hasattr(attention, "q_norm"):
+        query_gain = (attention.q_norm.weight.float() * scale).expand(queries.out_features // keys.out_features, -1)
+        head_gain = paired(torch.cat([query_gain, attention.k_norm.weight.float()[None]]))
+        # The norm undoes any scale before it.
+        scale = 1.0
+    if queries.bias is not None:
+        bias = torch.cat([_grouped(queries.bias * scale, keys.bias, key_heads, dimension), values.bias])
+    qkv = torch.cat([_grouped(queries.weight * scale, keys.weight, key_heads, dimension), values.weight])
+    gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
     before, between = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
     return LayerWeights(
         attention_gain=None if folded else before,
         qkv=(qkv * before if folded else qkv).T,
         qkv_bias=bias,
-        head_gain=_head_gain(attention, dimension, scale) if normed_heads else None,
+        head_gain=head_gain,
         attention_out=attention.o_proj.weight.T,
         mlp_gain=None if folded else between,
         gate_up=(gate_up * between if folded else gate_up).T,
@@ -99,13 +97,7 @@ def _layer(layer: Any, dimension: int, folded: bool) -> LayerWeights:
     )
 
 
-def _pair_rows(rows: torch.Tensor, dimension: int) -> torch.Tensor:
-    """`paired` of each head along the first dimension, (heads * dimension, ...)."""
-    heads = rows.reshape(-1, dimension, *rows.shape[1:])
-    return paired(heads.movedim(1, -1)).movedim(-1, 1).reshape(rows.shape)
-
-
-def _head_gain(attention: Any, dimension: int, query_scale: float) -> torch.Tensor:
-    query = paired(attention.q_norm.weight.float() * query_scale).expand(attention.q_proj.out_features // dimension, -1)
-    key = paired(attention.k_norm.weight.float()).expand(attention.k_proj.out_features // dimension, -1)
-    return torch.cat([query, key])
+def _grouped(queries: torch.Tensor, keys: torch.Tensor, key_heads: int, dimension: int) -> torch.Tensor:
+    """Rows of queries and keys, (heads * dimension, ...), `paired`: each key head after the query heads it serves."""
+    parts = [rows.reshape(key_heads, -1, dimension, *rows.shape[1:]).movedim(2, -1) for rows in (queries, keys)]
+    return paired(torch.cat(parts, 1)).movedim(-1, 2).flatten(0, 2)
