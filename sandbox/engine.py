@@ -6,17 +6,18 @@ All of its state is its own; others put calls into its inbox and wake it.
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from qwq_rl.sandbox.bell import Bell
 from qwq_rl.sandbox.cases import Step
 from qwq_rl.sandbox.compiled import Programs
 from qwq_rl.sandbox.link import Mother, MotherDied
 from qwq_rl.sandbox.outfits import Kind
+from qwq_rl.sandbox.plain import PlainMother
 from qwq_rl.sandbox.protocol import Result
 from qwq_rl.sandbox.runs import PREPARATION, Run, Waiter, answer_all, next_of
 
@@ -28,13 +29,20 @@ _LASTING = ("accepted", "wrong_answer", "memory_limit", "output_limit", "runtime
 """Verdicts that would come out again, so that they need not be found out again; a time limit was judged alone."""
 
 
-@dataclass
+_MOST_CASES = 20_000
+"""After so many a mother is replaced, so that whatever she might hold on to cannot grow for ever."""
+
+
+@dataclass(eq=False)
 class House:
     """A running mother, and the isolation that attempts from within proved."""
 
-    mother: Mother
+    kind: Kind
+    mother: Mother | PlainMother
     isolation: str
     succeeded: Mapping[str, bool]
+    cases: int = 0
+    """That were sent to her."""
 
 
 @dataclass
@@ -57,6 +65,7 @@ class Load:
     cached_jobs: int = 0
     coalesced_jobs: int = 0
     mothers_died: int = 0
+    mothers_retired: int = 0
     verdicts: dict[str, int] = field(default_factory=dict)
 
 
@@ -69,16 +78,18 @@ class Engine:
         self.houses: dict[Kind, House] = {}
         self.isolations: dict[Kind, str] = {}
         """What each kind of mother reached when she was last started."""
+        self._leaving: list[House] = []
+        """Mothers that get no more cases and are ended when they have none."""
         self._slots, self._window, self._open_house = slots, window, open_house
         self._inbox: deque[tuple[Callable[[], None], Refuse]] = deque()
         self._gate = threading.RLock()
         """For the inbox and what wakes: reentrant, since the collector may call `dismiss` anywhere."""
         self._ended: BaseException | None = None
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._bell = Bell()
         self._fresh: deque[Run] = deque()
         self._started: list[Run] = []
         self._alone: deque[Waiting] = deque()
-        self._under_way: dict[tuple[Kind, int], tuple[Run, int, bool]] = {}
+        self._under_way: dict[int, tuple[Run, int, bool, House]] = {}
         self._by_key: dict[str, Run] = {}
         self._remembered: OrderedDict[str, tuple[Result, int]] = OrderedDict()
         self._remember, self._remembered_bytes = remember, 0
@@ -92,7 +103,7 @@ class Engine:
         try:
             self._thread.start()
         except RuntimeError:
-            os.close(self._wake)
+            self._bell.close()
             raise
 
     @property
@@ -105,7 +116,7 @@ class Engine:
         with self._gate:
             if self._ended is None:
                 self._inbox.append((action, refuse))
-                os.eventfd_write(self._wake, 1)
+                self._bell.ring()
                 return
         refuse(self._ended)
 
@@ -120,12 +131,12 @@ class Engine:
 
     def abandon(self) -> None:
         """In a forked copy of the process: let go of what is the original's."""
-        for house in self.houses.values():
+        for house in (*self.houses.values(), *self._leaving):
             house.mother.abandon()
         self._gate = threading.RLock()
         if self._ended is None:
             self._ended = RuntimeError("the sandbox belongs to the process that this one was forked from")
-            os.close(self._wake)
+            self._bell.close()
 
     def state(self) -> Load:
         """A copy of the counts."""
@@ -138,6 +149,10 @@ class Engine:
 
     def house(self, kind: Kind) -> House:
         """The mother of a kind, started where she is not; only for calls of the thread itself."""
+        if kind in self.houses and self.houses[kind].cases >= _MOST_CASES:
+            self._leaving.append(self.houses.pop(kind))
+            self.load.mothers_retired += 1
+            self._end_idle()
         if kind not in self.houses:
             self.houses[kind] = self._open_house(kind)
             self.isolations[kind] = self.houses[kind].isolation
@@ -179,10 +194,10 @@ class Engine:
             self._fresh.remove(run)
         if run in self._started:
             self._started.remove(run)
-        for (kind, number), (owner, _, _) in list(self._under_way.items()):
+        for number, (owner, _, _, house) in list(self._under_way.items()):
             if owner is run:
                 with contextlib.suppress(MotherDied):
-                    self.houses[kind].mother.cancel(number)
+                    house.mother.cancel(number)
         self._alone = deque(item for item in self._alone if item.run is not run)
 
     def _serve(self) -> None:
@@ -198,9 +213,10 @@ class Engine:
             raise
         finally:
             self._leave(RuntimeError("the sandbox was closed"))
-            for house in self.houses.values():
+            for house in (*self.houses.values(), *self._leaving):
                 house.mother.close()
             self.houses.clear()
+            self._leaving.clear()
 
     def _stop(self) -> None:
         self._stopping = True
@@ -211,7 +227,7 @@ class Engine:
             if self._ended is not None:
                 return
             self._ended = error
-            os.close(self._wake)
+            self._bell.close()
         answer_all([waiter for run in self._by_key.values() for waiter in run.waiters], error)
         for _, refuse in self._inbox:
             with contextlib.suppress(Exception):
@@ -230,22 +246,21 @@ class Engine:
         if self._inbox:
             return
         poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
+        poll.register(self._bell.fileno(), select.POLLIN)
         # a mother is heard when idle, too: her death is noticed, and she replaced, before the next job
-        by_file = {house.mother.fileno(): kind for kind, house in self.houses.items()}
+        by_file = {house.mother.fileno(): house for house in (*self.houses.values(), *self._leaving)}
         for file in by_file:
             poll.register(file, select.POLLIN)
         for file, _ in poll.poll():
-            if file == self._wake:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake)
+            if file == self._bell.fileno():
+                self._bell.hear()
             else:
                 self._receive(by_file[file])
 
     def _fill(self) -> None:
         """Hand out steps while there is room."""
         while True:
-            if any(alone for _, _, alone in self._under_way.values()):
+            if any(alone for _, _, alone, _ in self._under_way.values()):
                 return
             if self._alone:
                 if not self._under_way:
@@ -253,7 +268,7 @@ class Engine:
                     self._send(item.run, item.index, item.step)
                     continue
                 return
-            several = len({kind for kind, _ in self._under_way}) > 1
+            several = len({id(house) for _, _, _, house in self._under_way.values()}) > 1
             if len(self._under_way) >= (self._slots if several else self._window):
                 return
             run = self._next()
@@ -281,46 +296,63 @@ class Engine:
 
     def _send(self, run: Run, index: int, step: Step) -> None:
         try:
-            mother = self.house(step.kind).mother
+            house = self.house(step.kind)
         except Exception as error:
             self._refuse(run, error)
             return
         self._number = (self._number + 1) & 0xFFFFFFFF
-        self._under_way[step.kind, self._number] = (run, index, step.alone)
+        self._under_way[self._number] = (run, index, step.alone, house)
+        house.cases += 1
         try:
-            mother.send(self._number, step.payloads, step.limits)
+            house.mother.send(self._number, step.payloads, step.limits)
         except MotherDied as error:
-            self._bury(step.kind, error)
+            self._bury(house, error)
 
-    def _receive(self, kind: Kind) -> None:
+    def _receive(self, house: House) -> None:
+        if house not in (*self.houses.values(), *self._leaving):
+            return  # ended since it was heard
         try:
-            number, wall_s, endings = self.houses[kind].mother.receive()
+            number, wall_s, endings = house.mother.receive()
         except MotherDied as error:
-            self._bury(kind, error)
+            self._bury(house, error)
             return
-        found = self._under_way.pop((kind, number), None)
+        found = self._under_way.pop(number, None)
+        self._end_idle()
         if found is None:
             return  # of a job that is done again since
-        run, index, _ = found
+        run, index, _, _ = found
         self.load.judged_cases += index != PREPARATION
         if not run.waiters:
             run.under_way.pop(index, None)
             return
         self._take(run, index, run.go_on(index, (wall_s, endings)))
 
-    def _bury(self, kind: Kind, error: MotherDied) -> None:
+    def _end_idle(self) -> None:
+        """End mothers that were replaced and have nothing under way."""
+        if not self._leaving:
+            return
+        busy = {id(house) for _, _, _, house in self._under_way.values()}
+        for house in [house for house in self._leaving if id(house) not in busy]:
+            self._leaving.remove(house)
+            house.mother.close()
+
+    def _bury(self, house: House, error: MotherDied) -> None:
         """A mother died: close what is left of her, and do again what was under way with her."""
         self.load.mothers_died += 1
-        self.houses.pop(kind).mother.close()
+        if house in self._leaving:
+            self._leaving.remove(house)
+        else:
+            self.houses.pop(house.kind)
+        house.mother.close()
         touched: dict[int, Run] = {}
-        for place, (run, _, _) in list(self._under_way.items()):
-            if place[0] == kind:
-                del self._under_way[place]
+        for number, (run, _, _, at) in list(self._under_way.items()):
+            if at is house:
+                del self._under_way[number]
                 touched[id(run)] = run
         for run in touched.values():
             run.events = (*run.events, f"the sandbox's mother died: {error}"[:500])
             self._alone = deque(item for item in self._alone if item.run is not run)
-            self._under_way = {place: item for place, item in self._under_way.items() if item[0] is not run}
+            self._under_way = {number: item for number, item in self._under_way.items() if item[0] is not run}
             run.rewind()
             if run.finished and run.waiters:
                 self._finish(run)

@@ -91,9 +91,7 @@ class Mother:
         self.plan = plan
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._said = os.memfd_create("mother")
-        folder = Path(__file__).resolve().parent
-        packages = [("qwq_rl", str(folder.parent)), ("qwq_rl.sandbox", str(folder))]
-        start = _START.format(packages=packages, fd=theirs.fileno(), plan=plan)
+        start = _START.format(packages=packages(), fd=theirs.fileno(), plan=plan)
         # as isolated as -I is, but with a hash seed that is fixed: a verdict must not depend on it
         self.process = subprocess.Popen(
             [sys.executable, "-S", "-s", "-P", *(["-B"] if sys.dont_write_bytecode else []), "-c", start],
@@ -188,6 +186,12 @@ class Mother:
 
     def _last_words(self) -> str:
         return _read(self._said)[-2000:].decode("utf-8", "replace").strip() or "it said nothing"
+
+
+def packages() -> list[tuple[str, str]]:
+    """Names and folders of the empty packages in which a process of the sandbox finds its modules."""
+    folder = Path(__file__).resolve().parent
+    return [("qwq_rl", str(folder.parent)), ("qwq_rl.sandbox", str(folder))]
 
 
 def _files(payload: Payload) -> list[int]:

@@ -21,6 +21,7 @@ from qwq_rl.sandbox.judging import Deliver, Judging
 from qwq_rl.sandbox.kept_tests import KEPT_BYTES, KeptTests
 from qwq_rl.sandbox.link import Mother, MotherDied
 from qwq_rl.sandbox.outfits import Kind
+from qwq_rl.sandbox.plain import PlainMother
 from qwq_rl.sandbox.protocol import (
     LANGUAGES,
     LEVELS,
@@ -119,6 +120,8 @@ class LocalSandbox(Judging):
         """The languages that this machine has, with their versions."""
         python = f"python {'.'.join(map(str, sys.version_info[:3]))}"
         found = {"python": python, **{name: languages.runtime(name) for name in LANGUAGES if name != "python"}}
+        if sys.platform != "linux":
+            return {"python": python}
         return {name: version for name, version in found.items() if version}
 
     def probe(self, kind: Kind = "lean") -> tuple[dict[str, bool], dict[str, object]]:
@@ -143,16 +146,18 @@ class LocalSandbox(Judging):
     @property
     def _mother(self) -> Mother | None:
         house = None if self._engine is None else self._engine.houses.get("lean")
-        return None if house is None else house.mother
+        return house.mother if house is not None and isinstance(house.mother, Mother) else None
 
     def _started(self) -> Engine:
         with self._lock:
             if self._engine is not None and not self._engine.alive:
                 self._let_go()  # its thread died: begin anew
             if self._engine is None:
-                if sys.platform != "linux":
+                if sys.platform != "linux" and not self._allow_unsafe:
                     raise SandboxUnavailable(
-                        f"the sandbox needs Linux, this is {sys.platform}: use a Linux machine or container"
+                        f"the sandbox's walls need Linux, this is {sys.platform}: use a Linux machine or container, or "
+                        "say LocalSandbox(allow_unsafe=True) (--unsafe, `require: L0` in a recipe) to run trusted "
+                        "programs with no walls at all"
                     )
                 # a case holds ten descriptors at most
                 window = max(1, min(self.slots + _AHEAD, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 20))
@@ -189,7 +194,9 @@ class LocalSandbox(Judging):
 
     def _resolved(self, job: Job) -> Job:
         """With its tests, and a language that is here."""
-        if job.language != "python" and languages.runtime(job.language) is None:
+        if job.language != "python" and job.language not in self.languages():
+            if sys.platform != "linux":
+                raise JobError(f"language is {job.language!r}: on {sys.platform} there is only python")
             tool = languages.LANGUAGES[job.language].tool
             raise JobError(f"language is {job.language!r}, but this machine has no {tool}: install it, or leave it out")
         if job.tests_ref is None:
@@ -222,12 +229,17 @@ class _Opening:
 
     def house(self, kind: Kind) -> House:
         """A mother whose walls were tried. Raises `SandboxUnavailable`."""
+        if sys.platform != "linux":
+            return self._tried(kind, PlainMother(self._slots))
         scratch = tempfile.mkdtemp(prefix="qwq-sandbox-") if kind == "native" else ""
         try:
             mother = Mother(outfits.plan(kind, self._slots, self._without, scratch))
         except (MotherDied, OSError) as error:
             shutil.rmtree(scratch, ignore_errors=True)
             raise SandboxUnavailable(f"the sandbox did not start: {error}") from error
+        return self._tried(kind, mother)
+
+    def _tried(self, kind: Kind, mother: Mother | PlainMother) -> House:
         try:
             succeeded = probes.attempt(mother)
         except MotherDied as error:
@@ -238,7 +250,7 @@ class _Opening:
         if lacking:
             mother.close()
             raise SandboxUnavailable(lacking)
-        return House(mother, reached, succeeded)
+        return House(kind, mother, reached, succeeded)
 
 
 _living: weakref.WeakSet[LocalSandbox] = weakref.WeakSet()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwq_rl.sandbox.link import Mother, Payload
+from qwq_rl.sandbox.plain import PlainMother
 from qwq_rl.sandbox.protocol import LEVELS, Limits
 
 ATTEMPTS = """
@@ -48,7 +49,7 @@ _FOR_L3 = ("see files", "see parent")
 _LIMITS = Limits(cpu_s=10, wall_s=60, memory_mb=64)
 
 
-def attempt(mother: Mother) -> dict[str, bool]:
+def attempt(mother: Mother | PlainMother) -> dict[str, bool]:
     """Run the program of attempts in a jail. Raises `MotherDied`."""
     path = os.path.abspath(__file__)
     mother.send(0, [Payload("program", {"code": ATTEMPTS}, f"{path}\n".encode())], _LIMITS)

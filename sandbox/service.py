@@ -115,6 +115,7 @@ class Service:
             ("coalesced_jobs_total", "Jobs that joined an equal one under way.", load.coalesced_jobs),
             ("cancelled_jobs_total", "Jobs given up: the client left or the deadline passed.", self.cancelled_jobs),
             ("mothers_died_total", "Sandbox processes that died and were replaced.", load.mothers_died),
+            ("mothers_retired_total", "Sandbox processes replaced after many cases.", load.mothers_retired),
             ("cpu_seconds_total", "CPU of the server, programs not included.", used.ru_utime + used.ru_stime),
         ]
         gauges = [
@@ -124,7 +125,7 @@ class Service:
             ("slots", "Cases that run at once.", self.sandbox.slots),
             ("held_bytes", "Request bodies held.", self.admission.held_bytes),
             ("ready", "Whether it takes jobs.", float(not self.why_not_ready())),
-            ("open_files", "File descriptors of the server.", len(os.listdir("/proc/self/fd"))),
+            ("open_files", "File descriptors of the server.", len(os.listdir("/dev/fd"))),
             ("uptime_seconds", "Since the start.", time.monotonic() - self._begun),
         ]
         families = [

@@ -48,7 +48,7 @@ def code(
     `cpu_s` and `memory_mb` hold where the row's own limits say nothing; with `partial` the score is the share of tests
     passed; an answer without a block of code is `no_answer`, or all of it the `program`; `language`, one or several,
     is what programs may be in where the row does not say. `require` is the isolation below which nothing is run
-    (default: $QWQ_RL_SANDBOX_REQUIRE, or L2).
+    (default: $QWQ_RL_SANDBOX_REQUIRE, or L2); L0 says that programs are trusted and may run without any.
 
     Judges with the servers at `urls` (default: $QWQ_RL_SANDBOX_URLS, separated by commas) and the token that the
     environment variable `token_variable` holds; without any, with one sandbox in this process. `sandbox` returns
@@ -68,15 +68,19 @@ def code(
         raise UserError(mistake)
     if sandbox is None:
         named = _urls(urls)
-        sandbox = functools.partial(remote_sandbox, named, token_variable, require) if named else shared_sandbox
+        sandbox = (
+            functools.partial(remote_sandbox, named, token_variable, require)
+            if named
+            else functools.partial(shared_sandbox, require == "L0")
+        )
     limits = {"cpu_s": cpu_s, "memory_mb": memory_mb}
     return CodeVerifier(limits, partial, unfenced == "program", language, require, sandbox)
 
 
 @functools.cache
-def shared_sandbox() -> LocalSandbox:
-    """The sandbox of this process; it starts with the first job."""
-    return LocalSandbox()
+def shared_sandbox(unsafe: bool = False) -> LocalSandbox:
+    """The sandbox of this process; it starts with the first job. `unsafe`: it may run programs without walls, too."""
+    return LocalSandbox(allow_unsafe=unsafe)
 
 
 @functools.cache

@@ -101,7 +101,7 @@ def test_without_seccomp_programs_are_refused() -> None:
 
 def test_other_systems_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(SandboxUnavailable, match="needs Linux, this is darwin"):
+    with pytest.raises(SandboxUnavailable, match="walls need Linux, this is darwin"):
         LocalSandbox(1).judge([SUM])
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qwq_rl.sandbox import Job, Limits, LocalSandbox, Result
+from qwq_rl.sandbox import Job, Limits, LocalSandbox, Result, engine
 
 SUM = Job("sum", "print(sum(map(int, input().split())))", [{"input": "2 3", "output": "5"}])
 
@@ -79,7 +79,7 @@ def test_nothing_is_left_behind() -> None:
         assert len(os.listdir(f"/proc/{mother}/fd")) == held
         assert children(mother) == []
     assert gone(pids, 3)
-    assert len(os.listdir("/proc/self/fd")) == files - 3
+    assert len(os.listdir("/proc/self/fd")) == files - 4
     assert list(Path("/sys/fs/cgroup").glob(f"*/**/qwq-sandbox-{pids[0]}")) == []
 
 
@@ -249,3 +249,19 @@ def test_limits_of_one_job_do_not_reach_the_next() -> None:
         tight = Job("tight", "x = bytearray(64 << 20)", SUM.tests, limits=Limits(memory_mb=16, cpu_s=0.5))
         roomy = Job("roomy", "x = bytearray(64 << 20)\nprint(5)", SUM.tests)
         assert [result.verdict for result in sandbox.judge([tight, roomy])] == ["memory_limit", "accepted"]
+
+
+def test_mothers_are_replaced_after_many_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_MOST_CASES", 20)
+    slow = "import time\ntime.sleep(0.5)\nprint({})"
+    codes = [slow if n in (10, 50) else "print({})" for n in range(100)]
+    jobs = [Job(str(n), codes[n].format(n), [{"input": "", "output": str(n)}]) for n in range(100)]
+    with LocalSandbox(2) as sandbox:
+        first = sandbox.probe()[1] and sandbox._mother
+        results = sandbox.judge(jobs)
+        load = sandbox.load
+        assert {result.verdict for result in results} == {"accepted"}
+        assert (load.mothers_retired, load.mothers_died) == (4, 0)
+        assert sandbox._mother is not first
+        assert first is not None
+        assert first.process.returncode is not None
