@@ -26,15 +26,6 @@ settings.load_profile("busy machine")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several workers one runs a whole module, and one runs all that shares the run of every stage, `small`."""
-    shared = {item.path for item in items if "small" in getattr(item, "fixturenames", ())}
-    for item in items:
-        group = "small" if item.path in shared else item.path.relative_to(ROOT / "tests").as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 def pytest_collection_finish() -> None:
     """What is imported by now stays: a collection of garbage need not look through torch and trl, at 0.3 s a time."""
     gc.freeze()
