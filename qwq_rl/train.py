@@ -133,7 +133,7 @@ def _quieten() -> None:
 
 
 def _finished(folder: StageFolder, recipe: Stage, recipe_path: Path) -> bool:
-    """Whether the stage is done with just this recipe; with fewer steps than asked for, it goes on.
+    """Whether the stage is done with just this recipe; with fewer steps than asked for, or other limits, it goes on.
 
     Raises RunStateError where it was trained, in whole or in part, by another recipe.
     """
@@ -146,7 +146,8 @@ def _finished(folder: StageFolder, recipe: Stage, recipe_path: Path) -> bool:
     if done is None and begun is None:
         return False
     changed = difference(folder.resolved.read_text(), resolved_yaml(recipe))
-    if all(line.startswith("steps:") for line in changed.splitlines()) and begun and recipe.steps >= update_of(begun):
+    harmless = all(line.startswith(("steps:", "limits.")) for line in changed.splitlines())
+    if harmless and begun and recipe.steps >= update_of(begun):
         folder.done.unlink(missing_ok=True)
         return False
     raise RunStateError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_runs import differences
 
 from qwq_rl.checkpoints import (
     COMPLETE,
@@ -306,6 +307,45 @@ def test_a_full_disk_is_one_message_and_loses_nothing(how: str) -> None:
     assert done.stdout.startswith("/mnt/stage: the disk is full ("), done.stdout
     assert "goes on from checkpoint-1, which is as it was" in done.stdout
     assert done.stdout.endswith("['checkpoint-1'] b'weights'\n")
+
+
+RECIPE = """\
+kind: sft
+model: {new: tiny}
+data: [{source: tiny/math_demonstrations, limit: 40}]
+batch: 4
+max_length: 128
+update: {lr: 1.0e-3}
+steps: 4
+evaluate: {every: 4, sets: [tiny/tuning], samples: 1, limit: 1}
+checkpoint: {every: 1, keep: 3}
+"""
+
+
+@pytest.mark.slow
+def test_a_stage_goes_on_after_a_full_disk_as_if_nothing_had_been(tmp_path: Path) -> None:
+    mounted = ["unshare", "-rm", "sh", "-c"]
+    if subprocess.run([*mounted, "mount -t tmpfs none /mnt"], capture_output=True, check=False).returncode:
+        pytest.skip("no small file system can be mounted here (unshare -rm)")
+    (tmp_path / "0_stage.yaml").write_text(RECIPE)
+    train = f"{sys.executable} -m qwq_rl.train {tmp_path}/0_stage.yaml --run"
+    script = f"""
+        {train} {tmp_path}/undisturbed; size=$(du -sk {tmp_path}/undisturbed/0_stage/checkpoints/checkpoint-4 | cut -f1)
+        mount -t tmpfs -o size=$((size * 5 / 2))k none /mnt
+        {train} /mnt/run; echo status $?; (cd /mnt/run/0_stage/checkpoints; echo checkpoint-*)
+        mount -o remount,size=900m /mnt
+        {train} /mnt/run; echo status $?; cp -r /mnt/run {tmp_path}/run
+    """
+
+    done = subprocess.run([*mounted, script], capture_output=True, text=True, check=False)
+
+    second = done.stdout.split("status ")[1]
+    assert second.startswith("1\ncheckpoint-1 checkpoint-2\n"), done.stdout + done.stderr
+    assert "error: /mnt/run/0_stage: the disk is full" in done.stderr
+    assert "it goes on from checkpoint-2, which is as it was" in done.stderr
+    assert "Traceback" not in done.stderr
+    folders = [StageFolder(tmp_path / name / "0_stage") for name in ("undisturbed", "run")]
+    assert list(differences(*folders)) == []
 
 
 def test_a_file_that_may_not_grow_is_a_full_disk_too(folder: StageFolder) -> None:

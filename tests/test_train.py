@@ -13,13 +13,14 @@ import pytest
 from stage_runs import train
 from transformers import AutoTokenizer
 
+from qwq_rl.checkpoints import mark_complete
 from qwq_rl.errors import RecipeError, RunStateError, UserError
 from qwq_rl.locks import hold
 from qwq_rl.provenance import collect
-from qwq_rl.recipe import load_stage, recipe_hash
+from qwq_rl.recipe import load_stage, recipe_hash, resolved_yaml
 from qwq_rl.runfolder import RunFolder, read_json, read_lines, write_lines
 from qwq_rl.tiny import sets
-from qwq_rl.train import _check_world, main, run_as_program, stage_contract
+from qwq_rl.train import _check_world, _finished, main, run_as_program, stage_contract
 
 RECIPE = """\
 kind: sft
@@ -94,6 +95,24 @@ def test_the_contract_of_a_stage_tells_verifiers_and_templates_apart(run: RunFol
     assert one["verifiers"].keys() == other["verifiers"].keys() == {"math.math"}
     assert one["verifiers"] != other["verifiers"]
     assert {name for name in one if one[name] != changed[name]} == {"chat_template"}
+
+
+def test_other_limits_do_not_make_it_another_stage(tmp_path: Path) -> None:
+    path = tmp_path / "1_stage.yaml"
+    path.write_text(
+        "{kind: rl, model: {from: x}, algorithm: grpo, data: [{source: tiny/math}], rollout: {prompts: 1, "
+        "generations: 2, max_tokens: 8}, domains: {math: {verifiers: {math: {}}}}, steps: 9, "
+        "update: {lr: 1.0}, evaluate: {every: 1, sets: [tiny/tuning], samples: 1}, checkpoint: {every: 1, keep: 1}}"
+    )
+    stage = RunFolder(tmp_path / "run").stage("1_stage")
+    checkpoint = stage.checkpoints / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    mark_complete(checkpoint, {})
+    stage.resolved.write_text(resolved_yaml(load_stage(path, ["--limits.zero_rounds=3"])))
+
+    assert not _finished(stage, load_stage(path, ["--limits.entropy=0.1", "--limits.zero_rounds=null"]), path)
+    with pytest.raises(RunStateError, match=r"update.lr: 1.0 -> 2.0"):
+        _finished(stage, load_stage(path, ["--limits.entropy=0.1", "--update.lr=2"]), path)
 
 
 def test_only_the_kept_checkpoints_are_there(run: RunFolder) -> None:
