@@ -80,11 +80,17 @@ def progress_of(checkpoint: Path) -> dict[str, Any]:
 
 
 def damage_of(checkpoint: Path) -> str | None:
-    """Why a checkpoint is not whole, in words; None if it is."""
+    """Why a checkpoint is not whole, in words; None if it is. Another process may be removing it meanwhile."""
     try:
-        mark = read_json(checkpoint / COMPLETE)
+        return _damage_of(checkpoint)
     except RunStateError:
         return f"its {COMPLETE} cannot be read"
+    except FileNotFoundError as error:
+        return f"{error.filename} is gone"
+
+
+def _damage_of(checkpoint: Path) -> str | None:
+    mark = read_json(checkpoint / COMPLETE)
     if mark is None:
         return f"it has no {COMPLETE}"
     for name, size in mark.get("files", {}).items():  # a mark of before there were lists of files says nothing of them

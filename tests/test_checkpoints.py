@@ -240,6 +240,21 @@ def test_everything_is_on_the_disk_before_the_mark_is_there(
     assert synced[4:] == [("checkpoint-2", True)]
 
 
+def test_a_checkpoint_that_somebody_removes_meanwhile_is_not_whole(
+    folder: StageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(folder, 2)
+    read = Path.read_bytes
+
+    def removed_first(this: Path) -> bytes:
+        (path / COMPLETE).unlink()
+        return read(this)
+
+    monkeypatch.setattr(Path, "read_bytes", removed_first)
+
+    assert damage_of(path) == f"{path / COMPLETE} is gone"
+
+
 def test_an_error_of_another_kind_passes_as_it_is(folder: StageFolder) -> None:
     half = save(folder, 2, complete=False)
 

@@ -29,7 +29,7 @@ _ALL = ""
 
 
 class LimitReached(GateFailed):
-    """A stage stopped because a limit of its recipe was reached; what it learned until then is saved."""
+    """A stage stopped because a limit of its recipe was reached; it can go on from its last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class Event:
     figures: Mapping[str, float]
 
     def line(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return {"update": self.update, "kind": self.kind, "text": self.text, "figures": dict(self.figures)}
+        """As a JSON object; figures that JSON has no number for are left out."""
+        known = {name: value for name, value in self.figures.items() if math.isfinite(value)}
+        return {"update": self.update, "kind": self.kind, "text": self.text, "figures": known}
 
 
 class Rails:
@@ -70,6 +71,7 @@ class Rails:
             "entropies": [list(one) for one in self._entropies],
             "skips": list(self._skips),
             "gap_alarm": self._gap_alarm,
+            "news": [event.line() for event in self._news],
             "skipped": self.skipped,
         }
 
@@ -78,6 +80,7 @@ class Rails:
         self._zero = dict(state["zero"])
         self._entropies = [(update, entropy) for update, entropy in state["entropies"]]
         self._skips, self._gap_alarm, self.skipped = list(state["skips"]), state["gap_alarm"], state["skipped"]
+        self._news = [Event(**event) for event in state["news"]]
 
     def after_round(self, summary: Line, lines: Sequence[Line], rows: Mapping[str, Row] | None = None) -> list[Event]:
         """Look at a round before anything is learned from it: `summary` of `summarise_round` and all its `lines`.

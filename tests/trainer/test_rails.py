@@ -136,6 +136,7 @@ def test_an_update_that_would_do_harm_is_skipped_and_told_of(norm: float, loss: 
 
     (event,) = rails.after_update({"update": 7})
     assert (event.update, event.kind, event.text) == (7, "skipped", f"update 7 is skipped: {why}")
+    assert all(math.isfinite(value) for value in event.line()["figures"].values())
     assert rails.after_update({"update": 8}) == []
     assert rails.skipped == 1
 
@@ -240,8 +241,8 @@ def test_a_resumed_stage_goes_on_counting_where_it_was() -> None:
         for update in range(1, 15):
             try:
                 events = see(rails, [line(update, 0.0, "code", -0.1), line(update, float(update > 6), logprob=-0.1)])
-                step = rails.before_step(update, 2.0 if update % 5 else 0.5, 0.0)
                 events += rails.after_update({"update": update, "gap": {"mean": 0.1 * (update % 3), "max": 1.0}})
+                step = rails.before_step(update, 2.0 if update % 5 else 0.5, 0.0)
                 said += [step, *(event.text for event in events)]
             except LimitReached as stopped:
                 said.append(str(stopped))
@@ -253,3 +254,4 @@ def test_a_resumed_stage_goes_on_counting_where_it_was() -> None:
     assert any("of the domain code has been 0 in its first 8" in text for text in undisturbed)
     assert any("below limits.entropy" in text for text in undisturbed)
     assert any("sampler and trainer differ" in text for text in undisturbed)
+    assert any("is skipped: the norm of its gradient is 2" in text for text in undisturbed)
