@@ -6,7 +6,9 @@ Everything is judged by CPU seconds of all processes, the caller included, since
 the machine does. The rows repeat in turns, idle and with busy processes beside, so that drift hits all of them alike.
 "bare" is `python -I -S -E` of the same interpreter, the cheapest way to run a program without any isolation; "server"
 stands in for a code server without isolation, and does what those do a run: a JSON request over HTTP, a new folder, the
-program in a file, a shell that runs `python FILE` (the system's, where there is one), the output back as JSON.
+program in a file, a shell that runs `python FILE`, the output back as JSON. It is measured with three Pythons, since
+what stands in site-packages decides what a start costs: the interpreter of this benchmark with its packages
+("installed"), the same in an empty virtual environment ("empty"), and the system's own ("system").
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,7 +35,7 @@ from typing import Any
 from qwq_rl.sandbox import Job, Limits, LocalSandbox
 
 PYTHON = os.path.realpath(sys.executable)
-SYSTEM_PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else PYTHON
+SYSTEM_PYTHON = "/usr/bin/python3"
 PROGRAM = "a, b = map(int, input().split())\nprint(a + b)"
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -66,18 +69,27 @@ def main() -> None:
 def costs(runs: int, turns: int) -> dict[str, float]:
     """Median CPU milliseconds a run of each row, and the ratios, taken turn by turn."""
     few = max(20, runs // 10)
-    found: dict[str, list[float]] = {"sandbox": [], "bare": [], "server": []}
-    with LocalSandbox() as sandbox, server() as url:
+    with LocalSandbox() as sandbox, server() as url, tempfile.TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=False, symlinks=True)
+        pythons = {"installed": PYTHON, "empty": f"{folder}/bin/python"}
+        pythons |= {"system": SYSTEM_PYTHON} if os.path.exists(SYSTEM_PYTHON) else {}
+        found: dict[str, list[float]] = {
+            row: [] for row in ("sandbox", "bare", *(f"server, {name}" for name in pythons))
+        }
         sandbox.judge(jobs(50, "warm"))
         level = sandbox.isolation
-        urllib.request.urlopen(request(url)).read()
+        for python in pythons.values():
+            served(url, python)
         for turn in range(turns):
             found["sandbox"].append(cpu_of(lambda turn=turn: judged(sandbox, runs, turn), sandbox) / runs)
             found["bare"].append(cpu_of(lambda: [bare() for _ in range(few)]) / few)
-            found["server"].append(cpu_of(lambda: [served(url) for _ in range(few)]) / few)
+            for name, python in pythons.items():
+                cost = cpu_of(lambda python=python: [served(url, python) for _ in range(few)]) / few
+                found[f"server, {name}"].append(cost)
     ratios = {
         f"sandbox / {row}": statistics.median(a / b for a, b in zip(found["sandbox"], found[row], strict=True))
-        for row in ("bare", "server")
+        for row in found
+        if row != "sandbox"
     }
     named = {
         f"{row} ms{f' ({level})' if row == 'sandbox' else ''}": statistics.median(found[row]) * 1000 for row in found
@@ -100,12 +112,9 @@ def bare() -> None:
     assert subprocess.run(command, input=b"2 3", capture_output=True, check=True).stdout == b"5\n"
 
 
-def request(url: str) -> urllib.request.Request:
-    return urllib.request.Request(url, json.dumps({"code": PROGRAM, "stdin": "2 3"}).encode())
-
-
-def served(url: str) -> None:
-    with urllib.request.urlopen(request(url)) as reply:
+def served(url: str, python: str) -> None:
+    asked = json.dumps({"python": python, "code": PROGRAM, "stdin": "2 3"}).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, asked)) as reply:
         assert json.load(reply)["stdout"] == "5\n"
 
 
@@ -116,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
         given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "main.py").write_text(given["code"])
-            shell = ["/bin/bash", "-c", f"{SYSTEM_PYTHON} {folder}/main.py"]
+            shell = ["/bin/bash", "-c", f"{given['python']} {folder}/main.py"]
             ended = subprocess.run(shell, input=given["stdin"], capture_output=True, text=True, cwd=folder, check=False)
         body = json.dumps({"status": "Success", "stdout": ended.stdout, "stderr": ended.stderr}).encode()
         self.send_response(200)

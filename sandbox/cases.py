@@ -50,6 +50,14 @@ class Judged:
     attempts: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Check:
+    """What a checker said; no score where it failed itself."""
+
+    score: float | None
+    said: str
+
+
 Steps = Generator[Step, Outcome, Judged]
 Compilation = Generator[Step, Outcome, "bytes | Judged"]
 
@@ -99,8 +107,24 @@ def judging(job: Job, index: int, program: bytes) -> Steps:
     judged = _verdict(job, index, wall_s, endings)
     if judged is not None:
         return Judged(judged, attempts)
-    checked = yield _checker_step(job, index, endings[0])
-    return Judged(_checked(wall_s, endings[0], checked[1][0]), attempts)
+    checked = yield from _checking(job, index, endings[0].stdout)
+    sound = True
+    if checked.score is None:
+        # what it cannot read is wrong if it can read what is right: else a program could print its way to a fault
+        sound = (yield from _checking(job, index, bytes_of(job.tests[index], "output"))).score is not None
+    return Judged(_checked(wall_s, endings[0], checked, sound=sound), attempts)
+
+
+def _checking(job: Job, index: int, output: bytes) -> Generator[Step, Outcome, _Check]:
+    """What the checker says of an output."""
+    step = _checker_step(job, index, output)
+    _, (ending,) = yield step
+    if _is_doubtful(ending, step.limits):
+        _, (ending,) = yield replace(step, alone=True)
+    score = _last_report(ending.report).get("score")
+    number = isinstance(score, int | float) and not isinstance(score, bool)
+    said = ending.stderr[-500:].decode("utf-8", "replace").strip() or str(ending.exit)
+    return _Check(score if ending.shut_in and not ending.ended_for and number else None, said)
 
 
 def _first_step(job: Job, index: int, program: bytes) -> Step:
@@ -161,20 +185,21 @@ def _verdict(job: Job, index: int, wall_s: float, endings: list[Ending]) -> Case
     return _result(verdict, wall_s, mine, "" if job.run_only else why)
 
 
-def _checker_step(job: Job, index: int, ending: Ending) -> Step:
+def _checker_step(job: Job, index: int, output: bytes) -> Step:
     test = job.tests[index]
-    texts = {"input": bytes_of(test, "input"), "expected": bytes_of(test, "output"), "output": ending.stdout}
+    texts = {"input": bytes_of(test, "input"), "expected": bytes_of(test, "output"), "output": output}
     fields = {"code": job.checker, **{name: text.hex() for name, text in texts.items()}}
     return Step(outfits.kind_of(job.checker or ""), (Payload("checker", fields),), _CHECKER_LIMITS)
 
 
-def _checked(wall_s: float, ending: Ending, checker: Ending) -> CaseResult:
-    """The verdict of a checker; one that fails itself is a fault of ours, or of the data set, and no wrong answer."""
-    score = _last_report(checker.report).get("score")
-    if not checker.shut_in or checker.ended_for or not isinstance(score, int | float) or isinstance(score, bool):
-        said = checker.stderr[-500:].decode("utf-8", "replace").strip()
-        return _result("sandbox_error", wall_s, ending, f"the checker gave no verdict: {said or checker.exit}")
-    return _result("accepted" if score >= 1 else "wrong_answer", wall_s, ending, f"the checker says {score:g}")
+def _checked(wall_s: float, ending: Ending, check: _Check, *, sound: bool) -> CaseResult:
+    """The verdict of a checker; one that cannot even read what is right is a fault of the data set, no wrong answer."""
+    if check.score is None:
+        verdict: CaseVerdict = "wrong_answer" if sound else "sandbox_error"
+        return _result(verdict, wall_s, ending, f"the checker gave no verdict: {check.said}")
+    return _result(
+        "accepted" if check.score >= 1 else "wrong_answer", wall_s, ending, f"the checker says {check.score:g}"
+    )
 
 
 def _broken_limit(ending: Ending, said: dict[str, Any], limits: Limits) -> tuple[CaseVerdict | None, str]:

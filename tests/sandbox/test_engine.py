@@ -215,7 +215,14 @@ print(1 if sorted(output) == sorted(expected) else 0)
         ("print('b a')", SCRIPT, {"input": "", "output": "a b"}, "accepted"),
         ("print('b b')", SCRIPT, {"input": "", "output": "a b"}, "wrong_answer"),
         ("1 / 0", SCRIPT, {"input": "", "output": "a b"}, "runtime_error"),
-        ("print('?')", CHECKER, {"input": "0.1", "output": "3"}, "sandbox_error"),
+        ("print('?')", CHECKER, {"input": "0.1", "output": "3"}, "wrong_answer"),
+        (
+            "print(chr(0) * 9)",
+            SCRIPT.replace("print(1", "print(1 / 0 if chr(0) in output[0] else 1"),
+            {"input": "", "output": "a"},
+            "wrong_answer",
+        ),
+        ("print(3)", CHECKER, {"input": "0.1", "output": "?"}, "sandbox_error"),
         ("print('?')", "import time\nprint('no verdict')", {"input": "0.1", "output": "3"}, "sandbox_error"),
     ],
 )
