@@ -209,7 +209,7 @@ class RlUpdate:
     delta: float | None = field(
         default=None,
         metadata=about(
-            "Bound of the probability ratio where the advantage is negative, above 1 + the upper clip; none by default.",
+            "Bound of the probability ratio where the advantage is negative, above 1 + the upper clip; default: none.",
             above=1,
         ),
     )

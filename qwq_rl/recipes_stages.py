@@ -108,6 +108,10 @@ class RlRecipe:
             yield "gates", "names a gate twice"
         if (self.algorithm == "ppo") != (self.critic is not None):
             yield "critic", "belongs to algorithm ppo, and only there"
+        if self.limits.kl is not None and not self.update.kl:
+            yield "limits.kl", "is measured only where update.kl is above 0"
+        if self.critic is not None and self.model.new:
+            yield "critic", "begins as the policy's weights, and a new model has learned nothing: use model.from"
         if self.update.delta is not None and self.update.delta <= 1 + self.update.clip[1]:
             yield "update.delta", f"must be above 1 + the upper clip, {1 + self.update.clip[1]:g}: it would clip first"
         yield from inert_in_rl(self.trl)

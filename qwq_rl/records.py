@@ -129,6 +129,8 @@ class Groups(TypedDict):
     useful: int
     all_zero: int
     all_full: int
+    sampled: NotRequired[int]
+    """Groups that were sampled, refills included; `total` of them are trained on."""
 
 
 class DomainMetrics(TypedDict):
@@ -171,7 +173,29 @@ class RlMetrics(Update):
     attempts: NotRequired[int]
     """Rollouts whose program tried to get out of the sandbox."""
     verifiers: NotRequired[dict[str, dict[str, int]]]
+    gap: NotRequired[Gap]
+    critic: NotRequired[dict[str, float | None]]
+    """With a critic: value_loss, explained_variance, gradient_norm, value, target, updates."""
+    skipped: NotRequired[int]
+    """Updates of the stage that were not applied, up to this one."""
+    events: NotRequired[list[EventRecord]]
     seconds: dict[str, float]
+
+
+class Gap(TypedDict):
+    """How far the sampler's log-probabilities are from the trainer's on the same weights, in nats a token."""
+
+    mean: float
+    max: float
+
+
+class EventRecord(TypedDict):
+    """An alarm of the safety rails that did not stop the stage."""
+
+    update: int
+    kind: Literal["zero_rewards", "skipped", "gap"]
+    text: str
+    figures: dict[str, float]
 
 
 class VerdictRecord(TypedDict):

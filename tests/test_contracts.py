@@ -234,12 +234,13 @@ def test_what_provenance_writes_conforms(tmp_path: Path) -> None:
 
 def test_what_a_round_of_rollouts_writes_conforms() -> None:
     from qwq_rl.scoring import Scored
-    from qwq_rl.stages.rollouts import Rollout, rollout_line, summarise_round
+    from qwq_rl.trainer.rollouts import Rollout, Segment, rollout_line, summarise_round
 
     verdict = Verdict(**example("verdict"))
     scored = Scored(1.0, 1.0, {"math": verdict}, {"finished": True}, None)
     response = Response("4<|im_end|>", "4", token_ids=(4, 18))
-    rollout = Rollout(example("row"), "1 + 1 = ?", response, (-0.1, -0.2), scored, group=0, sample=0, update=3)
+    segments = (Segment("model", response.text, response.token_ids, (-0.1, -0.2)),)
+    rollout = Rollout(example("row"), "1 + 1 = ?", (1, 2), segments, response, scored, group=0, sample=0, update=3)
     line = rollout_line(rollout, advantage=0.5)
     shared = {name: example("metrics_rl")[name] for name in records.Update.__annotations__}
 

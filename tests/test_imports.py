@@ -28,7 +28,7 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
     ("rows, prompts, generation, scoring", ("composition", "scoring", "evaluation", "reward_model", "audit*")),
     ("recipes", ("config", "config_tree", "recipe", "recipes_*", "check", "check_*")),
     ("objective", ("objective",)),
-    ("trainers", ("evaluate", "checkpoints", "provenance", "stages")),
+    ("trainers", ("evaluate", "checkpoints", "provenance", "trainer", "stages")),
     ("train", ("train",)),
 ]
 TOP = "command line"

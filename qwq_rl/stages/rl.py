@@ -9,14 +9,17 @@ from accelerate import PartialState
 from trl import GRPOConfig
 
 from qwq_rl.objective.policy import POLICIES, Clip, cispo, clipped
+from qwq_rl.provenance import digest, verifier_version
 from qwq_rl.recipes_blocks import Correction
 from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.rows import load_rows, mix
-from qwq_rl.scoring import Scorer
+from qwq_rl.scoring import Scorer, entries_of
 from qwq_rl.stages.audit import audit_stage
 from qwq_rl.stages.recorder import Evaluator, Recorder
 from qwq_rl.stages.setting import Setting, load_model, shared_arguments
 from qwq_rl.trainer.compact_head import use_compact_head
+from qwq_rl.trainer.critic import Critic, CriticPlan, build_critic_model
+from qwq_rl.trainer.journal import Journal, journal_of
 from qwq_rl.trainer.losses import Objective
 from qwq_rl.trainer.policy import PolicyTrainer
 from qwq_rl.trainer.preference import Preference
@@ -55,7 +58,11 @@ def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> Policy
     sampler = trl_sampler if samples_through_trl(recipe) else own_sampler
     process = (trainer.accelerator.process_index, trainer.accelerator.num_processes)
     source = PromptSource(sources, recipe.seed, recipe.rollout.sampling)
-    trainer.collect_with(Collector(recipe, source, sampler(trainer, tokenizer), scorer, preference, tokenizer, process))
+    journal = Journal(journal_of(setting.folder, process[0]), _judges(recipe))
+    trainer.collect_with(
+        Collector(recipe, source, sampler(trainer, tokenizer), scorer, preference, tokenizer, journal, process),
+        _critic(recipe, setting, trainer),
+    )
     trainer.add_callback(
         Recorder(
             setting.folder,
@@ -77,6 +84,33 @@ def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> Policy
         if trainer.ref_model is not None:
             use_compact_head(trainer.ref_model, recipe.rollout.temperature, every_field=False)
     return trainer
+
+
+def _judges(recipe: RlRecipe) -> str:
+    """Stands for what gives the verdicts: its verifiers, their parameters and versions, and the reward model."""
+    versions = {
+        f"{domain}.{name}": [verifier_version(name, entry), repr(entry)]
+        for domain, block in recipe.domains.items()
+        for name, entry in entries_of(block).items()
+    }
+    return digest(repr((sorted(versions.items()), recipe.gates, recipe.reward_model, sorted(recipe.domains.items()))))
+
+
+def _critic(recipe: RlRecipe, setting: Setting, trainer: PolicyTrainer) -> Critic | None:
+    block = recipe.critic
+    if block is None:
+        return None
+    plan = CriticPlan(
+        lr=block.lr,
+        warmup=block.warmup,
+        epochs=block.epochs,
+        minibatches=block.minibatches,
+        clip=block.clip,
+        gradient_clip=recipe.update.gradient_clip,
+        tokens=trainer.micro_tokens,
+    )
+    place = setting.locate(str(block.from_ or recipe.model.from_))
+    return Critic(build_critic_model(place), plan, trainer.accelerator)
 
 
 def samples_through_trl(recipe: RlRecipe) -> bool:

@@ -14,7 +14,6 @@ from qwq_rl.errors import RowError
 from qwq_rl.prompts import render_answered, render_demonstration
 from qwq_rl.recipes_stages import RewardModelRecipe, SftRecipe
 from qwq_rl.rows import Row
-from qwq_rl.trainer.compact_head import use_compact_head
 from qwq_rl.stages.muon import Muon, parameter_groups
 from qwq_rl.stages.recorder import Evaluator, Line, Recorder
 from qwq_rl.stages.setting import (
@@ -25,6 +24,7 @@ from qwq_rl.stages.setting import (
     ordered_rows,
     shared_arguments,
 )
+from qwq_rl.trainer.compact_head import use_compact_head
 
 
 class _OwnOptimizer:

@@ -57,7 +57,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=_alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(["user\n", "assistant\n", "system\n"] * 1000 + [*_lexicon(), *(f" {word}" for word in _lexicon())] * 300 + corpus(), trainer)
+    words = [form for word in _lexicon() for form in (word, f" {word}")]
+    bpe.train_from_iterator(["user\n", "assistant\n", "system\n"] * 1000 + words * 300 + corpus(), trainer)
     bpe.add_tokens([AddedToken(marker, special=False, normalized=False) for marker in MARKERS])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -24,15 +25,18 @@ from transformers.trainer import Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import use_adapter
 
+from qwq_rl.checkpoints import update_of, whole
 from qwq_rl.clock import Clock
 from qwq_rl.errors import UserError
-from qwq_rl.objective.advantages import ADVANTAGES, advantages
 from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.runfolder import StageFolder, write_lines
+from qwq_rl.trainer.critic import Critic
+from qwq_rl.trainer.estimates import compared, expected
 from qwq_rl.trainer.forward import logprobs_of
 from qwq_rl.trainer.losses import Objective
 from qwq_rl.trainer.prepared import Prepared, from_state
-from qwq_rl.trainer.rollouts import Line, added, rollout_line, summarise_round
+from qwq_rl.trainer.rails import Event, LimitReached, Rails
+from qwq_rl.trainer.rollouts import Line, Rollout, added, rollout_line, summarise_round
 from qwq_rl.trainer.rounds import Collector, Round
 from qwq_rl.trainer.tally import Tally
 from qwq_rl.trainer.traces import Trace, trace_of
@@ -58,6 +62,9 @@ class PolicyTrainer(GRPOTrainer):
         self.recipe, self.objective, self.grpo = recipe, objective, config
         self.folder, self.clock, self.micro_tokens = folder, clock, tokens
         self.collector: Collector
+        self.critic: Critic | None = None
+        self.rails = Rails(recipe.limits)
+        self.events: list[Event] = []
         self.prepared: Prepared | None = None
         self.figures: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
@@ -72,9 +79,9 @@ class PolicyTrainer(GRPOTrainer):
             peft_config=peft_config,
         )
 
-    def collect_with(self, collector: Collector) -> None:
-        """Set what collects the rounds; it needs this trainer to sample, and so is made after it."""
-        self.collector = collector
+    def collect_with(self, collector: Collector, critic: Critic | None) -> None:
+        """Set what collects the rounds and the critic, which both are made after this trainer and use it."""
+        self.collector, self.critic = collector, critic
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One item an update: what an update trains on is drawn when it is due."""
@@ -89,8 +96,23 @@ class PolicyTrainer(GRPOTrainer):
         lessons = self.prepared.part(update, parts, self.recipe.seed)
         tally = Tally()
         loss = run_update(model, self.accelerator, lessons, self.objective, self._budget(len(lessons)), tally)
+        tally.add("loss", loss / self.accelerator.num_processes)
         self.figures = tally.reduced(self.accelerator)
         return loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """As transformers', and the last moment at which a harmful update can be left out."""
+        norm = super()._clip_grad_norm(model)
+        update = self.state.global_step + 1
+        if self.rails.before_step(update, float(norm), self.figures["loss"]) == "skip":
+            if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+                raise LimitReached(
+                    f"update {update}: the gradient's norm is {float(norm):.4g}, and DeepSpeed has applied it already. "
+                    "The last checkpoint is from before: lower update.lr or update.gradient_clip, and start again"
+                )
+            model.zero_grad(set_to_none=True)  # the optimiser passes over what has no gradient
+        self.events += self.rails.after_update({"update": update, **self._per_token()})
+        return norm
 
     def _budget(self, rows: int) -> Budget:
         weights = [self.recipe.domains[name].weight for name in self._domains]
@@ -104,13 +126,9 @@ class PolicyTrainer(GRPOTrainer):
         return sorted(self.recipe.domains)
 
     def _prepare(self, collected: Round, update: int) -> Prepared:
-        self._check_faults(collected, update)
         self.seconds |= collected.seconds
-        mask_truncated = self.recipe.rollout.overlong == "mask"
-        traces = [
-            trace_of(one, self._domains.index(str(one.row["domain"])), mask_truncated) for one in collected.rollouts
-        ]
-        found = self._advantages(collected)
+        traces = [self._trace(one) for one in collected.rollouts]
+        found, figures = self._advantages(collected, traces, update)
         reference = self._reference_logprobs(traces)
         before: Sequence[torch.Tensor] = ()
         if self.recipe.update.updates_per_rollout * self.recipe.update.epochs > 1:
@@ -119,24 +137,24 @@ class PolicyTrainer(GRPOTrainer):
             Lesson(trace, advantage, reference=of)
             for trace, advantage, of in zip(traces, found, reference, strict=True)
         ]
-        return Prepared(update, lessons, before, self._write_down(collected, lessons, update))
+        summary = self._write_down(collected, lessons, update)
+        return Prepared(update, lessons, before, summary | ({"critic": figures} if figures else {}))
 
-    def _advantages(self, collected: Round) -> list[torch.Tensor]:
-        """(1,) of each rollout of this process, compared with those of all."""
-        rewards = [[float("nan") if one is None else one for one in of] for _, _, of in collected.outcomes]
-        sizes = torch.tensor([len(of) for of in rewards])
-        places = torch.tensor([place for place, _, _ in collected.outcomes]).repeat_interleave(sizes)
-        domains = torch.tensor([self._domains.index(str(row["domain"])) for _, row, _ in collected.outcomes])
-        baseline, scale = ADVANTAGES[self.recipe.algorithm]
-        every = advantages(
-            torch.tensor([one for of in rewards for one in of], dtype=torch.float64),
-            places,
-            domains.repeat_interleave(sizes),
-            baseline=baseline,
-            scale=scale,
-        ).float()
-        first = {place: at for at, place in reversed(list(enumerate(places.tolist())))}
-        return [every[first[one.group] + one.sample].reshape(1) for one in collected.rollouts]
+    def _trace(self, rollout: Rollout) -> Trace:
+        """What cannot be judged is not trained on, nor what was cut off where the recipe says so."""
+        cut_off = self.recipe.rollout.overlong == "mask" and rollout.response.finish == "length"
+        counts = rollout.scored.reward is not None and not cut_off
+        return trace_of(rollout, self._domains.index(str(rollout.row["domain"])), counts)
+
+    def _advantages(
+        self, collected: Round, traces: Sequence[Trace], update: int
+    ) -> tuple[list[torch.Tensor], dict[str, float]]:
+        if self.critic is None or self.recipe.critic is None:
+            return compared(collected, self.recipe.algorithm, self._domains), {}
+        started = time.monotonic()
+        found = expected(collected, traces, self.critic, self.recipe.critic, self.recipe.seed * 1_000_003 + update)
+        self.seconds["critic"] = time.monotonic() - started
+        return found
 
     def _reference_logprobs(self, traces: Sequence[Trace]) -> list[torch.Tensor | None]:
         if not self.objective.kl:
@@ -159,19 +177,6 @@ class PolicyTrainer(GRPOTrainer):
             return [trace.sampled for trace in traces]
         return logprobs_of(self.model, traces, self.micro_tokens, self.accelerator)
 
-    def _check_faults(self, collected: Round, update: int) -> None:
-        """Stop rather than learn from a round in which too many responses could not be judged; all processes agree."""
-        rewards = [reward for _, _, of in collected.outcomes for reward in of]
-        unjudged, limit = sum(reward is None for reward in rewards), self.recipe.limits.fault_share
-        if unjudged > limit * len(rewards):
-            own = [one for one in collected.rollouts if one.scored.reward is None]
-            reasons = {v.reason for one in own for v in one.scored.verdicts.values() if v.score is None}
-            said = f" The verifiers say: {'; '.join(sorted(reasons)[:3])}" if reasons else ""
-            raise UserError(
-                f"update {update}: {unjudged} of {len(rewards)} responses could not be judged, more than "
-                f"limits.fault_share {limit}.{said}"
-            )
-
     def _write_down(self, collected: Round, lessons: Sequence[Lesson], update: int) -> Line:
         """Record the rollouts of all processes; returns what the metrics say of them."""
         lines = [
@@ -192,6 +197,8 @@ class PolicyTrainer(GRPOTrainer):
                     self._metrics["train"][f"{domain}/{name}"].append(figures[name])  # for the trackers
         if self.accelerator.is_main_process:
             write_lines(self.folder.rollouts(update), lines)
+        rows = {str(row["id"]): row for _, row, _ in collected.outcomes}
+        self.events += self.rails.after_round(summary, lines, rows)
         return summary
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -199,13 +206,19 @@ class PolicyTrainer(GRPOTrainer):
         Trainer._save_checkpoint(self, model, trial)
         place = self.folder.checkpoints / f"checkpoint-{self.state.global_step}"
         torch.save(self._state(), place / f"rounds-{self.accelerator.process_index}.pt")
+        if self.critic is not None:
+            self.critic.save(place / "critic")
         self.accelerator.wait_for_everyone()
+        oldest = next(iter(whole(self.folder)), None)
+        if oldest is not None:
+            self.collector.journal.trim(update_of(oldest) + 1)
 
     def _state(self) -> dict[str, Any]:
         return {
             "world": self.accelerator.num_processes,
             "prepared": self.prepared.state() if self.prepared is not None and self._is_within_a_round() else None,
             "source": self.collector.source.state_dict(),
+            "rails": self.rails.state_dict(),
         }
 
     def _is_within_a_round(self) -> bool:
@@ -222,24 +235,36 @@ class PolicyTrainer(GRPOTrainer):
         state = torch.load(place, map_location="cpu", weights_only=True)
         if state["world"] != self.accelerator.num_processes and state["prepared"] is not None:
             raise UserError(
-                f"{checkpoint} was saved by {state['world']} processes in the middle of a round, which "
-                f"{self.accelerator.num_processes} cannot go on with: start as many as then, or resume from a checkpoint "
-                "between rounds (checkpoint.every a multiple of update.updates_per_rollout * update.epochs)"
+                f"{checkpoint} was saved by {state['world']} processes in the middle of a round, and "
+                f"{self.accelerator.num_processes} cannot go on with it: start as many as then, or save between rounds "
+                "(checkpoint.every a multiple of update.updates_per_rollout * update.epochs)"
             )
         self.prepared = from_state(state["prepared"]) if state["prepared"] is not None else None
         self.collector.source.load_state_dict(state["source"])
+        self.rails.load_state_dict(state["rails"])
+        if self.critic is not None:
+            self.critic.load(Path(checkpoint) / "critic")
 
     def details(self, logs: Mapping[str, float]) -> Line:
         """What a metrics line of this stage has besides what every stage's has."""
         now = self.clock.wall_seconds()
         seconds = {**self.seconds, "update": max(0.0, now - self._step_started - sum(self.seconds.values()))}
         self._step_started, self.seconds = now, {}
-        tokens = max(1.0, self.figures.get("tokens", 0.0))
         line = dict(self.prepared.summary) if self.prepared else {}  # several updates may share a round
-        line |= {"kl": self.figures.get("kl", 0.0) / tokens, "clipped": self.figures.get("clipped", 0.0) / tokens}
+        line |= self._per_token()
+        if self.rails.skipped:
+            line["skipped"] = self.rails.skipped
+        if self.events:
+            line["events"] = [event.line() for event in self.events]
+            self.events = []
+        return line | {"seconds": {name: round(value, 4) for name, value in seconds.items()}}
+
+    def _per_token(self) -> Line:
+        tokens = max(1.0, self.figures.get("tokens", 0.0))
+        line: Line = {name: self.figures.get(name, 0.0) / tokens for name in ("kl", "clipped")}
         if "gap" in self.figures:
             line["gap"] = {"mean": self.figures["gap"] / tokens, "max": self.figures["gap_max"]}
-        return line | {"seconds": {name: round(value, 4) for name, value in seconds.items()}}
+        return line
 
 
 def _no_reward(**columns: Any) -> list[float | None]:

@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
 from qwq_rl.composition import win_rates
 from qwq_rl.reward_model import load_reward_model, score_answers
 from qwq_rl.rows import Row
@@ -23,6 +26,11 @@ class Preference:
         self._record = record
         known = read_json(record)
         self._tau: float | None = known["tau"] if known else None
+
+    @property
+    def measured(self) -> bool:
+        """Whether the scale is known."""
+        return self._tau is not None
 
     def win_rates(
         self, items: Sequence[tuple[Row, Response]], generations: int, wanted: Sequence[bool]
@@ -49,7 +57,10 @@ class Preference:
         return win_rates(full, tau)
 
     def _scale(self, scores: Sequence[float | None], generations: int) -> float:
-        """The standard deviation of raw scores within groups, pooled over the first round that has any."""
+        """The standard deviation of raw scores within groups, pooled over the first round that has any.
+
+        Over the groups of all processes, which call this together.
+        """
         if self._tau is not None:
             return self._tau
         deviations: list[float] = []
@@ -57,8 +68,10 @@ class Preference:
             group = [score for score in scores[start : start + generations] if score is not None]
             mean = math.fsum(group) / max(1, len(group))
             deviations += [(score - mean) ** 2 for score in group]
+        deviations = gather_object(deviations)
         if not deviations:
             return 1.0
         self._tau = max(SMALLEST_SCALE, math.sqrt(math.fsum(deviations) / len(deviations)))
-        write_json(self._record, {"tau": self._tau})
+        if PartialState().is_main_process:
+            write_json(self._record, {"tau": self._tau})
         return self._tau

@@ -16,13 +16,15 @@ from qwq_rl.generation import Completion
 from qwq_rl.prompts import read_response, render_prompt
 from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.rows import Row
-from qwq_rl.scoring import Scorer
+from qwq_rl.scoring import Scored, Scorer
+from qwq_rl.trainer.journal import Journal, Key, key_of
 from qwq_rl.trainer.lengths import length_limit
 from qwq_rl.trainer.preference import Preference
 from qwq_rl.trainer.prompts import Drawn, PromptSource
 from qwq_rl.trainer.refill import choose, lacking, useful
 from qwq_rl.trainer.rollouts import Rollout, Segment
 from qwq_rl.trainer.sampling import Order, Sampler
+from qwq_rl.verifiers import Response
 
 Outcome = tuple[int, Row, tuple[float | None, ...]]
 """A group as every process knows it: its place in the round, its row, and its rewards by sample."""
@@ -52,10 +54,11 @@ class Collector:
         scorer: Scorer,
         preference: Preference | None,
         tokenizer: PreTrainedTokenizerBase,
+        journal: Journal,
         process: tuple[int, int],
     ) -> None:
         """`process`: the rank of this process, and how many there are."""
-        self.recipe, self.source, self.scorer = recipe, source, scorer
+        self.recipe, self.source, self.scorer, self.journal = recipe, source, scorer, journal
         self._sampler, self._preference, self._tokenizer = sampler, preference, tokenizer
         self._rank, self._world = process
 
@@ -78,7 +81,7 @@ class Collector:
             drawn = self.source.refill(missing)
             rows |= {one.place: one.row for one in drawn}
         outcomes.sort(key=lambda outcome: outcome[0])
-        self.source.learn([(row, _success(rewards)) for _, row, rewards in outcomes if _judged(rewards)])
+        self.source.learn([(row, _success(rewards)) for _, row, rewards in outcomes if _known(rewards)])
         kept = set(choose([(place, str(row["domain"]), useful(rewards)) for place, row, rewards in outcomes], quota))
         return Round(
             sorted((one for one in rollouts if one.group in kept), key=lambda one: (one.group, one.sample)),
@@ -124,11 +127,12 @@ class Collector:
         ]
         items = [(one.row, response) for one, group in zip(drawn, responses, strict=True) for response in group]
         generations = self.recipe.rollout.generations
-        preferences = None
-        if self._preference is not None:
-            wanted = [self._wants_preference(row) for row, _ in items]
-            preferences = self._preference.win_rates(items, generations, wanted)
-        scored = self.scorer.score(items, preferences)
+        keys = [
+            key_of(update, one.place, sample, response.token_ids)
+            for one, group in zip(drawn, responses, strict=True)
+            for sample, response in enumerate(group)
+        ]
+        scored = self._judged(items, keys, generations)
         return [
             Rollout(
                 one.row,
@@ -145,6 +149,21 @@ class Collector:
             for sample, response in enumerate(responses[at])
         ]
 
+    def _judged(self, items: Sequence[tuple[Row, Response]], keys: Sequence[Key], generations: int) -> Sequence[Scored]:
+        """Scores and rewards; where an earlier process judged all of these, what it wrote down."""
+        known = [self.journal.replay(key) for key in keys]
+        replayed = [one for one in known if one is not None]
+        measured = self._preference is None or self._preference.measured
+        if all(gather_object([measured and len(replayed) == len(items)])):
+            return replayed
+        preferences = None
+        if self._preference is not None:
+            wanted = [self._wants_preference(row) for row, _ in items]
+            preferences = self._preference.win_rates(items, generations, wanted)
+        scored = self.scorer.score(items, preferences)
+        self.journal.write(zip(keys, scored, strict=True))
+        return scored
+
     def _wants_preference(self, row: Row) -> bool:
         is_open = not any(check.role == "score" for check, _ in self.scorer.checks(row))
         return is_open or self.recipe.domains[row["domain"]].reward_model > 0
@@ -160,10 +179,10 @@ def _gathered(rollouts: Sequence[Rollout], generations: int) -> list[tuple[int, 
     return found
 
 
-def _judged(rewards: Sequence[float | None]) -> list[float]:
+def _known(rewards: Sequence[float | None]) -> list[float]:
     return [reward for reward in rewards if reward is not None]
 
 
 def _success(rewards: Sequence[float | None]) -> float:
-    judged = _judged(rewards)
+    judged = _known(rewards)
     return math.fsum(judged) / len(judged)

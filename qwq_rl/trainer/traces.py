@@ -1,4 +1,4 @@
-"""What an update needs of a completion: its tokens, which of them are trained on, and what the sampler thought of them."""
+"""What an update needs of a completion: its tokens, which are trained on, and what the sampler thought of them."""
 
 from __future__ import annotations
 
@@ -41,10 +41,9 @@ class Batch:
     """(B, L - 1) float32."""
 
 
-def trace_of(rollout: Rollout, domain: int, mask_truncated: bool) -> Trace:
-    """The trace of a rollout; with `mask_truncated` nothing of a response that was cut off is trained on."""
+def trace_of(rollout: Rollout, domain: int, counts: bool) -> Trace:
+    """The trace of a rollout; nothing of it is trained on unless it `counts`."""
     prompt, trained, ids, sampled = len(rollout.prompt_ids), [], [], []
-    counts = not (mask_truncated and rollout.response.finish == "length")
     for segment in rollout.segments:
         ids += segment.token_ids
         trained += [counts and segment.role == "model"] * len(segment.token_ids)
