@@ -1,7 +1,15 @@
+"""The critic's values and fits, in one process and in two."""
+
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import json
 import math
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,21 +17,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
+from critic_cases import PLAN, WORDS, config, returns_of, traces
+from transformers import Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
 from qwq_rl.errors import RunStateError
-from qwq_rl.trainer.critic import Critic, CriticPlan, build_critic_model, split
+from qwq_rl.trainer.critic import Critic, build_critic_model, split
 from qwq_rl.trainer.critic_engine import engine_config
 from qwq_rl.trainer.traces import Trace
-
-WORDS = 20
-PLAN = CriticPlan(lr=3e-3, warmup=2, epochs=1, minibatches=4, clip=None, gradient_clip=1.0, tokens=256)
-
-
-def config(**settings: Any) -> Qwen3Config:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
-    return Qwen3Config(vocab_size=WORDS, tie_word_embeddings=True, initializer_range=0.2, **sizes, **heads, **settings)
 
 
 @pytest.fixture(scope="session")
@@ -37,25 +37,6 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def critic(policy: Path, **changes: Any) -> Critic:
     return Critic(build_critic_model(policy), dataclasses.replace(PLAN, **changes), Accelerator(cpu=True))
-
-
-def traces(count: int, seed: int = 0) -> list[Trace]:
-    """Prompts of 3 tokens and answers of 2 to 20, every fifth token of them not the model's own."""
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for _ in range(count):
-        length = 3 + int(torch.randint(2, 21, (), generator=generator))
-        ids = torch.randint(1, WORDS, (length,), generator=generator)
-        places = torch.arange(1, length)
-        mask = (places >= 3) & (places % 5 != 0)
-        found.append(Trace(ids, mask, torch.zeros(length - 1), 0))
-    return found
-
-
-def returns_of(found: Sequence[Trace]) -> list[torch.Tensor]:
-    """What a critic can know: whether the first token is high, and a little of the token just read."""
-    high = [(trace.ids[:-1] > WORDS / 2).float() for trace in found]
-    return [part[0] + 0.2 * part for part in high]
 
 
 def zeros(found: Sequence[Trace]) -> list[torch.Tensor]:
@@ -291,3 +272,57 @@ def test_a_second_engine_shards_as_the_policy_does_but_steps_by_itself() -> None
     assert (found["gradient_clipping"], found["gradient_accumulation_steps"]) == (0.5, 1)
     assert not {"optimizer", "train_batch_size"} & found.keys()
     assert shared["zero_optimization"]["reduce_bucket_size"] == "auto"  # type: ignore[index]
+
+
+# ---- several processes
+
+RANK = Path(__file__).parent.parent / "processes" / "critic_rank.py"
+
+
+def over(processes: int, policy: Path, out: Path, stage: str) -> list[dict[str, Any]]:
+    """What each process of critic_rank.py writes."""
+    out.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    paths = os.pathsep.join([str(RANK.parent.parent), str(RANK.parent.parent.parent), *filter(None, sys.path)])
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    shared = os.environ | {"PYTHONPATH": paths, "PATH": tools, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    started = []
+    for rank in range(processes):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
+        with (out / f"log-{rank}").open("w") as log:
+            command = [sys.executable, str(RANK), str(policy), str(out), stage]
+            started.append(subprocess.Popen(command, env=shared | own, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        codes = [process.wait(timeout=500) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert codes == [0] * processes, "\n".join((out / f"log-{rank}").read_text()[-3000:] for rank in range(processes))
+    return [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def alone(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return over(1, policy, tmp_path_factory.mktemp("alone") / "out", "none")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "kind"), [("none", "MULTI_CPU"), ("2", "DEEPSPEED"), ("3", "DEEPSPEED")])
+def test_two_processes_fit_as_one_does(
+    policy: Path, tmp_path: Path, alone: dict[str, Any], stage: str, kind: str
+) -> None:
+    if stage != "none" and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed (extra `deepspeed`)")
+    found = over(2, policy, tmp_path / "out", stage)
+
+    assert [(one["world"], one["kind"]) for one in found] == [(2, kind)] * 2
+    for one in found:
+        for mine, reference in zip(one["figures"], alone["figures"], strict=True):
+            assert mine == pytest.approx(reference, abs=1e-5)
+        assert (one["resumed"], one["again"]) == (one["figures"][1], one["values"])
+    values = [line for one in found for line in one["values"]]
+    for line, reference in zip(values, alone["values"], strict=True):
+        assert line == pytest.approx(reference, abs=1e-5)
