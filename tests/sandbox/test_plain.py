@@ -102,3 +102,21 @@ with LocalSandbox(1, allow_unsafe=True) as sandbox:
 def test_other_languages_are_refused_by_name(language: str, root: Path) -> None:
     script = f"LocalSandbox(1, allow_unsafe=True).judge([Job('p', '', {GIVEN!r}, language={language!r})])"
     assert "on darwin there is only python" in elsewhere(root, script).stderr
+
+
+def test_a_recipe_accepts_it_by_requiring_nothing(root: Path) -> None:
+    script = """
+from qwq_rl.errors import UserError
+from qwq_rl.verifiers import Response
+from qwq_rl.verifiers.code_tests import code
+text = "```python\\nprint(2)\\n```"
+item = {"reference": {"tests": [{"input": "", "output": "2"}]}}, Response(text=text, answer=text)
+print(code(require="L0")(*item).status)
+try:
+    code()(*item)
+except UserError as error:
+    print(error)
+"""
+    said = elsewhere(root, script).stdout.splitlines()
+    assert said[0] == "correct"
+    assert "walls need Linux, this is darwin" in said[1]
