@@ -16,8 +16,8 @@ PLAN = CriticPlan(lr=3e-3, warmup=2, epochs=1, minibatches=4, clip=None, gradien
 
 
 def config(**settings: Any) -> Qwen3Config:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
     return Qwen3Config(vocab_size=WORDS, tie_word_embeddings=True, initializer_range=0.2, **sizes, **heads, **settings)
 
 

@@ -58,7 +58,7 @@ class CriticFigures:
     updates: int
 
 
-def build_critic_model(source: str | Path) -> torch.nn.Module:
+def build_critic_model(source: str | Path) -> Any:
     """The backbone of the model at `source` (a folder or a Hub id) with one output a token, in float32, no dropout.
 
     The output starts at 0 unless `source` has one with a single label already, as a critic or reward model has.
@@ -80,7 +80,7 @@ def build_critic_model(source: str | Path) -> torch.nn.Module:
 class Critic:
     """Values of tokens, and the updates that fit them to returns. Every process must make the same calls."""
 
-    def __init__(self, model: torch.nn.Module, plan: CriticPlan, accelerator: Any) -> None:
+    def __init__(self, model: Any, plan: CriticPlan, accelerator: Any) -> None:
         self.plan = plan
         self.rounds = 0
         """Rounds fitted so far."""
@@ -136,9 +136,9 @@ class Critic:
         self.rounds += 1
         self.updates += len(norms)
         seen = float(tokens.sum())
-        loss = float(self._sum([float(lost)])[0])
+        error = float(self._sum([float(lost)])[0])
         return CriticFigures(
-            value_loss=loss / seen if seen else float("nan"),
+            value_loss=error / seen if seen else float("nan"),
             gradient_norm=sum(norms) / len(norms) if norms else float("nan"),
             updates=len(norms),
             **before,

@@ -42,7 +42,7 @@ class Engine(Protocol):
         """Read them; raises RunStateError where they are not."""
 
 
-def engine_for(model: torch.nn.Module, lr: float, gradient_clip: float, accelerator: Any) -> Engine:
+def engine_for(model: Any, lr: float, gradient_clip: float, accelerator: Any) -> Engine:
     """The engine for the way in which this run is distributed. Raises UserError where there is none."""
     kind = accelerator.distributed_type
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
@@ -58,9 +58,7 @@ def engine_for(model: torch.nn.Module, lr: float, gradient_clip: float, accelera
 class Replicated:
     """A whole copy in every process. Gradients are added up before the step, once an update."""
 
-    def __init__(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, gradient_clip: float, accelerator: Any
-    ) -> None:
+    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, gradient_clip: float, accelerator: Any) -> None:
         self._model = model.to(accelerator.device)
         self._optimizer = optimizer
         self._clip = gradient_clip
@@ -112,9 +110,7 @@ class Replicated:
 class Sharded:
     """A DeepSpeed engine of its own: ZeRO as the policy has it."""
 
-    def __init__(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, gradient_clip: float, accelerator: Any
-    ) -> None:
+    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, gradient_clip: float, accelerator: Any) -> None:
         import deepspeed
 
         self._processes = accelerator.num_processes
