@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from qwq_rl.checkpoints import damage_of, update_of, whole
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.model_card import Facts, StageFacts, model_card
 from qwq_rl.runfolder import RunFolder, StageFolder, read_json, read_lines, write_json
@@ -89,9 +90,9 @@ def _released(run: Path) -> str:
 
 def _checkpoint(folder: StageFolder, step: int | None) -> Path:
     source = folder.final if step is None else folder.checkpoints / f"checkpoint-{step}"
-    complete = folder.done.exists() if step is None else (source / "COMPLETE").exists()
+    complete = folder.done.exists() if step is None else damage_of(source) is None
     if not (complete and source.is_dir()):
-        saved = sorted(int(path.parent.name.split("-")[1]) for path in folder.checkpoints.glob("checkpoint-*/COMPLETE"))
+        saved = [update_of(path) for path in whole(folder)]
         what = "is not finished" if step is None else f"has no complete checkpoint {step}"
         raise RunStateError(
             f"{folder.path}: the stage {what}; complete checkpoints: {', '.join(map(str, saved)) or 'none'}"

@@ -261,7 +261,7 @@ class _Runner:
             return
         self.failure = StageFailed(explain_failure(ended))
         status = reported_status(ended.job.log, ended.log_offset)
-        if status in (RunStateError.exit_status, UserError.exit_status):
+        if status in (RunStateError.exit_status, UserError.exit_status, GateFailed.exit_status):
             self.failure.exit_status = status
 
     def stopping(self) -> bool:

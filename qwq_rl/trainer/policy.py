@@ -59,7 +59,8 @@ class PolicyTrainer(GRPOTrainer):
         peft_config: Any = None,
     ) -> None:
         """`tokens`: padded tokens of a micro-batch. Call `collect_with` before training."""
-        self.recipe, self.objective, self.grpo = recipe, objective, config
+        self.recipe, self.grpo = recipe, config
+        self.objective: Objective = objective
         self.folder, self.clock, self.micro_tokens = folder, clock, tokens
         self.collector: Collector
         self.critic: Critic | None = None

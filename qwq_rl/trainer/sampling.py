@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from transformers import PreTrainedTokenizerBase
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
 from qwq_rl.generation import Completion, generate
@@ -36,12 +36,13 @@ class Sampler(Protocol):
 
 def own_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
     """`qwq_rl.generation` on the weights in training, gathered from where they are sharded."""
+    gather = cast(GRPOConfig, trainer.args).ds3_gather_for_generation
 
     def sample(order: Order) -> list[list[Completion]]:
         with unwrap_model_for_generation(
             trainer.model_wrapped,
             trainer.accelerator,
-            gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
+            gather_deepspeed3_params=gather,
         ) as model:
             if not order.prompt_ids:
                 return []

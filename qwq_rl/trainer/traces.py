@@ -43,12 +43,14 @@ class Batch:
 
 def trace_of(rollout: Rollout, domain: int, counts: bool) -> Trace:
     """The trace of a rollout; nothing of it is trained on unless it `counts`."""
-    prompt, trained, ids, sampled = len(rollout.prompt_ids), [], [], []
+    ids: list[int] = []
+    trained: list[bool] = []
+    sampled: list[float] = []
     for segment in rollout.segments:
         ids += segment.token_ids
         trained += [counts and segment.role == "model"] * len(segment.token_ids)
         sampled += segment.logprobs
-    before = prompt - 1
+    before = len(rollout.prompt_ids) - 1
     return Trace(
         torch.tensor([*rollout.prompt_ids, *ids]),
         torch.tensor([False] * before + trained),

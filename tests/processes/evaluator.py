@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from trainer import evaluation
+from counter import evaluation
 
 from qwq_rl.runfolder import RunFolder, read_json, write_json, write_lines
 

@@ -28,7 +28,7 @@ def main() -> int:
     options = parser.parse_args()
     pipeline, stages = load_pipeline(options.recipe)
     launch = accelerate_command(None) if options.accelerate else (sys.executable, str(HERE / "launcher.py"))
-    programs = Programs((*launch, str(HERE / "trainer.py")), (sys.executable, str(HERE / "evaluator.py")))
+    programs = Programs((*launch, str(HERE / "counter.py")), (sys.executable, str(HERE / "evaluator.py")))
     with Board(Console(width=200)) as board:
         plan = Plan(options.recipe, pipeline, stages, {})
         run_stages(plan, RunFolder(options.run), programs, board, options.restart)

@@ -27,7 +27,7 @@ def finish(folder: RunFolder, release: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    train = (sys.executable, str(HERE / "launcher.py"), str(HERE / "trainer.py"))
+    train = (sys.executable, str(HERE / "launcher.py"), str(HERE / "counter.py"))
     programs = Programs(train, (sys.executable, str(HERE / "evaluator.py")))
     execute(read_order(sys.argv[1:]), programs, Board(Console(width=200)), finish)
     return 0

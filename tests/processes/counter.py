@@ -1,6 +1,6 @@
 """A process that keeps to the trainer's contract and trains nothing: for the tests of the pipeline.
 
-    trainer.py STAGE.yaml --run RUN [--a.b=c ...]
+    counter.py STAGE.yaml --run RUN [--a.b=c ...]
 
 It locks its stage, resumes from its newest checkpoint, stops cleanly on SIGINT and SIGTERM, and writes what a trainer
 writes. The environment says how it behaves: LITTLE_UPDATE_SECONDS; LITTLE_PASSES_AT (updates from which the tuning set
