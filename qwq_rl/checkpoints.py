@@ -122,7 +122,8 @@ def drop_old(folder: StageFolder, keep: int) -> None:
 def cut_back(folder: StageFolder) -> None:
     """Remove what is no whole checkpoint, and drop everything recorded after the newest one: it will be made again.
 
-    Prints a line for each that had been declared whole and is not any more.
+    What a kill left of files that were being written goes too. Prints a line for each checkpoint that had been declared
+    whole and is not any more.
     """
     resume = newest_complete(folder)
     update = update_of(resume) if resume else 0
@@ -132,6 +133,9 @@ def cut_back(folder: StageFolder) -> None:
             print(f"{path} is damaged ({damage}): it is removed, and what came after {_point(resume)} is made again")
         if damage:
             shutil.rmtree(path)
+    for path in (*folder.path.glob(".*"), *(folder.path / "rollouts").glob(".*")):
+        if re.fullmatch(r"\..+\.\d+", path.name):  # as `write_json`, `write_lines` and the journal name a draft
+            path.unlink()
 
     def kept(path: Path, keep: Callable[[int], bool]) -> None:
         lines = read_lines(path)

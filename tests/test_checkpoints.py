@@ -127,6 +127,22 @@ def test_a_line_that_a_kill_left_torn_is_dropped(folder: StageFolder) -> None:
     assert [line["update"] for line in read_lines(folder.metrics)] == [1, 2, 3]
 
 
+def test_half_written_files_that_a_kill_left_are_removed(folder: StageFolder) -> None:
+    write = "import os, signal, sys; from pathlib import Path; from qwq_rl import runfolder"
+    write += "; runfolder.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+    write += "; runfolder.write_lines(Path(sys.argv[1]), [{}])"
+    save(folder, 2)
+    record(folder, 2, evaluated=())
+    for path in (folder.metrics, folder.rollouts(2)):
+        subprocess.run([sys.executable, "-c", write, str(path)], check=False)
+    names = {path.name for path in folder.path.rglob("*")}
+    assert sum(name.startswith(".") for name in names) == 2
+
+    cut_back(folder)
+
+    assert {path.name for path in folder.path.rglob("*")} == {name for name in names if not name.startswith(".")}
+
+
 def test_a_stage_that_recorded_nothing_has_nothing_made_up(folder: StageFolder) -> None:
     cut_back(folder)
 

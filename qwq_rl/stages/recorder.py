@@ -9,13 +9,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from qwq_rl.checkpoints import drop_old, mark_complete
+from qwq_rl.checkpoints import drop_old, mark_complete, to_disk
 from qwq_rl.clock import Clock
 from qwq_rl.recipes_blocks import Evaluate
 from qwq_rl.runfolder import StageFolder, append_line
+from qwq_rl.stages.world import sharding_of
 
 Line = dict[str, Any]
 Evaluator = Callable[[Evaluate, int], list[Line]]
@@ -46,7 +48,7 @@ class Stop:
 
 
 class Recorder(TrainerCallback):
-    """Writes the records of one stage; only the main process writes."""
+    """Writes the records of one stage, which only the main process does; evaluates on all of them."""
 
     def __init__(
         self,
@@ -110,13 +112,23 @@ class Recorder(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Declare the checkpoint whole, and only then let go of older ones."""
         if state.is_world_process_zero:
-            progress = {"cpu_seconds": self._clock.cpu_seconds(), "wall_seconds": self._clock.wall_seconds()}
+            for path in (self._folder.metrics, self._folder.evaluations):
+                if path.exists():
+                    to_disk(path)  # what the checkpoint goes on from must outlive a loss of power as it does
+            progress = {
+                "cpu_seconds": self._clock.cpu_seconds(),
+                "wall_seconds": self._clock.wall_seconds(),
+                "processes": args.world_size,
+                "sharding": sharding_of(AcceleratorState()),
+            }
             mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", progress)
             drop_old(self._folder, self._keep)
 
     def _run_evaluation(self, update: int, state: TrainerState) -> None:
-        if not state.is_world_process_zero or self._evaluate is None or self._evaluator is None:
+        """Every process evaluates its share."""
+        if self._evaluate is None or self._evaluator is None:
             return
         with self._clock.paused():
-            for line in self._evaluator(self._evaluate, update):
+            lines = self._evaluator(self._evaluate, update)
+            for line in lines if state.is_world_process_zero else ():
                 append_line(self._folder.evaluations, {"stage": self._folder.name, **line})
