@@ -30,7 +30,7 @@ test: install  ## lint, types and the fast tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow"
 
 # PYTEST="-m slow" leaves out what `make test` has just run.
 test-full: install-full  ## every test, the slow ones too; PYTEST="-m slow" for those alone

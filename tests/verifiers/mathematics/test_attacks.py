@@ -18,7 +18,7 @@ for line in (Path(__file__).parent / "attacks.tsv").read_text().splitlines():
 
 
 def score(gold: str, text: str) -> float | None:
-    verdict = load("math")({"reference": gold}, Response(text=text, answer=text))
+    verdict = load("math", {"deadline_s": 10.0})({"reference": gold}, Response(text=text, answer=text))
     assert isinstance(verdict, Verdict)
     return verdict.score
 

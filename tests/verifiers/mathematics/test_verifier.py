@@ -21,7 +21,8 @@ BOMB = r"\prod_{k=1}^{10^7}k"
 
 
 def said(answer: str, gold: object, finish: str = "stop") -> Verdict:
-    verdict = load("math")({"reference": gold}, Response(text=answer, answer=answer, finish=finish))  # type: ignore[arg-type]
+    response = Response(text=answer, answer=answer, finish=finish)  # type: ignore[arg-type]
+    verdict = load("math", {"deadline_s": 10.0})({"reference": gold}, response)  # however busy the machine
     assert isinstance(verdict, Verdict)
     return verdict
 
