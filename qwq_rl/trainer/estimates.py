@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -30,21 +31,20 @@ def compared(collected: Round, algorithm: str, domains: Sequence[str]) -> list[t
         baseline=baseline,
         scale=scale,
     ).float()
-    first = dict(zip(places, (sizes.cumsum(0) - sizes).tolist(), strict=True))
-    return [every[first[one.group] + one.sample].reshape(1) for one in collected.rollouts]
+    return [every[place].reshape(1) for place in collected.places()]
 
 
 def expected(
     collected: Round, traces: Sequence[Trace], critic: Critic, block: CriticBlock, seed: int
-) -> tuple[list[torch.Tensor], dict[str, float]]:
+) -> tuple[list[torch.Tensor], dict[str, float | None]]:
     """(L - 1,) of each rollout of this process: its tokens against the critic, which then learns from the round.
 
     `traces` of responses that could not be judged have an empty mask. While the critic warms up, every advantage is 0.
-    Also returns the critic's figures.
+    Also returns the critic's figures, None where there is no number.
     """
     cpu = torch.device("cpu")
     old = critic.values(traces)
-    values, mask = padded(old, cpu), padded([trace.mask for trace in traces], cpu)
+    values, mask = padded(old, cpu), padded([trace.mask for trace in traces], cpu).bool()
     rewards = at_last_token(torch.tensor([one.scored.reward or 0.0 for one in collected.rollouts]), mask)
     by_length = adaptive_lambda(mask.sum(-1))
     policy_lam = by_length if block.policy_lam is None else block.policy_lam
@@ -57,5 +57,6 @@ def expected(
         found = torch.zeros_like(found)
     sizes = [len(trace.mask) for trace in traces]
     targets = [row[:size] for row, size in zip(returns, sizes, strict=True)]
-    figures = critic.fit(traces, old, targets, seed)
-    return [row[:size].clone() for row, size in zip(found, sizes, strict=True)], asdict(figures)
+    figures = critic.fit(traces, old, targets, seed, collected.places())
+    known = {name: None if math.isnan(value) else value for name, value in asdict(figures).items()}
+    return [row[:size].clone() for row, size in zip(found, sizes, strict=True)], known

@@ -1,8 +1,8 @@
 """Verdicts on disk before they are used, so that a resumed stage learns from the very verdicts it learned from before.
 
 A verdict may depend on the clock (a time-out) or on a server, so judging the same response again may come out
-otherwise. One JSON line a scored completion: its key, who judged, and what it got. A file belongs to one process and
-only grows, until `trim`.
+otherwise. One JSON line a call of the verifiers: who judged, what running them came to, and what each completion got.
+A file belongs to one process and only grows, until `trim`.
 """
 
 from __future__ import annotations
@@ -11,36 +11,59 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from qwq_rl.checkpoints import to_disk
+from qwq_rl.row_format import Row
 from qwq_rl.runfolder import StageFolder
 from qwq_rl.scoring import Scored
 from qwq_rl.verifiers import Verdict
 
+Counts = Mapping[str, Mapping[str, int]]
+"""By verifier name, what running it came to: `Scorer.counts`."""
+
 
 @dataclass(frozen=True)
 class Key:
-    """Which completion: sampled for which update, of which prompt and sample of the round, with which tokens."""
+    """Which completion: sampled for which update, of which prompt and sample of the round, and what was judged."""
 
     update: int
     place: int
     sample: int
-    tokens: str
-    """SHA-256 of the token ids: a completion that was sampled otherwise this time is judged for itself."""
+    asked: str
+    """SHA-256 of the row and of the token ids: another row, or another response to it, is judged for itself."""
 
 
-def key_of(update: int, place: int, sample: int, token_ids: Sequence[int]) -> Key:
-    """The key of a completion; `update` is the first that trains on it, `place` that of its prompt in the round."""
-    return Key(update, place, sample, hashlib.sha256(array("q", token_ids).tobytes()).hexdigest())
+def keys_of(update: int, place: int, row: Row, responses: Sequence[Sequence[int]]) -> list[Key]:
+    """The keys of a group's completions, from their token ids.
+
+    `update` is the first that trains on them, `place` that of their prompt in the round.
+    """
+    asked = hashlib.sha256(json.dumps(row, default=repr).encode())
+    keys = []
+    for sample, token_ids in enumerate(responses):
+        own = asked.copy()
+        own.update(array("q", token_ids).tobytes())
+        keys.append(Key(update, place, sample, own.hexdigest()))
+    return keys
 
 
 def journal_of(folder: StageFolder, rank: int) -> Path:
     """Where the process of that rank keeps its journal."""
     return folder.path / ("verdicts.jsonl" if rank == 0 else f"verdicts-{rank}.jsonl")
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A line of the journal."""
+
+    judges: str
+    update: int
+    counts: Counts
+    scored: Mapping[Key, Scored]
 
 
 class Journal:
@@ -53,31 +76,37 @@ class Journal:
     def __init__(self, path: Path, judges: str = "") -> None:
         """Read what an earlier process left; a line that is no entry, as a kill leaves one, is as if never written."""
         self._path, self._judges = path, judges
-        self._left: dict[Key, Scored] = {}
+        self._left: dict[Key, tuple[_Call, Scored]] = {}
         text = path.read_bytes() if path.exists() else b""
         for line in text.split(b"\n"):
-            entry = _entry(line)
-            if entry is not None and entry[0] == judges:
-                self._left[entry[1]] = entry[2]
+            call = _call(line)
+            if call is not None and call.judges == judges:
+                self._left |= {key: (call, scored) for key, scored in call.scored.items()}
         self._torn = not text.endswith(b"\n") and bool(text)
 
     def replay(self, key: Key) -> Scored | None:
         """What the completion got from an earlier process; None where it was not judged, or could not be."""
-        return self._left.get(key)
+        return self._left[key][1] if key in self._left else None
 
-    def write(self, entries: Iterable[tuple[Key, Scored]]) -> None:
-        """Add what completions got; it is on the disk when this returns.
+    def counts(self, keys: Iterable[Key]) -> list[Counts]:
+        """What running the verifiers came to when the completions that are replayed were judged, call by call."""
+        calls = {id(self._left[key][0]): self._left[key][0] for key in keys if key in self._left}
+        return [call.counts for call in calls.values()]
+
+    def write(self, update: int, entries: Iterable[tuple[Key, Scored]], counts: Counts) -> None:
+        """Add what the completions of one call got; all of it, or nothing, is on the disk when this returns or fails.
 
         What could not be judged (no reward) is left out: judged again, it may have one. Raises OSError where the disk
         gives no more.
         """
-        lines = [_line(self._judges, key, scored) for key, scored in entries if scored.reward is not None]
-        if not lines:
+        scored = [_entry(key, one) for key, one in entries if one.reward is not None]
+        if not scored:
             return
+        line = json.dumps({"judges": self._judges, "update": update, "counts": counts, "scored": scored})
         self._path.parent.mkdir(parents=True, exist_ok=True)
         new = not self._path.exists()
         with self._path.open("a") as file:
-            file.write("\n" * self._torn + "".join(json.dumps(line) + "\n" for line in lines))
+            file.write("\n" * self._torn + line + "\n")
             file.flush()
             os.fsync(file.fileno())
         if new:
@@ -91,29 +120,35 @@ class Journal:
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         with temporary.open("wb") as file:
             for line in self._path.read_bytes().split(b"\n"):
-                entry = _entry(line)
-                if entry is not None and entry[0] == self._judges and entry[1].update >= before_update:
+                call = _call(line)
+                if call is not None and call.judges == self._judges and call.update >= before_update:
                     file.write(line + b"\n")
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
-        self._left = {key: scored for key, scored in self._left.items() if key.update >= before_update}
+        self._left = {key: entry for key, entry in self._left.items() if key.update >= before_update}
         self._torn = False
 
 
-def _line(judges: str, key: Key, scored: Scored) -> dict[str, Any]:
+def _entry(key: Key, scored: Scored) -> dict[str, Any]:
     verdicts = {name: asdict(verdict) for name, verdict in scored.verdicts.items()}
     given = {"score": scored.score, "reward": scored.reward, "verdicts": verdicts}
-    return {**asdict(key), "judges": judges, **given, "gates": dict(scored.gates), "preference": scored.preference}
+    return {**asdict(key), **given, "gates": dict(scored.gates), "preference": scored.preference}
 
 
-def _entry(line: bytes) -> tuple[str, Key, Scored] | None:
-    """Judges, key and what was given; None for a line that is no entry."""
+def _call(line: bytes) -> _Call | None:
+    """The call that a line is about; None for a line that is none."""
     try:
-        entry = json.loads(line)
-        key = Key(entry["update"], entry["place"], entry["sample"], entry["tokens"])
-        verdicts = {name: Verdict(**verdict) for name, verdict in entry["verdicts"].items()}
-        given = Scored(entry["score"], entry["reward"], verdicts, entry["gates"], entry["preference"])
-        return str(entry["judges"]), key, given
+        call = json.loads(line)
+        scored = dict(_given(entry) for entry in call["scored"])
+        return _Call(str(call["judges"]), int(call["update"]), call["counts"], scored)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _given(entry: Mapping[str, Any]) -> tuple[Key, Scored]:
+    verdicts = {name: Verdict(**verdict) for name, verdict in entry["verdicts"].items()}
+    return (
+        Key(entry["update"], entry["place"], entry["sample"], entry["asked"]),
+        Scored(entry["score"], entry["reward"], verdicts, entry["gates"], entry["preference"]),
+    )

@@ -149,7 +149,7 @@ class PolicyTrainer(GRPOTrainer):
 
     def _advantages(
         self, collected: Round, traces: Sequence[Trace], update: int
-    ) -> tuple[list[torch.Tensor], dict[str, float]]:
+    ) -> tuple[list[torch.Tensor], dict[str, float | None]]:
         if self.critic is None or self.recipe.critic is None:
             return compared(collected, self.recipe.algorithm, self._domains), {}
         started = time.monotonic()
@@ -184,12 +184,12 @@ class PolicyTrainer(GRPOTrainer):
             rollout_line(rollout, float(lesson.advantage.mean()))
             for rollout, lesson in zip(collected.rollouts, lessons, strict=True)
         ]
-        counts = [self.collector.scorer.counts]
+        counts = list(collected.counts)
         if self.accelerator.num_processes > 1:
             gathered: list[Any] = [None] * self.accelerator.num_processes
-            torch.distributed.all_gather_object(gathered, (lines, counts[0]))
+            torch.distributed.all_gather_object(gathered, (lines, counts))
             lines = sorted((one for part, _ in gathered for one in part), key=lambda one: (one["group"], one["sample"]))
-            counts = [part for _, part in gathered]
+            counts = [one for _, part in gathered for one in part]
         summary = summarise_round(lines) | {"verifiers": added(counts)}
         summary["groups"]["sampled"] = collected.sampled
         for domain, figures in summary["domains"].items():

@@ -27,11 +27,6 @@ class Preference:
         known = read_json(record)
         self._tau: float | None = known["tau"] if known else None
 
-    @property
-    def measured(self) -> bool:
-        """Whether the scale is known."""
-        return self._tau is not None
-
     def win_rates(
         self, items: Sequence[tuple[Row, Response]], generations: int, wanted: Sequence[bool]
     ) -> list[float | None]:

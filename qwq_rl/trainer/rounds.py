@@ -17,7 +17,7 @@ from qwq_rl.prompts import read_response, render_prompt
 from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.rows import Row
 from qwq_rl.scoring import Scored, Scorer
-from qwq_rl.trainer.journal import Journal, Key, key_of
+from qwq_rl.trainer.journal import Counts, Journal, Key, keys_of
 from qwq_rl.trainer.lengths import length_limit
 from qwq_rl.trainer.preference import Preference
 from qwq_rl.trainer.prompts import Drawn, PromptSource
@@ -41,6 +41,21 @@ class Round:
     sampled: int
     """Groups that were sampled, of all processes; more than are kept where some were replaced."""
     seconds: dict[str, float]
+    counts: list[Counts]
+    """What running the verifiers came to in this process, call by call."""
+
+    @property
+    def total(self) -> int:
+        """Rollouts that are trained on, of all processes."""
+        return sum(len(rewards) for _, _, rewards in self.outcomes)
+
+    def places(self) -> list[int]:
+        """Where each of `rollouts` stands among those of all processes, group by group in the order of places."""
+        first, before = {}, 0
+        for place, _, rewards in self.outcomes:
+            first[place] = before
+            before += len(rewards)
+        return [first[one.group] + one.sample for one in self.rollouts]
 
 
 class Collector:
@@ -71,8 +86,9 @@ class Collector:
         rollouts: list[Rollout] = []
         outcomes: list[Outcome] = []
         seconds = {"generate": 0.0, "score": 0.0}
+        counts: list[Counts] = []
         for attempt in range(1 + shape.refill):
-            found = self._sample(drawn[self._rank :: self._world], update, seconds)
+            found = self._sample(drawn[self._rank :: self._world], update, seconds, counts)
             rollouts += found
             outcomes += [(place, rows[place], rewards) for place, rewards in _gathered(found, shape.generations)]
             missing = lacking(quota, [(str(row["domain"]), useful(rewards)) for _, row, rewards in outcomes])
@@ -88,9 +104,12 @@ class Collector:
             [outcome for outcome in outcomes if outcome[0] in kept],
             len(outcomes),
             seconds,
+            counts,
         )
 
-    def _sample(self, drawn: Sequence[Drawn], update: int, seconds: dict[str, float]) -> list[Rollout]:
+    def _sample(
+        self, drawn: Sequence[Drawn], update: int, seconds: dict[str, float], counts: list[Counts]
+    ) -> list[Rollout]:
         started = time.monotonic()
         shape = self.recipe.rollout
         prompts = [render_prompt(self._tokenizer, one.row) for one in drawn]
@@ -108,7 +127,7 @@ class Collector:
             )
         )
         sampled = time.monotonic()
-        found = self._score(drawn, prompts, ids, groups, update)
+        found = self._score(drawn, prompts, ids, groups, update, counts)
         seconds["generate"] += sampled - started
         seconds["score"] += time.monotonic() - sampled
         return found
@@ -120,6 +139,7 @@ class Collector:
         ids: Sequence[Sequence[int]],
         groups: Sequence[Sequence[Completion]],
         update: int,
+        counts: list[Counts],
     ) -> list[Rollout]:
         responses = [
             [read_response(self._tokenizer, prompt, one.token_ids, one.finish) for one in group]
@@ -128,11 +148,11 @@ class Collector:
         items = [(one.row, response) for one, group in zip(drawn, responses, strict=True) for response in group]
         generations = self.recipe.rollout.generations
         keys = [
-            key_of(update, one.place, sample, response.token_ids)
+            key
             for one, group in zip(drawn, responses, strict=True)
-            for sample, response in enumerate(group)
+            for key in keys_of(update, one.place, one.row, [response.token_ids for response in group])
         ]
-        scored = self._judged(items, keys, generations)
+        scored = self._judged(items, keys, update, counts)
         return [
             Rollout(
                 one.row,
@@ -149,20 +169,31 @@ class Collector:
             for sample, response in enumerate(responses[at])
         ]
 
-    def _judged(self, items: Sequence[tuple[Row, Response]], keys: Sequence[Key], generations: int) -> Sequence[Scored]:
-        """Scores and rewards; where an earlier process judged all of these, what it wrote down."""
-        known = [self.journal.replay(key) for key in keys]
-        replayed = [one for one in known if one is not None]
-        measured = self._preference is None or self._preference.measured
-        if all(gather_object([measured and len(replayed) == len(items)])):
-            return replayed
-        preferences = None
+    def _judged(
+        self, items: Sequence[tuple[Row, Response]], keys: Sequence[Key], update: int, counts: list[Counts]
+    ) -> list[Scored]:
+        """Scores and rewards: what an earlier process wrote down of an item, where it did, and new ones of the rest.
+
+        Preferences are worked out in any case: they come out the same, unless the scale was measured anew.
+        """
+        preferences: Sequence[float | None] = [None] * len(items)
         if self._preference is not None:
             wanted = [self._wants_preference(row) for row, _ in items]
-            preferences = self._preference.win_rates(items, generations, wanted)
-        scored = self.scorer.score(items, preferences)
-        self.journal.write(zip(keys, scored, strict=True))
-        return scored
+            preferences = self._preference.win_rates(items, self.recipe.rollout.generations, wanted)
+        known = [self.journal.replay(key) for key in keys]
+        found = {
+            at: one
+            for at, (one, now) in enumerate(zip(known, preferences, strict=True))
+            if one is not None and one.preference == now
+        }
+        counts += self.journal.counts(keys[at] for at in found)
+        rest = [at for at in range(len(items)) if at not in found]
+        if rest:
+            scored = self.scorer.score([items[at] for at in rest], [preferences[at] for at in rest])
+            counts.append(self.scorer.counts)
+            self.journal.write(update, zip([keys[at] for at in rest], scored, strict=True), self.scorer.counts)
+            found |= zip(rest, scored, strict=True)
+        return [found[at] for at in range(len(items))]
 
     def _wants_preference(self, row: Row) -> bool:
         is_open = not any(check.role == "score" for check, _ in self.scorer.checks(row))
