@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwq_rl.check import check
 from qwq_rl.checkpoints import cut_back, newest_complete, progress_of, told_when_full, update_of
@@ -27,6 +27,9 @@ from qwq_rl.recipe import Stage, difference, recipe_hash, resolved_yaml
 from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.runfolder import RunFolder, StageFolder, read_json, write_json
 from qwq_rl.scoring import entries_of
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = run.stage(recipe_path.stem)
     main_process = int(os.environ.get("RANK", "0")) == 0
     if not main_process:
+        # The main process says so, and would not come to where the others wait for it.
+        if (read_json(folder.done) or {}).get("recipe_hash") == recipe_hash(recipe) and folder.final.is_dir():
+            return 0
         with told_when_full(folder):
             return _train(recipe, recipe_path, run, folder, argv)
     # 2. The folder belongs to this process while it lives.
@@ -52,21 +58,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(recipe: Stage, recipe_path: Path, run: RunFolder, folder: StageFolder, argv: list[str]) -> int:
     import datasets
-    import torch
-    from accelerate import PartialState
-    from transformers import PrinterCallback
     from transformers.utils import logging
+
+    from qwq_rl.stages.world import join, watched
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    # 3. The world that was asked for is the world that runs, and a process that it loses does not go unnoticed.
+    state = join()
+    _check_world(state.num_processes)
+    with watched(state):
+        status = _train_in(state, recipe, recipe_path, run, folder, argv)
+        # The launcher ends all as soon as one has left with a status of its own.
+        state.wait_for_everyone()
+    return status
+
+
+def _train_in(
+    state: PartialState, recipe: Stage, recipe_path: Path, run: RunFolder, folder: StageFolder, argv: list[str]
+) -> int:
+    from transformers import PrinterCallback
 
     from qwq_rl.clock import Clock
     from qwq_rl.stages.build import build_trainer
     from qwq_rl.stages.recorder import Stop
     from qwq_rl.stages.setting import Setting
+    from qwq_rl.stages.world import check_resume, check_sharding
 
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    # 3. The world that was asked for is the world that runs.
-    state = PartialState(cpu=not torch.cuda.is_available())
-    _check_world(state.num_processes)
     # 4. Where to go on from; what was recorded after that point will be made again.
     if state.is_main_process:
         cut_back(folder)
@@ -83,6 +101,9 @@ def _train(recipe: Stage, recipe_path: Path, run: RunFolder, folder: StageFolder
     # 5. Model, rows, verifiers, trainer.
     with clock.paused():
         trainer = build_trainer(recipe, setting)
+    check_sharding(trainer.accelerator.state)
+    if resume:
+        check_resume(resume, progress, trainer.accelerator.state)
     if state.is_main_process:
         contract = stage_contract(recipe, trainer.processing_class)
         write_json(
@@ -186,8 +207,15 @@ def stage_contract(recipe: Stage, tokenizer: Any) -> dict[str, Any]:
 
 def _save_final(trainer: Any, folder: StageFolder, main_process: bool) -> None:
     """Write the Hugging Face folder under another name first, so that `final` is whole or absent."""
+    from accelerate.utils import is_peft_model
+
     draft = folder.checkpoints / "final.partial"
-    trainer.save_model(str(draft))
+    if is_peft_model(trainer.accelerator.unwrap_model(trainer.model)):
+        from qwq_rl.stages.lora import save_merged
+
+        save_merged(trainer, draft)
+    else:
+        trainer.save_model(str(draft))
     if main_process:
         trainer.processing_class.save_pretrained(str(draft))
         (draft / "training_args.bin").unlink(missing_ok=True)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from typing import Any
 
+from accelerate.utils import gather_object
+
 from qwq_rl.evaluate import evaluate_model, named_verifiers, require_verifiers
-from qwq_rl.evaluation import evaluation_line
+from qwq_rl.evaluation import PromptRecord, evaluation_line
 from qwq_rl.recipes_blocks import Evaluate
 from qwq_rl.recipes_stages import RewardModelRecipe, RlRecipe, SftRecipe, Stage
 from qwq_rl.rows import Row, load_rows
@@ -34,6 +38,13 @@ def build_trainer(recipe: Stage, setting: Setting) -> Any:
     return evaluator.trainer
 
 
+def whole_model(trainer: Any) -> AbstractContextManager[Any]:
+    """The model in training, unwrapped; within, all of its weights are in every process, which all must enter."""
+    from trl.models.utils import unwrap_model_for_generation
+
+    return unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator)
+
+
 class TrainingEvaluator:
     """Evaluates the model in training, on the sets that the recipe names."""
 
@@ -48,19 +59,10 @@ class TrainingEvaluator:
         require_verifiers((row for rows in self._sets.values() for row in rows), self._verifiers)
 
     def __call__(self, evaluate: Evaluate, update: int) -> list[Line]:
-        """One line a set."""
+        """One line a set; every process takes part, with its share of the rows."""
         lines = []
         for name, rows in self._sets.items():
-            records = evaluate_model(
-                self.trainer.accelerator.unwrap_model(self.trainer.model),
-                self.trainer.processing_class,
-                rows,
-                samples=evaluate.samples,
-                max_tokens=self._max_tokens,
-                greedy=False,
-                seed=0,
-                verifiers=self._verifiers,
-            )
+            records = self._records(rows, evaluate.samples)
             line = evaluation_line(
                 records,
                 update=update,
@@ -72,6 +74,25 @@ class TrainingEvaluator:
             self._track(line)
             lines.append(line)
         return lines
+
+    def _records(self, rows: Sequence[Row], samples: int) -> list[PromptRecord]:
+        """The records of all rows, in order."""
+        rank, world = self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
+        own, found = rows[rank::world], list[PromptRecord]()
+        with whole_model(self.trainer) as model:
+            if own:
+                found = evaluate_model(
+                    model,
+                    self.trainer.processing_class,
+                    own,
+                    samples=samples,
+                    max_tokens=self._max_tokens,
+                    greedy=False,
+                    seed=0,
+                    verifiers=self._verifiers,
+                )
+        parts: list[list[PromptRecord]] = gather_object([found])
+        return [parts[at % world][at // world] for at in range(len(rows))]
 
     def _track(self, line: Line) -> None:
         """Send pass@1 by domain to the trackers; the recorder, which writes updates, takes no notice."""

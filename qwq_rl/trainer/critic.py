@@ -112,15 +112,17 @@ class Critic:
         old_values: Sequence[torch.Tensor],
         returns: Sequence[torch.Tensor],
         seed: int,
+        places: Sequence[int] | None = None,
     ) -> CriticFigures:
         """Fit the values of the masked tokens to their returns; `old_values` are those from before, each (L - 1,).
 
-        `traces` are this process's; a minibatch holds some of every process, and its loss is the mean over the tokens
-        of all. The same rows in the same order over fewer or more processes give the same minibatches.
+        `traces` are this process's, `places` where they stand among those of all (None: behind those of the processes
+        before). A minibatch holds some of every process, and its loss is the mean over the tokens of all. The same rows
+        at the same places give the same minibatches, over however many processes.
         """
         self._engine.train(True)
         before = self._before(traces, old_values, returns)
-        work = self._work(traces, seed)
+        work = self._work(traces, seed, places)
         tokens = self._sum([sum(traces[row].tokens for rows in batch for row in rows) for batch in work])
         counts = self._most([len(batch) for batch in work])
         lost = torch.zeros((), dtype=torch.float64, device=self._device)
@@ -177,15 +179,16 @@ class Critic:
         old, wanted = (padded([part[row] for row in rows], self._device) for part in (old_values, returns))
         return value_loss(values, old, wanted, mask, self.plan.clip).sum()
 
-    def _work(self, traces: Sequence[Trace], seed: int) -> list[list[list[int]]]:
+    def _work(self, traces: Sequence[Trace], seed: int, places: Sequence[int] | None) -> list[list[list[int]]]:
         """The micro-batches that this process runs in each update."""
         sizes = self._accelerator.gather(torch.tensor([len(traces)], device=self._device))
         start = int(sizes[: self._accelerator.process_index].sum())
+        own = {place: at for at, place in enumerate(range(start, start + len(traces)) if places is None else places)}
         generator = torch.Generator().manual_seed(seed)
         work = []
         for _ in range(self.plan.epochs):
             for part in split(int(sizes.sum()), self.plan.minibatches, generator):
-                mine = [row - start for row in part if start <= row < start + len(traces)]
+                mine = [own[place] for place in part if place in own]
                 work.append(self._micro_batches(traces, [row for row in mine if traces[row].tokens]))
         return work
 

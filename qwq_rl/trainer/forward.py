@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import gather_object
 
 from qwq_rl.objective.batches import plan
-from qwq_rl.trainer.traces import Batch, Trace, collate
+from qwq_rl.trainer.traces import BLANK, Batch, Trace, collate
 
 
 def token_logprobs(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -27,15 +27,18 @@ def token_logprobs(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor
 def logprobs_of(model: Any, traces: Sequence[Trace], tokens: int, accelerator: Any) -> list[torch.Tensor]:
     """Log-probabilities (L_i - 1,) on the CPU of each trace's trained tokens, `tokens` padded tokens at a time.
 
-    All processes take part with at least one trace each, and pass as often as the one that needs most.
+    All processes take part, those without traces too, and pass as often as the one that needs most.
     """
-    plans = plan([len(trace.ids) for trace in traces], [True] * len(traces), tokens)
+    plans = plan([len(trace.ids) for trace in traces], [True] * len(traces), tokens) if traces else []
     rounds = max(gather_object([len(plans)]))
     found: list[torch.Tensor] = [torch.empty(0)] * len(traces)
     for number in range(rounds):
-        places = plans[min(number, len(plans) - 1)]
+        places = plans[number] if number < len(plans) else []
+        batch = collate([traces[place] for place in places] or [BLANK], accelerator.device)
         with accelerator.autocast():
-            logprobs, _ = token_logprobs(model, collate([traces[place] for place in places], accelerator.device))
+            logprobs, _ = token_logprobs(model, batch)
+        if not places:
+            continue
         for place, row in zip(places, logprobs.float().cpu(), strict=True):
             found[place] = row[: len(traces[place].mask)].clone()
     return found

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -96,7 +96,7 @@ class PolicyTrainer(GRPOTrainer):
             self.prepared = self._prepare(self.collector.collect(update), update)
         lessons = self.prepared.part(update, parts, self.recipe.seed)
         tally = Tally()
-        loss = run_update(model, self.accelerator, lessons, self.objective, self._budget(len(lessons)), tally)
+        loss = run_update(model, self.accelerator, lessons, self.objective, self._budget(), tally)
         tally.add("loss", loss / self.accelerator.num_processes)
         self.figures = tally.reduced(self.accelerator)
         return loss
@@ -115,11 +115,9 @@ class PolicyTrainer(GRPOTrainer):
         self.events += self.rails.after_update({"update": update, **self._per_token()})
         return norm
 
-    def _budget(self, rows: int) -> Budget:
+    def _budget(self) -> Budget:
         weights = [self.recipe.domains[name].weight for name in self._domains]
-        constant = None
-        if self.objective.policy.weights == "constant":
-            constant = float(self.recipe.rollout.max_tokens * rows * self.accelerator.num_processes)
+        constant = float(self.recipe.rollout.max_tokens) if self.objective.policy.weights == "constant" else None
         return Budget(self.micro_tokens, torch.tensor(weights), constant)
 
     @property
@@ -139,7 +137,8 @@ class PolicyTrainer(GRPOTrainer):
             for trace, advantage, of in zip(traces, found, reference, strict=True)
         ]
         summary = self._write_down(collected, lessons, update)
-        return Prepared(update, lessons, before, summary | ({"critic": figures} if figures else {}))
+        summary |= {"critic": figures} if figures else {}
+        return Prepared(update, lessons, collected.places(), collected.total, before, summary)
 
     def _trace(self, rollout: Rollout) -> Trace:
         """What cannot be judged is not trained on, nor what was cut off where the recipe says so."""
@@ -174,7 +173,9 @@ class PolicyTrainer(GRPOTrainer):
 
     def _before(self, traces: Sequence[Trace]) -> list[torch.Tensor]:
         """Log-probabilities under the policy that sampled: its own, where our decoder gave them."""
-        if not any(bool(trace.sampled.isnan().any()) for trace in traces) and not self.use_vllm:
+        unknown = any(bool(trace.sampled.isnan().any()) for trace in traces)
+        another = self.use_vllm or self.use_transformers_continuous_batching
+        if not any(gather_object([unknown])) and not another:
             return [trace.sampled for trace in traces]
         return logprobs_of(self.model, traces, self.micro_tokens, self.accelerator)
 
@@ -186,8 +187,7 @@ class PolicyTrainer(GRPOTrainer):
         ]
         counts = list(collected.counts)
         if self.accelerator.num_processes > 1:
-            gathered: list[Any] = [None] * self.accelerator.num_processes
-            torch.distributed.all_gather_object(gathered, (lines, counts))
+            gathered: list[Any] = gather_object([(lines, counts)])
             lines = sorted((one for part, _ in gathered for one in part), key=lambda one: (one["group"], one["sample"]))
             counts = [one for _, part in gathered for one in part]
         summary = summarise_round(lines) | {"verifiers": added(counts)}

@@ -19,6 +19,10 @@ class Prepared:
 
     first: int
     lessons: Sequence[Lesson]
+    places: Sequence[int]
+    """Where each lesson stands among those of all processes."""
+    total: int
+    """Lessons of all processes."""
     before: Sequence[torch.Tensor]
     """Log-probabilities (L_i - 1,) before the first update; empty where there is only one."""
     summary: Line
@@ -27,23 +31,28 @@ class Prepared:
     def part(self, update: int, parts: int, seed: int) -> list[Lesson]:
         """The lessons of one update: every pass over the round deals them out anew among `parts` updates.
 
-        Dealt by (seed, first update, pass) alone; the parts are as equal as can be.
+        Dealt by (seed, first update, pass) and place among those of all processes: however many there are, an update
+        has the same lessons. The parts are as equal as can be; this process may have none in one of them.
         """
         number, within = divmod(update - self.first, parts)
-        places = list(range(len(self.lessons)))
+        chosen = list(range(len(self.lessons)))
         if parts > 1:
             generator = torch.Generator().manual_seed(hash((seed, self.first, number)) % 2**63)
-            places = torch.randperm(len(places), generator=generator).tolist()[within::parts]
-        lessons = [self.lessons[place] for place in places]
+            dealt = torch.randperm(self.total, generator=generator).tolist()[within::parts]
+            mine = {place: at for at, place in enumerate(self.places)}
+            chosen = [mine[place] for place in dealt if place in mine]
+        lessons = [self.lessons[at] for at in chosen]
         if update == self.first:
             return lessons
-        return [replace(one, old=self.before[place]) for one, place in zip(lessons, places, strict=True)]
+        return [replace(one, old=self.before[at]) for one, at in zip(lessons, chosen, strict=True)]
 
     def state(self) -> dict[str, Any]:
         """Tensors, numbers and text that `from_state` makes the same of."""
         return {
             "first": self.first,
             "summary": self.summary,
+            "places": list(self.places),
+            "total": self.total,
             "before": list(self.before),
             "lessons": [
                 {
@@ -67,4 +76,4 @@ def from_state(state: Mapping[str, Any]) -> Prepared:
         )
         for one in state["lessons"]
     ]
-    return Prepared(state["first"], lessons, state["before"], state["summary"])
+    return Prepared(state["first"], lessons, state["places"], state["total"], state["before"], state["summary"])

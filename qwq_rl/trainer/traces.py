@@ -29,6 +29,10 @@ class Trace:
         return int(self.mask.sum())
 
 
+BLANK = Trace(torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.bool), torch.zeros(1), 0)
+"""Two made-up tokens of which none is trained on: for a process that has nothing while others have, and must wait."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Some traces side by side, padded on the right: a causal model then needs no attention mask."""
@@ -69,5 +73,7 @@ def collate(traces: Sequence[Trace], device: torch.device) -> Batch:
 
 
 def padded(rows: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Tensors (n_i,) of one type as (B, longest) on `device`, zeros on the right."""
+    """Tensors (n_i,) of one type as (B, longest) on `device`, zeros on the right; (0, 1) where there are none."""
+    if not rows:
+        return torch.zeros(0, 1, device=device)
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)

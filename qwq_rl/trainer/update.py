@@ -15,7 +15,7 @@ from qwq_rl.objective.weights import row_weights
 from qwq_rl.trainer.forward import token_logprobs
 from qwq_rl.trainer.losses import Objective, Targets, loss_of
 from qwq_rl.trainer.tally import Tally
-from qwq_rl.trainer.traces import Trace, collate, padded
+from qwq_rl.trainer.traces import BLANK, Trace, collate, padded
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Budget:
     domain_weights: torch.Tensor
     """(D,)."""
     constant: float | None
-    """For `row_weights` of kind "constant"; None otherwise."""
+    """Tokens that a row counts as, for `row_weights` of kind "constant"; None otherwise."""
 
 
 def run_update(
@@ -54,15 +54,17 @@ def run_update(
     """Forward and backward over all lessons of this process; gradients are left in the model, averaged over processes.
 
     Returns the loss, a scalar whose mean over processes is that of the whole update. Equal, but for rounding, to one
-    forward and backward pass over all rows of all processes. Every process runs as many micro-batches as the one that
-    needs most, the last ones with weight 0, because sharded models and gradient hooks wait for each other.
+    forward and backward pass over all rows of all processes. Every process, one without lessons too, runs as many
+    micro-batches as the one that needs most, the last ones of made-up tokens with weight 0, because sharded models and
+    gradient hooks wait for each other.
     """
-    weights, own, rounds = _plans(accelerator, lessons, objective, budget)
+    weights, own, rounds, blank = _plans(accelerator, lessons, objective, budget)
     total = torch.zeros((), device=accelerator.device)
     for number in range(rounds):
-        places = own[number] if number < len(own) else own[-1][-1:]
-        share = weights[places] if number < len(own) else torch.zeros(1)
-        targets = _targets([lessons[place] for place in places], share, accelerator.device)
+        if number < len(own):
+            targets = _targets([lessons[at] for at in own[number]], weights[own[number]], accelerator.device)
+        else:
+            targets = _targets([blank], torch.zeros(1), accelerator.device)
         last = number + 1 == rounds
         with _unsynchronised(accelerator, model) if not last else nullcontext():
             with accelerator.autocast():
@@ -77,25 +79,41 @@ def run_update(
 
 def _plans(
     accelerator: Any, lessons: Sequence[Lesson], objective: Objective, budget: Budget
-) -> tuple[torch.Tensor, list[list[int]], int]:
-    """The weights of this process's rows, (rows,), its micro-batches, and how many every process runs."""
+) -> tuple[torch.Tensor, list[list[int]], int, Lesson]:
+    """Weights of this process's rows, (rows,), its micro-batches, how many all run, and a lesson to fill up with."""
     every = objective.needs_every_row
     facts = [
         (len(one.trace.ids), one.trace.tokens, one.trace.domain, (every and one.trace.tokens > 0) or one.teaches)
         for one in lessons
     ]
-    gathered: list[list[Any]] = gather_object([facts])
+    known = [(one.old is not None, one.reference is not None) for one in lessons[:1]]
+    gathered, all_known = _of_all(facts, known)
     flat = [fact for part in gathered for fact in part]
     weights = row_weights(
         torch.tensor([fact[1] for fact in flat]),
         torch.tensor([fact[2] for fact in flat]),
         budget.domain_weights,
         objective.policy.weights,
-        budget.constant,
+        None if budget.constant is None else budget.constant * max(1, len(flat)),
     )
-    plans = [plan([fact[0] for fact in part], [fact[3] for fact in part], budget.tokens) for part in gathered]
+    plans = [
+        plan([fact[0] for fact in part], [fact[3] for fact in part], budget.tokens) if part else [] for part in gathered
+    ]
     before = sum(len(part) for part in gathered[: accelerator.process_index])
-    return weights[before : before + len(facts)], plans[accelerator.process_index], max(map(len, plans))
+    own = plans[accelerator.process_index]
+    return weights[before : before + len(facts)], own, max(1, *map(len, plans)), _blank(*all_known[0])
+
+
+def _of_all(facts: list[Any], known: list[tuple[bool, bool]]) -> tuple[list[list[Any]], list[tuple[bool, bool]]]:
+    """The facts of every process, and what their lessons have, from those that have lessons."""
+    gathered: list[tuple[list[Any], list[tuple[bool, bool]]]] = gather_object([(facts, known)])
+    return [part for part, _ in gathered], [one for _, of in gathered for one in of] or [(False, False)]
+
+
+def _blank(old: bool, reference: bool) -> Lesson:
+    """A lesson of two made-up tokens that teaches nothing, with what those beside it have: so it counts the same."""
+    zero = torch.zeros(1)
+    return Lesson(BLANK, zero, zero if old else None, zero if reference else None)
 
 
 def _targets(lessons: Sequence[Lesson], weights: torch.Tensor, device: torch.device) -> Targets:
