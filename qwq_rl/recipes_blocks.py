@@ -19,8 +19,16 @@ class Lora:
     alpha: float = field(metadata=about("The update counts by alpha / rank.", above=0))
     targets: tuple[str, ...] = field(
         default=("all-linear",),
-        metadata=about("Names of the matrices that are adapted; `all-linear`: all but the embeddings and the head."),
+        metadata=about(
+            "Names of the matrices that are adapted; `all-linear`: all but the embeddings and the head.",
+            some="nothing would be trained",
+        ),
     )
+
+    def contradictions(self) -> Contradictions:
+        """`all-linear` stands alone."""
+        if "all-linear" in self.targets and len(self.targets) > 1:
+            yield "targets", "`all-linear` names all of them already: leave the others out, or `all-linear` itself"
 
 
 @dataclass(frozen=True)

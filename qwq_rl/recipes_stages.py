@@ -60,6 +60,12 @@ def _timing(steps: int, warmup: int, **every: int) -> Contradictions:
         )
 
 
+def _whole_matrices(model: ModelSource, update: SupervisedUpdate) -> Contradictions:
+    """Muon orthogonalises the update of a matrix, which that of its two low-rank factors is not."""
+    if model.lora is not None and update.optimizer == "muon":
+        yield "update.optimizer", "muon is for whole matrices: train the adapter of model.lora with adamw"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RlRecipe:
     """Reinforcement learning from verified rewards, on TRL's GRPOTrainer."""
@@ -139,6 +145,7 @@ class SftRecipe:
         yield from _timing(
             self.steps, self.update.warmup, evaluate=self.evaluate.every, checkpoint=self.checkpoint.every
         )
+        yield from _whole_matrices(self.model, self.update)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +167,7 @@ class RewardModelRecipe:
     def contradictions(self) -> Contradictions:
         """What of this stage does not go together."""
         yield from _timing(self.steps, self.update.warmup, checkpoint=self.checkpoint.every)
+        yield from _whole_matrices(self.model, self.update)
 
 
 Stage = RlRecipe | SftRecipe | RewardModelRecipe

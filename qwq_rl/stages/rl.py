@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
 from qwq_rl.objective.policy import POLICIES, Clip, cispo, clipped
@@ -15,6 +16,7 @@ from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.rows import load_rows, mix
 from qwq_rl.scoring import Scorer, entries_of
 from qwq_rl.stages.audit import audit_stage
+from qwq_rl.stages.lora import adapter_of, without_wrapper
 from qwq_rl.stages.recorder import Evaluator, Recorder
 from qwq_rl.stages.setting import Setting, load_model, shared_arguments
 from qwq_rl.trainer.compact_head import use_compact_head
@@ -25,7 +27,7 @@ from qwq_rl.trainer.policy import PolicyTrainer
 from qwq_rl.trainer.preference import Preference
 from qwq_rl.trainer.prompts import PromptSource
 from qwq_rl.trainer.rounds import Collector
-from qwq_rl.trainer.sampling import own_sampler, trl_sampler
+from qwq_rl.trainer.sampling import Sampler, batching_sampler, own_sampler, vllm_sampler
 
 TOKENS_ON_CPU, TOKENS_ON_GPU = 2048, 32768
 """Padded tokens of a micro-batch where the recipe says nothing; on a CPU, what its caches hold."""
@@ -54,13 +56,15 @@ def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> Policy
         recipe.update.micro_tokens or (TOKENS_ON_GPU if torch.cuda.is_available() else TOKENS_ON_CPU),
         setting.folder,
         setting.clock,
+        adapter_of(recipe.model.lora, model, "CAUSAL_LM", recipe.seed),
     )
-    sampler = trl_sampler if samples_through_trl(recipe) else own_sampler
     process = (trainer.accelerator.process_index, trainer.accelerator.num_processes)
     source = PromptSource(sources, recipe.seed, recipe.rollout.sampling)
     journal = Journal(journal_of(setting.folder, process[0]), _judges(recipe))
     trainer.collect_with(
-        Collector(recipe, source, sampler(trainer, tokenizer), scorer, preference, tokenizer, journal, process),
+        Collector(
+            recipe, source, _sampler(recipe, trainer, tokenizer), scorer, preference, tokenizer, journal, process
+        ),
         _critic(recipe, setting, trainer),
     )
     trainer.add_callback(
@@ -79,7 +83,9 @@ def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> Policy
     if not torch.cuda.is_available():
         every_field = recipe.update.entropy > 0
         use_compact_head(
-            trainer.accelerator.unwrap_model(trainer.model), recipe.rollout.temperature, every_field=every_field
+            without_wrapper(trainer.accelerator.unwrap_model(trainer.model)),
+            recipe.rollout.temperature,
+            every_field=every_field,
         )
         if trainer.ref_model is not None:
             use_compact_head(trainer.ref_model, recipe.rollout.temperature, every_field=False)
@@ -113,9 +119,13 @@ def _critic(recipe: RlRecipe, setting: Setting, trainer: PolicyTrainer) -> Criti
     return Critic(build_critic_model(place), plan, trainer.accelerator)
 
 
-def samples_through_trl(recipe: RlRecipe) -> bool:
-    """Whether the `trl:` block asks for vLLM or continuous batching instead of our own decoder."""
-    return bool(recipe.trl.get("use_vllm") or recipe.trl.get("use_transformers_continuous_batching"))
+def _sampler(recipe: RlRecipe, trainer: PolicyTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
+    """Our own decoder, unless the `trl:` block asks for another."""
+    if recipe.trl.get("use_vllm"):
+        return vllm_sampler(trainer, tokenizer)
+    if recipe.trl.get("use_transformers_continuous_batching"):
+        return batching_sampler(trainer, tokenizer)
+    return own_sampler(trainer, tokenizer)
 
 
 def objective_of(recipe: RlRecipe) -> Objective:
@@ -127,8 +137,8 @@ def objective_of(recipe: RlRecipe) -> Objective:
     elif policy.loss is cispo:
         parameters["ceiling"] = 1 + update.clip[1]
     correction = update.correction
-    if correction is None and recipe.trl.get("use_vllm"):
-        correction = Correction()  # its log-probabilities are off by more than rounding
+    if correction is None and (recipe.trl.get("use_vllm") or recipe.trl.get("use_transformers_continuous_batching")):
+        correction = Correction()  # their log-probabilities may be off by more than rounding
     bounds = vars(correction) if correction is not None else None
     return Objective(policy, parameters, update.kl, update.entropy, bounds)
 

@@ -14,6 +14,7 @@ from qwq_rl.errors import RowError
 from qwq_rl.prompts import render_answered, render_demonstration
 from qwq_rl.recipes_stages import RewardModelRecipe, SftRecipe
 from qwq_rl.rows import Row
+from qwq_rl.stages.lora import adapter_of, without_wrapper
 from qwq_rl.stages.muon import Muon, parameter_groups
 from qwq_rl.stages.recorder import Evaluator, Line, Recorder
 from qwq_rl.stages.setting import (
@@ -62,9 +63,10 @@ def build_sft(recipe: SftRecipe, setting: Setting, evaluator: Evaluator) -> SFTT
         train_dataset=_tokenized(rows, lambda row: _sft_tokens(tokenizer, row, recipe.max_length)),
         processing_class=tokenizer,
         callbacks=[_recorder(recipe, setting, evaluator, _sft_details)],
+        peft_config=adapter_of(recipe.model.lora, model, "CAUSAL_LM", recipe.seed),
     )
     if not torch.cuda.is_available():
-        use_compact_head(trainer.accelerator.unwrap_model(trainer.model))
+        use_compact_head(without_wrapper(trainer.accelerator.unwrap_model(trainer.model)))
     return trainer
 
 
@@ -88,6 +90,7 @@ def build_reward_model(recipe: RewardModelRecipe, setting: Setting) -> RewardTra
         train_dataset=_tokenized(rows, lambda row: _pair_tokens(tokenizer, row, recipe.max_length)),
         processing_class=tokenizer,
         callbacks=[_recorder(recipe, setting, None, _reward_details)],
+        peft_config=adapter_of(recipe.model.lora, model, "SEQ_CLS", recipe.seed),
     )
 
 

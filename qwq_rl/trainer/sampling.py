@@ -1,11 +1,14 @@
-"""Prompts in, completions out: our own decoder, or what TRL offers instead (vLLM, continuous batching)."""
+"""Prompts in, completions out: our own decoder, vLLM through TRL, or transformers' continuous batching."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+import torch
+from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
@@ -61,11 +64,55 @@ def own_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sam
     return sample
 
 
-def trl_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
-    """TRL's own generation, as the recipe's `trl:` block sets it up; its randomness is the engine's."""
+def batching_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
+    """Continuous batching of transformers on the weights in training; its randomness is the engine's.
+
+    Not through TRL 1.16, which casts the weights in training to bf16 for good first (`trl: {bf16: true}`, the default
+    on a GPU), and leaves out the log-probabilities.
+    """
 
     def sample(order: Order) -> list[list[Completion]]:
-        repeated = [list(ids) for ids in order.prompt_ids for _ in range(order.samples)]
+        with unwrap_model_for_generation(
+            trainer.model_wrapped,
+            trainer.accelerator,
+            gather_deepspeed3_params=cast(GRPOConfig, trainer.args).ds3_gather_for_generation,
+        ) as model:
+            repeated = [list(ids) for ids in order.prompt_ids for _ in range(order.samples)]
+            if not repeated:
+                return []
+            settings = copy.copy(trainer.continuous_batching_config)  # the engine writes what it works out into it
+            settings.return_logprobs, settings.seed = True, (order.seed + 7919 * order.keys[0]) % 2**32
+            if model.dtype == torch.float32:
+                settings.auto_switch_to_flash = False  # which knows no float32
+            answers = model.generate_batch(
+                repeated,
+                generation_config=trainer.generation_config,
+                continuous_batching_config=settings,
+                max_new_tokens=order.max_tokens,
+            )
+            model.train()
+        failed = [answer.error for answer in answers.values() if answer.error is not None]
+        if failed or len(answers) != len(repeated):
+            raise RuntimeError(
+                f"continuous batching answered {len(answers) - len(failed)} of {len(repeated)} prompts; {failed[:1]}"
+            )
+        found = [
+            _completion(one.generated_tokens, one.logprobs, order.max_tokens, tokenizer.eos_token_id)
+            for one in answers.values()
+        ]
+        return [found[at : at + order.samples] for at in range(0, len(found), order.samples)]
+
+    return sample
+
+
+def vllm_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
+    """vLLM through TRL, as the recipe's `trl:` block sets it up; its randomness is the engine's."""
+
+    def sample(order: Order) -> list[list[Completion]]:
+        # A server answers all processes at once, and takes each to bring as many prompts as the others.
+        most = max(gather_object([len(order.prompt_ids)]))
+        prompts = [*order.prompt_ids, *[[int(tokenizer.eos_token_id)]] * (most - len(order.prompt_ids))]
+        repeated = [list(ids) for ids in prompts for _ in range(order.samples)]
         if not repeated:
             return []
         ids, logprobs = trainer._generate_single_turn(repeated, None, {}, order.samples)
@@ -75,7 +122,8 @@ def trl_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sam
             _completion(one, said, order.max_tokens, tokenizer.eos_token_id)
             for one, said in zip(ids, logprobs, strict=True)
         ]
-        return [found[at : at + order.samples] for at in range(0, len(found), order.samples)]
+        groups = [found[at : at + order.samples] for at in range(0, len(found), order.samples)]
+        return groups[: len(order.prompt_ids)]
 
     return sample
 
