@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 
+from qwq_rl.checkpoints import newest_complete
 from qwq_rl.runfolder import RunFolder, StageFolder, read_lines, write_lines
 from qwq_rl.tiny import sets
 
@@ -180,6 +182,43 @@ def differences(one: StageFolder, other: StageFolder) -> Iterator[str]:
         yield from (f"{name}: {a} is not {b}" for a, b in zip(mine, theirs, strict=False) if a != b)
     weights = [load_file(stage.final / "model.safetensors") for stage in (one, other)]
     yield from (f"weight {name}" for name, value in weights[0].items() if not value.equal(weights[1][name]))
+
+
+def state_differences(one: StageFolder, other: StageFolder) -> Iterator[str]:
+    """Where the newest checkpoints of two stages differ in what training goes on from: weights, optimisers, counters.
+
+    The generators of random numbers are left out: nothing that is trained on comes from them.
+    """
+    mine, theirs = (newest_complete(stage) for stage in (one, other))
+    assert mine is not None
+    assert theirs is not None
+    files = {path.relative_to(place) for place in (mine, theirs) for path in place.rglob("*") if path.suffix in _STATES}
+    for name in sorted(files):
+        if not name.name.startswith("training_args"):
+            yield from (f"{name}{where}" for where in _unequal(_state(mine / name), _state(theirs / name)))
+
+
+_STATES = (".pt", ".bin", ".safetensors")
+
+
+def _state(path: Path) -> Any:
+    if not path.exists():
+        return None
+    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=False)
+
+
+def _unequal(one: Any, other: Any) -> Iterator[str]:
+    """The places at which two nests of tensors and plain values differ."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        one, other = (_timeless(value) if "groups" in value else value for value in (one, other))
+        yield from (f"/{name}{where}" for name in one for where in _unequal(one[name], other[name]))
+    elif isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        yield from (f"/{at}{where}" for at in range(len(one)) for where in _unequal(one[at], other[at]))
+    elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        if not torch.equal(one, other):
+            yield f": {one} is not {other}"
+    elif one != other:
+        yield f": {one} is not {other}"
 
 
 def _lines(path: Path) -> list[Any]:
