@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
+from qwq_rl.errors import UserError
 from qwq_rl.generation import Completion, generate
 
 
@@ -67,9 +68,16 @@ def own_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sam
 def batching_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
     """Continuous batching of transformers on the weights in training; its randomness is the engine's.
 
-    Not through TRL 1.16, which casts the weights in training to bf16 for good first (`trl: {bf16: true}`, the default
-    on a GPU), and leaves out the log-probabilities.
+    Not through TRL 1.16, which would cast float32 weights to bf16 for good first, and leaves out the log-probabilities.
+    Raises UserError for float32 weights in mixed precision: keys and values would be of another type than their cache.
     """
+    precision, weights = trainer.accelerator.mixed_precision, trainer.accelerator.unwrap_model(trainer.model).dtype
+    if precision != "no" and weights == torch.float32:
+        raise UserError(
+            f"trl.use_transformers_continuous_batching: the weights are float32, computed with in {precision}, which "
+            f"transformers' cache does not go along with: add `{precision}: false` to the trl block, or start from a "
+            "model whose weights are bf16"
+        )
 
     def sample(order: Order) -> list[list[Completion]]:
         with unwrap_model_for_generation(
@@ -82,7 +90,7 @@ def batching_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -
                 return []
             settings = copy.copy(trainer.continuous_batching_config)  # the engine writes what it works out into it
             settings.return_logprobs, settings.seed = True, (order.seed + 7919 * order.keys[0]) % 2**32
-            if model.dtype == torch.float32:
+            if weights == torch.float32:
                 settings.auto_switch_to_flash = False  # which knows no float32
             answers = model.generate_batch(
                 repeated,
