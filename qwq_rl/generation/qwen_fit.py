@@ -13,6 +13,11 @@ _MODELS = {
     "Qwen3ForCausalLM": "transformers.models.qwen3.modeling_qwen3",
 }
 _PLAIN_MODULES = (nn.Linear, nn.Embedding, nn.ModuleList)
+_SCORING = {
+    ("trl.trainer.utils", "_fused_forward"): "original_forward",
+    ("qwq_rl.trainer.compact_head", "compact_forward"): "patched",
+}
+"""Forwards that differ from the one under them in an argument that they add: where, and what they call that one."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MOST_PARAMETERS = 10**9
 """The decoder holds a second copy of most weights, and above this a model's own arithmetic outweighs its calls."""
@@ -53,14 +58,15 @@ def _plain_modules(model: nn.Module, home: str) -> bool:
 
 
 def _only_scores_differently(module: nn.Module) -> bool:
-    """Whether `forward` is the one TRL puts on a model in training: the class's own but for an argument it adds."""
-    function = getattr(module.forward, "__func__", None)
-    # `functools.wraps` gives it the class's name and module; its code and globals are its own.
-    if function is None or function.__code__.co_name != "_fused_forward":
-        return False
-    wrapped = inspect.getclosurevars(function).nonlocals.get("original_forward")
-    theirs = function.__globals__["__name__"] == "trl.trainer.utils"
-    return theirs and getattr(wrapped, "__func__", None) is type(module).forward
+    """Whether `forward` is the class's own under those that training puts on it, which but add a way to score."""
+    forward: Any = module.forward
+    while (function := getattr(forward, "__func__", None)) is not type(module).forward:
+        # `functools.wraps` gives TRL's the class's name and module; its code and globals are its own.
+        source = (function.__globals__["__name__"], function.__code__.co_name) if function is not None else ("", "")
+        if source not in _SCORING:
+            return False
+        forward = inspect.getclosurevars(function).nonlocals[_SCORING[source]]
+    return True
 
 
 def _whole_parameters(model: nn.Module) -> bool:

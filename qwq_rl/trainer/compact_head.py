@@ -31,7 +31,7 @@ def use_compact_head(model: nn.Module, temperature: float = 1.0, *, every_field:
         return
     patched = model.forward
 
-    def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+    def compact_forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
         if not fused_lm_head:
             return patched(*args, **kwargs)
         labels = kwargs.pop("labels")
@@ -41,7 +41,7 @@ def use_compact_head(model: nn.Module, temperature: float = 1.0, *, every_field:
         logits = self.get_output_embeddings()(hidden[mask]).float() / temperature
         return _score(logits, labels[:, 1:][mask], mask, every_field)
 
-    model.forward = types.MethodType(forward, model)
+    model.forward = types.MethodType(compact_forward, model)  # qwen_fit knows its name
 
 
 def _score(logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, every_field: bool) -> FusedCausalLMOutput:

@@ -10,6 +10,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
+from qwq_rl.generation.qwen_fit import fits_qwen_decoder
 from qwq_rl.trainer.compact_head import use_compact_head
 
 FIELDS = ("log_probs", "entropy", "is_top1", "label_mask")
@@ -99,3 +100,12 @@ def test_a_model_that_changes_its_logits_keeps_trls_head(batch: dict[str, torch.
     use_compact_head(model)
 
     torch.testing.assert_close(model(**batch, fused_lm_head=True).log_probs, expected)
+
+
+def test_a_model_with_it_is_still_sampled_by_the_fast_decoder() -> None:
+    trl, ours = heads(1.0)
+
+    assert fits_qwen_decoder(trl)
+    assert fits_qwen_decoder(ours)
+    ours.forward = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    assert not fits_qwen_decoder(ours)
