@@ -240,7 +240,7 @@ def test_what_a_round_of_rollouts_writes_conforms() -> None:
     scored = Scored(1.0, 1.0, {"math": verdict}, {"finished": True}, None)
     response = Response("4<|im_end|>", "4", token_ids=(4, 18))
     segments = (Segment("model", response.text, response.token_ids, (-0.1, -0.2)),)
-    rollout = Rollout(example("row"), "1 + 1 = ?", (1, 2), segments, response, scored, group=0, sample=0, update=3)
+    rollout = Rollout(example("row"), "1 + 1 = ?", (1, 2), segments, response, 0, 0, 3, scored)
     line = rollout_line(rollout, advantage=0.5)
     shared = {name: example("metrics_rl")[name] for name in records.Update.__annotations__}
 

@@ -22,6 +22,7 @@ from qwq_rl.stages.setting import Setting, load_model, shared_arguments
 from qwq_rl.trainer.compact_head import use_compact_head
 from qwq_rl.trainer.critic import Critic, CriticPlan, build_critic_model
 from qwq_rl.trainer.journal import Journal, journal_of
+from qwq_rl.trainer.judging import Judge
 from qwq_rl.trainer.losses import Objective
 from qwq_rl.trainer.policy import PolicyTrainer
 from qwq_rl.trainer.preference import Preference
@@ -61,12 +62,9 @@ def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> Policy
     process = (trainer.accelerator.process_index, trainer.accelerator.num_processes)
     source = PromptSource(sources, recipe.seed, recipe.rollout.sampling)
     journal = Journal(journal_of(setting.folder, process[0]), _judges(recipe))
-    trainer.collect_with(
-        Collector(
-            recipe, source, _sampler(recipe, trainer, tokenizer), scorer, preference, tokenizer, journal, process
-        ),
-        _critic(recipe, setting, trainer),
-    )
+    judge = Judge(recipe, scorer, preference, journal)
+    collector = Collector(recipe, source, _sampler(recipe, trainer, tokenizer), judge, tokenizer, process)
+    trainer.collect_with(collector, _critic(recipe, setting, trainer))
     trainer.add_callback(
         Recorder(
             setting.folder,

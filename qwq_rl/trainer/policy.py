@@ -36,7 +36,7 @@ from qwq_rl.trainer.forward import logprobs_of
 from qwq_rl.trainer.losses import Objective
 from qwq_rl.trainer.prepared import Prepared, from_state
 from qwq_rl.trainer.rails import Event, LimitReached, Rails
-from qwq_rl.trainer.rollouts import Line, Rollout, added, rollout_line, summarise_round
+from qwq_rl.trainer.rollouts import Line, Rollout, Sampled, added, rollout_line, summarise_round
 from qwq_rl.trainer.rounds import Collector, Round
 from qwq_rl.trainer.tally import Tally
 from qwq_rl.trainer.traces import Trace, trace_of
@@ -68,6 +68,8 @@ class PolicyTrainer(GRPOTrainer):
         self.events: list[Event] = []
         self.prepared: Prepared | None = None
         self.figures: dict[str, float] = {}
+        self._references: dict[tuple[int, int], torch.Tensor] = {}
+        """(group, sample) -> log-probabilities (L - 1,) under the reference, of the round that is being collected."""
         self.seconds: dict[str, float] = {}
         # The stage's clock stands still while it evaluates, which is no part of an update.
         self._step_started = clock.wall_seconds()
@@ -93,7 +95,8 @@ class PolicyTrainer(GRPOTrainer):
         model.train()
         update, parts = self.state.global_step + 1, self.recipe.update.updates_per_rollout
         if self.prepared is None or update - self.prepared.first >= parts * self.recipe.update.epochs:
-            self.prepared = self._prepare(self.collector.collect(update), update)
+            self._references = {}
+            self.prepared = self._prepare(self.collector.collect(update, self._refer), update)
         lessons = self.prepared.part(update, parts, self.recipe.seed)
         tally = Tally()
         loss = run_update(model, self.accelerator, lessons, self.objective, self._budget(), tally)
@@ -128,7 +131,7 @@ class PolicyTrainer(GRPOTrainer):
         self.seconds |= collected.seconds
         traces = [self._trace(one) for one in collected.rollouts]
         found, figures = self._advantages(collected, traces, update)
-        reference = self._reference_logprobs(traces)
+        reference = [self._references.get((one.group, one.sample)) for one in collected.rollouts]
         before: Sequence[torch.Tensor] = ()
         if self.recipe.update.updates_per_rollout * self.recipe.update.epochs > 1:
             before = self._before(traces)
@@ -156,14 +159,16 @@ class PolicyTrainer(GRPOTrainer):
         self.seconds["critic"] = time.monotonic() - started
         return found
 
-    def _reference_logprobs(self, traces: Sequence[Trace]) -> list[torch.Tensor | None]:
+    def _refer(self, samples: Sequence[Sampled]) -> None:
+        """Ask the reference for its log-probabilities, while the samples are scored."""
         if not self.objective.kl:
-            return [None] * len(traces)
+            return
         started = time.monotonic()
+        traces = [trace_of(one, 0, True) for one in samples]
         with self._reference() as model:
             found = logprobs_of(model, traces, self.micro_tokens, self.accelerator)
-        self.seconds["reference"] = time.monotonic() - started
-        return list(found)
+        self._references |= {(one.group, one.sample): of for one, of in zip(samples, found, strict=True)}
+        self.seconds["reference"] = self.seconds.get("reference", 0.0) + time.monotonic() - started
 
     def _reference(self) -> AbstractContextManager[Any]:
         """The model that the KL term keeps the policy near; with LoRA, the policy without its adapter."""
@@ -212,7 +217,7 @@ class PolicyTrainer(GRPOTrainer):
         self.accelerator.wait_for_everyone()
         oldest = next(iter(whole(self.folder)), None)
         if oldest is not None:
-            self.collector.journal.trim(update_of(oldest) + 1)
+            self.collector.judge.journal.trim(update_of(oldest) + 1)
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -27,8 +27,8 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """One sampled and scored completion."""
+class Sampled:
+    """One sampled completion."""
 
     row: Row
     prompt: str
@@ -36,10 +36,16 @@ class Rollout:
     segments: Sequence[Segment]
     """The completion, in order; only the model's own turns are trained on."""
     response: Response
-    scored: Scored
     group: int
     sample: int
     update: int
+
+
+@dataclass(frozen=True)
+class Rollout(Sampled):
+    """One sampled and scored completion."""
+
+    scored: Scored
 
 
 def rollout_line(rollout: Rollout, advantage: float) -> Line:

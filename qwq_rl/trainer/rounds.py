@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +17,16 @@ from qwq_rl.generation import Completion
 from qwq_rl.prompts import read_response, render_prompt
 from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.rows import Row
-from qwq_rl.scoring import Scored, Scorer
-from qwq_rl.trainer.journal import Counts, Journal, Key, keys_of
+from qwq_rl.trainer.journal import Counts
+from qwq_rl.trainer.judging import Judge, Pending
 from qwq_rl.trainer.lengths import length_limit
-from qwq_rl.trainer.preference import Preference
 from qwq_rl.trainer.prompts import Drawn, PromptSource
 from qwq_rl.trainer.refill import choose, lacking, useful
-from qwq_rl.trainer.rollouts import Rollout, Segment
+from qwq_rl.trainer.rollouts import Rollout, Sampled, Segment
 from qwq_rl.trainer.sampling import Order, Sampler
-from qwq_rl.verifiers import Response
+
+PART = 512
+"""Responses that are sampled before the first of them are scored; fewer would cost the sampler more than is gained."""
 
 Outcome = tuple[int, Row, tuple[float | None, ...]]
 """A group as every process knows it: its place in the round, its row, and its rewards by sample."""
@@ -66,19 +68,20 @@ class Collector:
         recipe: RlRecipe,
         source: PromptSource,
         sampler: Sampler,
-        scorer: Scorer,
-        preference: Preference | None,
+        judge: Judge,
         tokenizer: PreTrainedTokenizerBase,
-        journal: Journal,
         process: tuple[int, int],
     ) -> None:
         """`process`: the rank of this process, and how many there are."""
-        self.recipe, self.source, self.scorer, self.journal = recipe, source, scorer, journal
-        self._sampler, self._preference, self._tokenizer = sampler, preference, tokenizer
+        self.recipe, self.source, self.judge = recipe, source, judge
+        self._sampler, self._tokenizer = sampler, tokenizer
         self._rank, self._world = process
 
-    def collect(self, update: int) -> Round:
-        """The round that `update`, counted from 1, is the first to train on."""
+    def collect(self, update: int, meanwhile: Callable[[Sequence[Sampled]], None]) -> Round:
+        """The round that `update`, counted from 1, is the first to train on.
+
+        `meanwhile` is told what was sampled while that is scored, on every process as often as on any other.
+        """
         shape = self.recipe.rollout
         drawn = self.source.draw(update, shape.prompts)
         rows = {one.place: one.row for one in drawn}
@@ -88,8 +91,9 @@ class Collector:
         seconds = {"generate": 0.0, "score": 0.0}
         counts: list[Counts] = []
         for attempt in range(1 + shape.refill):
-            found = self._sample(drawn[self._rank :: self._world], update, seconds, counts)
+            found, counted = self._sample_and_score(drawn, update, meanwhile, seconds)
             rollouts += found
+            counts += counted
             outcomes += [(place, rows[place], rewards) for place, rewards in _gathered(found, shape.generations)]
             missing = lacking(quota, [(str(row["domain"]), useful(rewards)) for _, row, rewards in outcomes])
             if not missing or attempt == shape.refill:
@@ -107,97 +111,56 @@ class Collector:
             counts,
         )
 
-    def _sample(
-        self, drawn: Sequence[Drawn], update: int, seconds: dict[str, float], counts: list[Counts]
-    ) -> list[Rollout]:
-        started = time.monotonic()
+    def _sample_and_score(
+        self,
+        drawn: Sequence[Drawn],
+        update: int,
+        meanwhile: Callable[[Sequence[Sampled]], None],
+        seconds: dict[str, float],
+    ) -> tuple[list[Rollout], list[Counts]]:
+        """This process's share of the prompts, part by part: one is scored while the next is sampled."""
+        own = drawn[self._rank :: self._world]
+        size = max(1, PART // self.recipe.rollout.generations)
+        parts = max(1, -(-len(drawn) // (size * self._world)))  # as many in every process
+        pending: list[Pending] = []
+        with ThreadPoolExecutor(1, "verifiers") as thread:
+            for part in range(parts):
+                started = time.monotonic()
+                samples = self._sample(own[part * size : (part + 1) * size], update)
+                seconds["generate"] += time.monotonic() - started
+                pending.append(self.judge.begin(samples, update, thread))
+            meanwhile([one for part in pending for one in part.samples])
+            started = time.monotonic()
+            finished = [part.wait() for part in pending]
+            seconds["score"] += time.monotonic() - started
+        return [one for found, _ in finished for one in found], [one for _, counts in finished for one in counts]
+
+    def _sample(self, drawn: Sequence[Drawn], update: int) -> list[Sampled]:
         shape = self.recipe.rollout
         prompts = [render_prompt(self._tokenizer, one.row) for one in drawn]
         ids = [list(self._tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
         growth = shape.lengthen
         limit = length_limit(update, shape.max_tokens, growth.start if growth else None, growth.over if growth else 0)
-        groups = self._sampler(
-            Order(
-                ids,
-                [one.place for one in drawn],
-                shape.generations,
-                limit,
-                shape.temperature,
-                self.recipe.seed * 1_000_003 + update - 1,
-            )
+        order = Order(
+            ids,
+            [one.place for one in drawn],
+            shape.generations,
+            limit,
+            shape.temperature,
+            self.recipe.seed * 1_000_003 + update - 1,
         )
-        sampled = time.monotonic()
-        found = self._score(drawn, prompts, ids, groups, update, counts)
-        seconds["generate"] += sampled - started
-        seconds["score"] += time.monotonic() - sampled
-        return found
-
-    def _score(
-        self,
-        drawn: Sequence[Drawn],
-        prompts: Sequence[str],
-        ids: Sequence[Sequence[int]],
-        groups: Sequence[Sequence[Completion]],
-        update: int,
-        counts: list[Counts],
-    ) -> list[Rollout]:
-        responses = [
-            [read_response(self._tokenizer, prompt, one.token_ids, one.finish) for one in group]
-            for prompt, group in zip(prompts, groups, strict=True)
-        ]
-        items = [(one.row, response) for one, group in zip(drawn, responses, strict=True) for response in group]
-        generations = self.recipe.rollout.generations
-        keys = [
-            key
-            for one, group in zip(drawn, responses, strict=True)
-            for key in keys_of(update, one.place, one.row, [response.token_ids for response in group])
-        ]
-        scored = self._judged(items, keys, update, counts)
         return [
-            Rollout(
-                one.row,
-                prompts[at],
-                ids[at],
-                (Segment("model", response.text, response.token_ids, groups[at][sample].logprobs),),
-                response,
-                scored[at * generations + sample],
-                one.place,
-                sample,
-                update,
-            )
-            for at, one in enumerate(drawn)
-            for sample, response in enumerate(responses[at])
+            self._sampled(one, prompts[at], ids[at], completion, sample, update)
+            for at, (one, group) in enumerate(zip(drawn, self._sampler(order), strict=True))
+            for sample, completion in enumerate(group)
         ]
 
-    def _judged(
-        self, items: Sequence[tuple[Row, Response]], keys: Sequence[Key], update: int, counts: list[Counts]
-    ) -> list[Scored]:
-        """Scores and rewards: what an earlier process wrote down of an item, where it did, and new ones of the rest.
-
-        Preferences are worked out in any case: they come out the same, unless the scale was measured anew.
-        """
-        preferences: Sequence[float | None] = [None] * len(items)
-        if self._preference is not None:
-            wanted = [self._wants_preference(row) for row, _ in items]
-            preferences = self._preference.win_rates(items, self.recipe.rollout.generations, wanted)
-        known = [self.journal.replay(key) for key in keys]
-        found = {
-            at: one
-            for at, (one, now) in enumerate(zip(known, preferences, strict=True))
-            if one is not None and one.preference == now
-        }
-        counts += self.journal.counts(keys[at] for at in found)
-        rest = [at for at in range(len(items)) if at not in found]
-        if rest:
-            scored = self.scorer.score([items[at] for at in rest], [preferences[at] for at in rest])
-            counts.append(self.scorer.counts)
-            self.journal.write(update, zip([keys[at] for at in rest], scored, strict=True), self.scorer.counts)
-            found |= zip(rest, scored, strict=True)
-        return [found[at] for at in range(len(items))]
-
-    def _wants_preference(self, row: Row) -> bool:
-        is_open = not any(check.role == "score" for check, _ in self.scorer.checks(row))
-        return is_open or self.recipe.domains[row["domain"]].reward_model > 0
+    def _sampled(
+        self, drawn: Drawn, prompt: str, ids: Sequence[int], completion: Completion, sample: int, update: int
+    ) -> Sampled:
+        response = read_response(self._tokenizer, prompt, completion.token_ids, completion.finish)
+        segment = Segment("model", response.text, response.token_ids, completion.logprobs)
+        return Sampled(drawn.row, prompt, ids, (segment,), response, drawn.place, sample, update)
 
 
 def _gathered(rollouts: Sequence[Rollout], generations: int) -> list[tuple[int, tuple[float | None, ...]]]:

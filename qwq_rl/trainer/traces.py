@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qwq_rl.trainer.rollouts import Rollout
+from qwq_rl.trainer.rollouts import Sampled
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Batch:
     """(B, L - 1) float32."""
 
 
-def trace_of(rollout: Rollout, domain: int, counts: bool) -> Trace:
+def trace_of(rollout: Sampled, domain: int, counts: bool) -> Trace:
     """The trace of a rollout; nothing of it is trained on unless it `counts`."""
     ids: list[int] = []
     trained: list[bool] = []

@@ -8,10 +8,11 @@ import pytest
 import torch
 from run_conforms import departures
 from safetensors.torch import load_file
-from stage_runs import SmallRun
+from stage_runs import SmallRun, rollout_lines
 
 from qwq_rl.errors import UserError
 from qwq_rl.runfolder import read_lines
+from qwq_rl.trainer import rounds
 
 PPO = ("--algorithm=ppo", "--critic={lr: 0.001, warmup: 1, minibatches: 2}")
 
@@ -90,3 +91,19 @@ def test_a_gradient_above_the_limit_is_not_applied(small: SmallRun, tmp_path: Pa
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert [line["skipped"] for line in read_lines(stage.metrics)] == [1, 2, 3, 4]
     assert [path for path in departures(run.path) if stage.name in path] == []
+
+
+def test_a_round_sampled_part_by_part_is_the_same_round(
+    small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "PART", 8)
+    run = small.beside(tmp_path, "0_cold_start")
+
+    assert small.train(run, "1_math_code", "--steps=2") == 0
+
+    fields = ("id", "row", "score", "reward")
+    for update in (1, 2):
+        whole, parts = (rollout_lines(folder.stage("1_math_code"), update) for folder in (small.run, run))
+        tokens = [[one["segments"][0]["token_ids"] for one in lines] for lines in (whole, parts)]
+        assert tokens[0] == tokens[1]
+        assert [[one[name] for name in fields] for one in whole] == [[one[n] for n in fields] for one in parts]
