@@ -86,7 +86,9 @@ def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> Policy
             every_field=every_field,
         )
         if trainer.ref_model is not None:
-            use_compact_head(trainer.ref_model, recipe.rollout.temperature, every_field=False)
+            use_compact_head(
+                trainer.accelerator.unwrap_model(trainer.ref_model), recipe.rollout.temperature, every_field=False
+            )
     return trainer
 
 
