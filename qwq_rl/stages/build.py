@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from copy import copy
 from typing import Any
 
@@ -36,13 +35,6 @@ def build_trainer(recipe: Stage, setting: Setting) -> Any:
 
         evaluator.trainer = build_sft(recipe, setting, evaluator)
     return evaluator.trainer
-
-
-def whole_model(trainer: Any) -> AbstractContextManager[Any]:
-    """The model in training, unwrapped; within, all of its weights are in every process, which all must enter."""
-    from trl.models.utils import unwrap_model_for_generation
-
-    return unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator)
 
 
 class TrainingEvaluator:
@@ -77,6 +69,8 @@ class TrainingEvaluator:
 
     def _records(self, rows: Sequence[Row], samples: int) -> list[PromptRecord]:
         """The records of all rows, in order."""
+        from qwq_rl.trainer.whole_model import whole_model
+
         rank, world = self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
         own, found = rows[rank::world], list[PromptRecord]()
         with whole_model(self.trainer) as model:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
-from trl import GRPOConfig, GRPOTrainer
-from trl.models.utils import unwrap_model_for_generation
+from trl import GRPOTrainer
 
 from qwq_rl.errors import UserError
 from qwq_rl.generation import Completion, generate
+from qwq_rl.trainer.whole_model import whole_model
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,9 @@ class Sampler(Protocol):
 
 def own_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
     """`qwq_rl.generation` on the weights in training, gathered from where they are sharded."""
-    gather = cast(GRPOConfig, trainer.args).ds3_gather_for_generation
 
     def sample(order: Order) -> list[list[Completion]]:
-        with unwrap_model_for_generation(
-            trainer.model_wrapped,
-            trainer.accelerator,
-            gather_deepspeed3_params=gather,
-        ) as model:
+        with whole_model(trainer) as model:
             if not order.prompt_ids:
                 return []
             return generate(
@@ -80,11 +75,7 @@ def batching_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -
         )
 
     def sample(order: Order) -> list[list[Completion]]:
-        with unwrap_model_for_generation(
-            trainer.model_wrapped,
-            trainer.accelerator,
-            gather_deepspeed3_params=cast(GRPOConfig, trainer.args).ds3_gather_for_generation,
-        ) as model:
+        with whole_model(trainer) as model:
             repeated = [list(ids) for ids in order.prompt_ids for _ in range(order.samples)]
             if not repeated:
                 return []

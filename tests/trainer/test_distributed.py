@@ -1,0 +1,284 @@
+"""A stage on two processes learns what it learns on one, however its weights are sharded, and loses none unnoticed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from stage_runs import SmallRun, differences, rollout_lines, write_recipes
+from transformers import AutoModelForCausalLM
+
+from qwq_rl.checkpoints import COMPLETE, newest_complete, saved, update_of
+from qwq_rl.errors import UserError
+from qwq_rl.runfolder import RunFolder, StageFolder, read_lines
+from qwq_rl.stages.world import SILENCE
+
+pytestmark = pytest.mark.slow
+
+STAGE = "1_math_code"
+# Five prompts for two processes, updates within a round, a reference, groups that are replaced by how others fared.
+GRPO = (
+    "--rollout.prompts=5",
+    "--rollout.refill=2",
+    "--update.updates_per_rollout=2",
+    "--update.kl=0.001",
+    "--checkpoint.every=1",
+    "--checkpoint.keep=9",
+)
+PPO = (
+    "--algorithm=ppo",
+    "--critic={lr: 0.001, minibatches: 2}",
+    "--rollout.prompts=5",
+    "--checkpoint.every=1",
+    "--checkpoint.keep=9",
+)
+ALGORITHMS = {"grpo": GRPO, "ppo": PPO}
+
+sharded = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None or shutil.which("g++") is None,
+    reason="DeepSpeed on a CPU needs the extra `deepspeed` and g++",
+)
+WORLDS = ["cpu_ddp", *(pytest.param(f"cpu_zero{number}", marks=sharded) for number in (1, 2, 3))]
+
+Trained = Callable[[str, str], StageFolder]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    folder = tmp_path_factory.mktemp("small")
+    made = SmallRun(write_recipes(folder / "recipes"), RunFolder(folder / "run"))
+    assert made.train(made.run, "0_cold_start") == 0
+    return made
+
+
+def start(small: SmallRun, run: RunFolder, world: str, *options: str) -> subprocess.Popen[str]:
+    config = Path(__file__).parent.parent.parent / "recipes" / "accelerate" / f"{world}.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file={config}", "-m", "qwq_rl.train"]
+    return subprocess.Popen(
+        [*launch, str(small.recipes / f"{STAGE}.yaml"), "--run", str(run.path), *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def launched(small: SmallRun, run: RunFolder, world: str, *options: str) -> str:
+    """Train to the end; ZeRO's first start compiles for two minutes."""
+    process = start(small, run, world, *options)
+    said = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+@pytest.fixture(scope="module")
+def trained(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The stage trained in a world by an algorithm, once; it is to be copied, not touched."""
+
+    @cache
+    def train(world: str, algorithm: str) -> StageFolder:
+        run = small.beside(tmp_path_factory.mktemp(f"{world}-{algorithm}"), "0_cold_start")
+        if world == "one":
+            assert small.train(run, STAGE, *ALGORITHMS[algorithm]) == 0
+        else:
+            launched(small, run, world, *ALGORITHMS[algorithm])
+        return run.stage(STAGE)
+
+    return train
+
+
+def samples(stage: StageFolder, update: int) -> list[tuple[Any, ...]]:
+    return [
+        (line["row"], line["group"], line["sample"], [one["token_ids"] for one in line["segments"]], line["reward"])
+        for line in rollout_lines(stage, update)
+    ]
+
+
+def evaluations(stage: StageFolder) -> list[dict[str, Any]]:
+    clocks = ("time", "cpu_seconds")
+    return [{name: at for name, at in line.items() if name not in clocks} for line in read_lines(stage.evaluations)]
+
+
+def assert_alike(found: StageFolder, expected: StageFolder, updates: int) -> None:
+    """The same samples and rewards; losses, norms and values the same but for rounding."""
+    assert samples(found, 1) == samples(expected, 1)
+    assert evaluations(found)[0] == evaluations(expected)[0]
+    for one, other in zip(read_lines(found.metrics)[:updates], read_lines(expected.metrics)[:updates], strict=True):
+        assert one["groups"] == other["groups"]
+        for name in ("loss", "gradient_norm", "kl", "clipped", "reward", "entropy"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), (one["update"], name)
+        for name, value in other.get("critic", {}).items():
+            assert one["critic"][name] == pytest.approx(value, rel=1e-4, abs=1e-6), (one["update"], name)
+
+
+# --- the same on one process and on two -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_grpo_on_two_processes_is_grpo_on_one(trained: Trained, world: str) -> None:
+    assert_alike(trained(world, "grpo"), trained("one", "grpo"), updates=4)
+
+
+@pytest.mark.parametrize("world", [world for world in WORLDS if getattr(world, "values", ("",))[0] != "cpu_zero1"])
+def test_ppo_on_two_processes_is_ppo_on_one(trained: Trained, world: str) -> None:
+    assert_alike(trained(world, "ppo"), trained("one", "ppo"), updates=4)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_result_is_one_folder_with_the_weights_that_one_process_learns(trained: Trained, world: str) -> None:
+    found, expected = (
+        AutoModelForCausalLM.from_pretrained(trained(where, "grpo").final).state_dict() for where in (world, "one")
+    )
+
+    assert found.keys() == expected.keys()
+    # Adam's first steps are as large for a gradient that is nothing but rounding as for any other.
+    far = [float((found[name] - expected[name]).abs().max()) for name in expected]
+    near = [float((found[name] - expected[name]).abs().mean()) for name in expected]
+    assert max(far) < 4.1e-3
+    assert max(near) < 1e-4
+
+
+def test_the_mark_of_a_checkpoint_says_which_world_wrote_it(trained: Trained) -> None:
+    for path in saved(trained("cpu_ddp", "grpo")):
+        said = (path / COMPLETE).read_text()
+        assert '"processes": 2' in said
+        assert '"sharding": "copies"' in said
+        assert {"rounds-0.pt", "rounds-1.pt"} <= {file.name for file in path.iterdir()}
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def as_killed_after(whole: StageFolder, run: RunFolder, update: int) -> StageFolder:
+    """A copy of a finished stage as it is when all is killed some time after the checkpoint of `update`."""
+    shutil.copytree(whole.path, run.stage(STAGE).path)
+    stage = run.stage(STAGE)
+    stage.done.unlink()
+    shutil.rmtree(stage.final)
+    for checkpoint in saved(stage):
+        if update_of(checkpoint) > update:
+            (checkpoint / COMPLETE).unlink()
+    return stage
+
+
+@sharded
+@pytest.mark.parametrize(("world", "algorithm", "update"), [("cpu_zero2", "ppo", 2), ("cpu_zero3", "grpo", 3)])
+def test_a_sharded_stage_goes_on_as_if_never_killed(
+    small: SmallRun, trained: Trained, tmp_path: Path, world: str, algorithm: str, update: int
+) -> None:
+    whole, run = trained(world, algorithm), small.beside(tmp_path, "0_cold_start")
+    stage = as_killed_after(whole, run, update)
+
+    launched(small, run, world, *ALGORITHMS[algorithm])
+
+    assert list(differences(whole, stage)) == []
+
+
+def test_copies_go_on_with_another_number_of_processes_after_a_round(
+    small: SmallRun, trained: Trained, tmp_path: Path
+) -> None:
+    run = small.beside(tmp_path, "0_cold_start")
+    stage = as_killed_after(trained("cpu_ddp", "grpo"), run, update=2)
+
+    assert small.train(run, STAGE, *GRPO) == 0
+
+    assert_alike(stage, trained("one", "grpo"), updates=4)
+
+
+def test_copies_do_not_within_a_round(small: SmallRun, trained: Trained, tmp_path: Path) -> None:
+    run = small.beside(tmp_path, "0_cold_start")
+    as_killed_after(trained("cpu_ddp", "grpo"), run, update=3)
+
+    with pytest.raises(UserError, match="saved by 2 processes in the middle of a round, and 1 cannot go on with it"):
+        small.train(run, STAGE, *GRPO)
+
+
+@sharded
+def test_a_sharded_checkpoint_is_refused_by_another_world(small: SmallRun, trained: Trained, tmp_path: Path) -> None:
+    run = small.beside(tmp_path, "0_cold_start")
+    as_killed_after(trained("cpu_zero2", "ppo"), run, update=2)
+
+    with pytest.raises(UserError, match="saved by 2 processes with ZeRO-2, and 1 process with whole copies cannot"):
+        small.train(run, STAGE, *PPO)
+
+
+# --- signals and losses -----------------------------------------------------------------------------------------------
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The trainers that a launcher started, by rank."""
+    trainers = [child for child in psutil.Process(process.pid).children() if "qwq_rl.train" in child.cmdline()]
+    return sorted(trainers, key=lambda child: int(child.environ()["RANK"]))
+
+
+def wait_for(stage: StageFolder, update: int, process: subprocess.Popen[str]) -> None:
+    while len(read_lines(stage.metrics)) < update and process.poll() is None:
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def long(small: SmallRun, tmp_path: Path) -> Iterator[tuple[RunFolder, StageFolder, subprocess.Popen[str]]]:
+    """A stage on two processes that is past its third update and far from its last."""
+    run = small.beside(tmp_path, "0_cold_start")
+    options = (*GRPO[:-2], "--steps=400", "--evaluate.every=400", "--checkpoint.every=2")
+    process = start(small, run, "cpu_ddp", *options)
+    wait_for(run.stage(STAGE), 3, process)
+    yield run, run.stage(STAGE), process
+    for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
+        child.kill()
+    process.kill()
+
+
+def test_a_lost_process_ends_the_stage_with_its_name(
+    long: tuple[RunFolder, StageFolder, subprocess.Popen[str]],
+) -> None:
+    _, stage, process = long
+    lost = ranks_of(process)[1]
+    struck = time.monotonic()
+
+    lost.kill()
+    said = process.communicate(timeout=SILENCE + 30)[0]
+
+    assert time.monotonic() - struck < 40  # the launcher gives 30 s to those that are left
+    assert f"error: process 1 (pid {lost.pid} on " in said, said[-3000:]
+    assert process.returncode != 0
+    assert newest_complete(stage) is not None
+
+
+def test_a_stopped_process_ends_the_stage_with_its_name(
+    long: tuple[RunFolder, StageFolder, subprocess.Popen[str]],
+) -> None:
+    _, _, process = long
+    stopped = ranks_of(process)[1]
+
+    stopped.suspend()
+    said = process.communicate(timeout=SILENCE + 90)[0]
+
+    assert f"error: process 1 (pid {stopped.pid} on " in said, said[-3000:]
+    assert "has given no sign of life" in said
+    assert process.returncode != 0
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_update(
+    long: tuple[RunFolder, StageFolder, subprocess.Popen[str]],
+) -> None:
+    _, stage, process = long
+
+    ranks_of(process)[1].send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+
+    assert said.count(f"{STAGE} stopped at update") == 2, said[-3000:]
+    last = newest_complete(stage)
+    assert last is not None
+    assert update_of(last) == len(read_lines(stage.metrics)) < 400
