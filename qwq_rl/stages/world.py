@@ -116,7 +116,7 @@ class _Watch:
     """The thread that gives signs of life and looks for those of others."""
 
     def __init__(self, rank: int, world: int) -> None:
-        store = torch.distributed.distributed_c10d._get_default_store()
+        store: Any = torch.distributed.distributed_c10d._get_default_store()
         self._store = store.clone()  # a connection of its own: the others block for as long as a collective does
         self._rank, self._others = rank, list(range(1, world)) if rank == 0 else [0]
         self._heard: dict[int, tuple[str, float]] = {}

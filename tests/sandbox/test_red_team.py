@@ -142,9 +142,9 @@ def test_bombs_go_off_in_a_plain_interpreter(tmp_path: Path) -> None:
         if stays:
             process.kill()
             process.wait()
-        said = (tmp_path / name).read_bytes()
-        grew = len(said) > 64 << 10 or process.returncode == -signal.SIGXFSZ or b"File too large" in said
-        assert stays or grew or b"MemoryError" in said or process.returncode == -signal.SIGSEGV, (name, said[-300:])
+        text = (tmp_path / name).read_bytes()
+        grew = len(text) > 64 << 10 or process.returncode == -signal.SIGXFSZ or b"File too large" in text
+        assert stays or grew or b"MemoryError" in text or process.returncode == -signal.SIGSEGV, (name, text[-300:])
 
 
 def test_cheats_earn_nothing_at_every_level(level: str) -> None:

@@ -33,7 +33,7 @@ def lines(texts: list[str], prompt: str = OPEN_PROMPT, domains: Any = None, **re
     assert {one.reward for one in scored} == {0.0}
     return [
         rollout_line(
-            Rollout(row, prompt, (), (Segment("model", one.text, one.token_ids, ()),), one, scored[at], at, 0, 1), 0.0
+            Rollout(row, prompt, (), (Segment("model", one.text, one.token_ids, ()),), one, at, 0, 1, scored[at]), 0.0
         )
         for at, (row, one) in enumerate(zip(rows, responses, strict=True))
     ]
