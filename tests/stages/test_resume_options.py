@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,7 @@ CHOICES: dict[str, Sequence[Sequence[str]]] = {
     "loss": ((), SHAPED, ("--update.kl=0.01", "--update.schedule=linear"), ("--update.entropy=0.02",)),
     "limits": ((), SKIPS[:2], ("--limits.entropy=0.001",)),
     "memory": ((), ("--update.micro_tokens=300",)),
+    "model": ((), ("--model.lora={rank: 2, alpha: 4}",) if find_spec("peft") else ()),
 }
 
 
