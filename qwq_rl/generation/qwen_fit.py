@@ -13,7 +13,7 @@ _MODELS = {
     "Qwen3ForCausalLM": "transformers.models.qwen3.modeling_qwen3",
 }
 _PLAIN_MODULES = (nn.Linear, nn.Embedding, nn.ModuleList)
-_SCORING = {
+_SCORING: dict[Any, str] = {
     ("trl.trainer.utils", "_fused_forward"): "original_forward",
     ("qwq_rl.trainer.compact_head", "compact_forward"): "patched",
 }
@@ -59,13 +59,14 @@ def _plain_modules(model: nn.Module, home: str) -> bool:
 
 def _only_scores_differently(module: nn.Module) -> bool:
     """Whether `forward` is the class's own under those that training puts on it, which but add a way to score."""
-    forward: Any = module.forward
-    while (function := getattr(forward, "__func__", None)) is not type(module).forward:
+    function: Any = getattr(module.forward, "__func__", None)
+    while function is not type(module).forward:
         # `functools.wraps` gives TRL's the class's name and module; its code and globals are its own.
-        source = (function.__globals__["__name__"], function.__code__.co_name) if function is not None else ("", "")
-        if source not in _SCORING:
+        code, scope = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+        under = _SCORING.get((scope.get("__name__"), getattr(code, "co_name", None)))
+        if under is None:
             return False
-        forward = inspect.getclosurevars(function).nonlocals[_SCORING[source]]
+        function = getattr(inspect.getclosurevars(function).nonlocals[under], "__func__", None)
     return True
 
 

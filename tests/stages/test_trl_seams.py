@@ -212,7 +212,7 @@ def test_a_step_is_one_call_of_training_step_and_one_of_clipping(start: Path, tm
 
     weights: list[dict[str, torch.Tensor]] = []
     plain = grpo(start, tmp_path, max_steps=2)
-    made = Stepper(
+    made: Any = Stepper(
         model=plain.model, reward_funcs=no_reward, args=plain.args,
         train_dataset=plain.train_dataset, processing_class=plain.processing_class,
     )  # fmt: skip
