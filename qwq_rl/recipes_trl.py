@@ -85,7 +85,6 @@ _OWNED_BY_KIND = {
     }
     | {f"sapo_temperature_{sign}": "algorithm" for sign in ("neg", "pos")}
     | dict.fromkeys(_CORRECTION, "update.correction")
-    | dict.fromkeys(_ABSENT, "nothing: the trainer does without it")
     | {f"vespo_{letter}_{sign}": "algorithm" for letter in ("k", "lambda") for sign in ("neg", "pos")},
 }
 _SUPERVISED = {
@@ -107,7 +106,9 @@ def trl_mistakes(kind: str, block: Mapping[str, Any]) -> Contradictions:
         return
     known, owned = trl_fields(kind), _OWNED | _OWNED_BY_KIND[kind]
     for key in block:
-        if key in owned:
+        if kind == "rl" and key in _ABSENT:
+            yield key, "does nothing: losses and references are the trainer's own, and have no such setting"
+        elif key in owned:
             yield key, f"the recipe itself says this, in {owned[key]}"
         elif key not in known:
             meant = close_to(key, known)

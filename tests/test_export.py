@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from run_files import write_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from qwq_rl.checkpoints import mark_complete
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.export import export, main
 from qwq_rl.runfolder import RunFolder, append_line, read_json, write_json
@@ -34,9 +35,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "scheduler.pt",
         "rng_state.pth",
         "trainer_state.json",
-        "COMPLETE",
     ):
         (folder / name).write_text("not for export")
+    mark_complete(folder, {})
     return folder
 
 
@@ -137,7 +138,7 @@ def test_a_checkpoint_that_was_cut_short_is_refused(run: Path, tmp_path: Path) -
     (torn / "config.json").write_text("{}")
     with pytest.raises(RunStateError, match="no complete checkpoint 5"):
         export(run, "1_math_code", tmp_path / "out", step=5)
-    (torn / "COMPLETE").touch()
+    mark_complete(torn, {})
     with pytest.raises(RunStateError, match="no whole model"):
         export(run, "1_math_code", tmp_path / "out", step=5)
     assert list((tmp_path).glob(".out*")) == []

@@ -125,7 +125,11 @@ def test_overrides_reach_the_stage_they_are_for(folder: Path) -> None:
 REFUSED = {
     "both sources of a model": ("--model.new=tiny", "model: needs exactly one of `from`"),
     "no source of a model": ("--model={}", "--model: needs exactly one of `from`"),
-    "algorithm to come": ("--algorithm=ppo", "ppo, with its critic, comes later; must be one of grpo"),
+    "ppo without a critic": ("--algorithm=ppo", "critic: belongs to algorithm ppo, and only there"),
+    "critic without ppo": ("--critic={lr: 1.0e-5}", "critic: belongs to algorithm ppo, and only there"),
+    "bound within the clip": ("--update.delta=1.1", "must be above 1 + the upper clip"),
+    "length that cannot grow": ("--rollout.lengthen={start: 48, over: 9}", "48 is not below max_tokens, 48"),
+    "limit of what is not measured": ("--limits.kl=1", "limits.kl: is measured only where update.kl is above 0"),
     "misspelt algorithm": ("--algorithm=drgrpo", "did you mean dr_grpo?"),
     "one generation": ("--rollout.generations=1", "must be at least 2, not 1"),
     "uneven updates": ("--update.updates_per_rollout=3", "= 128 responses cannot be split into 3 equal updates"),
@@ -143,9 +147,8 @@ REFUSED = {
     "unknown field of TRL": ("--trl.use_vlm=true", "GRPOConfig has no such field; did you mean use_vllm?"),
     "field the recipe owns": ("--trl.learning_rate=1", "the recipe itself says this, in update.lr"),
     "misspelt field the recipe owns": ("--trl.max_completion_lenght=9", "max_completion_length in rollout.max_tokens"),
-    "reference model without KL": ("--trl.sync_ref_model=true", "does nothing without update.kl above 0"),
+    "term that our loss does without": ("--trl.sync_ref_model=true", "does nothing: losses and references are the"),
     "vLLM's settings without vLLM": ("--trl.vllm_mode=server", "does nothing without use_vllm: true"),
-    "adaptive entropy's settings": ("--trl.entropy_target=1", "does nothing without use_adaptive_entropy: true"),
 }
 
 
@@ -158,9 +161,9 @@ def test_rl_recipe_refuses(folder: Path, override: str, message: str) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["--trl.sync_ref_model=true", "--update.kl=0.1"],
+        ["--algorithm=ppo", "--critic={lr: 1.0e-5}"],
+        ["--limits.kl=1", "--update.kl=0.1"],
         ["--trl.vllm_mode=server", "--trl.use_vllm=true"],
-        ["--trl.entropy_target=1", "--trl.use_adaptive_entropy=true"],
         ["--trl.adam_beta1=0.8", "--trl.bf16=true", "--trl.top_k=5"],
         ["--update.updates_per_rollout=4"],
         ["--evaluate.every=100", "--checkpoint.every=100", "--update.warmup=100"],

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from qwq_rl.tiny import code_tasks, general_tasks, math_tasks
 from qwq_rl.tiny.sets import corpus
 
-VOCABULARY = 640
+VOCABULARY = 626
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unknown|>")
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 

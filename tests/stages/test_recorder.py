@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 from transformers import TrainerControl, TrainerState
 
 from qwq_rl.checkpoints import COMPLETE, progress_of, saved
@@ -41,7 +42,7 @@ class Stage:
     def __init__(self, folder: StageFolder, stop: Stop, evaluate: Evaluate | None = None, keep: int = 1) -> None:
         self.evaluated: list[int] = []
         self.state = TrainerState(max_steps=5, is_world_process_zero=True)
-        self.args: Any = SimpleNamespace(output_dir=str(folder.checkpoints))
+        self.args: Any = SimpleNamespace(output_dir=str(folder.checkpoints), world_size=1)
         self.folder, self.clock = folder, Clock()
         self.recorder = Recorder(
             folder, "sft", self.clock, stop, 16, lambda logs: {"accuracy": logs.get("a")}, evaluate, self.evaluate, keep
@@ -98,7 +99,8 @@ def test_only_the_main_process_writes(folder: StageFolder, stop: Stop) -> None:
     stage.save(2)
 
     assert not folder.metrics.exists()
-    assert stage.evaluated == []
+    assert stage.evaluated == [2]  # all take part: sharded weights are gathered
+    assert not folder.evaluations.exists()
     assert not (folder.checkpoints / "checkpoint-2" / COMPLETE).exists()
 
 
@@ -133,6 +135,7 @@ def test_the_last_update_is_saved_whatever_the_interval(folder: StageFolder, sto
 
 
 def test_a_checkpoint_is_whole_before_an_older_one_goes(folder: StageFolder, stop: Stop) -> None:
+    Accelerator(cpu=True)
     stage = Stage(folder, stop, keep=2)
     for update in (1, 2):
         stage.save(update)
@@ -144,7 +147,12 @@ def test_a_checkpoint_is_whole_before_an_older_one_goes(folder: StageFolder, sto
     stage.save(3)
 
     assert [path.name for path in saved(folder)] == ["checkpoint-2", "checkpoint-3"]
-    assert set(progress_of(folder.checkpoints / "checkpoint-3")) == {"cpu_seconds", "wall_seconds"}
+    assert set(progress_of(folder.checkpoints / "checkpoint-3")) == {
+        "cpu_seconds",
+        "wall_seconds",
+        "processes",
+        "sharding",
+    }
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -43,7 +43,7 @@ def operands(family: str, prompt: str) -> Key:
         (said,) = re.findall(r"^say (.*) and end with .$", prompt)
         return tuple(re.findall(r"\d (\w+)", said))
     if family == "count":
-        ((count, first, second),) = re.findall(r"^write (\d+) words with (\w+) and (\w+)$", prompt)
+        ((count, first, second),) = re.findall(r"^list (\d+) words from (\w+) and (\w+)$", prompt)
         return (int(count), first, second)
     if family == "record":
         pairs = re.findall(r"(\w+)=(\w+)", prompt)
