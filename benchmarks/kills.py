@@ -29,6 +29,7 @@ from stage_runs import STAGES, differences, state_differences, write_recipes
 
 from qwq_rl.checkpoints import damage_of, newest_complete, saved, update_of
 from qwq_rl.jobs import accelerate_command, environment
+from qwq_rl.locks import LAUNCHER
 from qwq_rl.runfolder import RunFolder, StageFolder, read_lines
 
 OFTEN = ("--checkpoint.every=2", "--evaluate.every=8", "--evaluate.samples=1")
@@ -42,6 +43,8 @@ STRUCK = {
 """The stages that are killed, and what is asked of them beside their recipes."""
 VICTIMS = ("launcher", "trainer", "group")
 LIMIT_S = 600.0
+# As typed in a shell: the launcher is the trainer's parent, not a `qwq-rl run` that would see to an orphan itself.
+ENVIRONMENT = {name: value for name, value in environment().items() if name != LAUNCHER}
 Due = Callable[[], bool]
 
 
@@ -58,7 +61,7 @@ class Watched:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command, stdout=log, stderr=log, env=environment(), start_new_session=True
+                self.command, stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True
             )
 
     def updates(self) -> int:
@@ -181,7 +184,7 @@ def _kill_launcher(stage: Watched, orphan: psutil.Process) -> str:
     orphan.suspend()
     stage.process.wait(timeout=60)
     if begun:
-        again = subprocess.run(stage.command, capture_output=True, text=True, env=environment(), check=False)
+        again = subprocess.run(stage.command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
         said = again.stdout + again.stderr
         if f"pid {orphan.pid}" not in said or "left by a launcher that died" not in said:
             raise SystemExit(f"the next start does not name the orphan {orphan.pid}: {said[-2000:]}")
