@@ -21,15 +21,18 @@ ENGINE = "use_transformers_continuous_batching: true, transformers_continuous_ba
 )
 
 
-def trained(small: SmallRun, path: Path, more: str = "") -> RunFolder:
+def trained(small: SmallRun, path: Path, *options: str, more: str = "") -> RunFolder:
     run = small.beside(path, "0_cold_start")
-    assert small.train(run, "1_math_code", *BATCHING, f"--trl={{{ENGINE}{more}}}") == 0
+    assert small.train(run, "1_math_code", *BATCHING, f"--trl={{{ENGINE}{more}}}", *options) == 0
     return run
 
 
-@pytest.mark.slow
-def test_a_round_is_sampled_corrected_and_trained_on(small: SmallRun, tmp_path: Path) -> None:
-    stage = trained(small, tmp_path).stage("1_math_code")
+@pytest.mark.parametrize("adapter", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_round_is_sampled_corrected_and_trained_on(small: SmallRun, tmp_path: Path, adapter: bool) -> None:
+    if adapter:
+        pytest.importorskip("peft", reason="peft is not installed: the extra `lora` has it")
+    lora = ["--model.lora={rank: 4, alpha: 8}"] if adapter else []
+    stage = trained(small, tmp_path, *lora).stage("1_math_code")
 
     lines = read_lines(stage.metrics)
     assert [line["update"] for line in lines] == [1, 2]
@@ -46,4 +49,4 @@ def test_a_round_is_sampled_corrected_and_trained_on(small: SmallRun, tmp_path: 
 def test_float32_weights_in_mixed_precision_are_refused(small: SmallRun, tmp_path: Path) -> None:
     """TRL 1.16 itself would cast them to bf16 for good at the first round."""
     with pytest.raises(UserError, match=r"add `bf16: false` to the trl block"):
-        trained(small, tmp_path, ", bf16: true")
+        trained(small, tmp_path, more=", bf16: true")
