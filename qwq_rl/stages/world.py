@@ -48,7 +48,13 @@ def join() -> PartialState:
             "FSDP was asked for, and there is no GPU: accelerate would train whole copies and say nothing. On CPUs use "
             "recipes/accelerate/cpu_ddp.yaml or cpu_zero3.yaml"
         )
-    return PartialState(cpu=not on_gpu, timeout=PATIENCE)
+    state = PartialState(cpu=not on_gpu, timeout=PATIENCE)
+    if _asked("ACCELERATE_USE_DEEPSPEED"):
+        from deepspeed.comm import init_distributed
+
+        # Else DeepSpeed takes the world for one process while ZeRO-3 loads the reference and the critic.
+        init_distributed(dist_backend=state.backend, auto_mpi_discovery=False, verbose=False, timeout=PATIENCE)
+    return state
 
 
 def sharding_of(state: AcceleratorState) -> str:
