@@ -39,11 +39,16 @@ GRPO = (
 PPO = (
     "--algorithm=ppo",
     "--critic={lr: 0.001, minibatches: 2}",
-    "--rollout.prompts=5",
+    "--rollout.prompts=3",
+    "--update.updates_per_rollout=2",
+    "--update.kl=0.001",
+    "--limits.zero_rounds=null",
     "--checkpoint.every=1",
     "--checkpoint.keep=9",
 )
-ALGORITHMS = {"grpo": GRPO, "ppo": PPO}
+# One prompt for two processes: the second has nothing to sample, to value or to learn from.
+LONELY = tuple(option.replace("prompts=3", "prompts=1") for option in PPO)
+ALGORITHMS = {"grpo": GRPO, "ppo": PPO, "lonely": LONELY}
 
 sharded = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None or shutil.which("g++") is None,
@@ -119,7 +124,8 @@ def assert_alike(found: StageFolder, expected: StageFolder, updates: int) -> Non
         for name in ("loss", "gradient_norm", "kl", "clipped", "reward", "entropy"):
             assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), (one["update"], name)
         for name, value in other.get("critic", {}).items():
-            assert one["critic"][name] == pytest.approx(value, rel=1e-4, abs=1e-6), (one["update"], name)
+            near = None if value is None else pytest.approx(value, rel=1e-4, abs=1e-6)
+            assert one["critic"][name] == near, (one["update"], name)
 
 
 # --- the same on one process and on two -------------------------------------------------------------------------------
@@ -130,9 +136,16 @@ def test_grpo_on_two_processes_is_grpo_on_one(trained: Trained, world: str) -> N
     assert_alike(trained(world, "grpo"), trained("one", "grpo"), updates=4)
 
 
-@pytest.mark.parametrize("world", [world for world in WORLDS if getattr(world, "values", ("",))[0] != "cpu_zero1"])
-def test_ppo_on_two_processes_is_ppo_on_one(trained: Trained, world: str) -> None:
-    assert_alike(trained(world, "ppo"), trained("one", "ppo"), updates=4)
+@pytest.mark.parametrize(
+    ("world", "options"),
+    [
+        ("cpu_ddp", "lonely"),
+        pytest.param("cpu_zero2", "ppo", marks=sharded),
+        pytest.param("cpu_zero3", "lonely", marks=sharded),
+    ],
+)
+def test_ppo_on_two_processes_is_ppo_on_one(trained: Trained, world: str, options: str) -> None:
+    assert_alike(trained(world, options), trained("one", options), updates=4)
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -173,7 +186,7 @@ def as_killed_after(whole: StageFolder, run: RunFolder, update: int) -> StageFol
 
 
 @sharded
-@pytest.mark.parametrize(("world", "algorithm", "update"), [("cpu_zero2", "ppo", 2), ("cpu_zero3", "grpo", 3)])
+@pytest.mark.parametrize(("world", "algorithm", "update"), [("cpu_zero2", "ppo", 3), ("cpu_zero3", "grpo", 3)])
 def test_a_sharded_stage_goes_on_as_if_never_killed(
     small: SmallRun, trained: Trained, tmp_path: Path, world: str, algorithm: str, update: int
 ) -> None:
@@ -263,7 +276,7 @@ def test_a_stopped_process_ends_the_stage_with_its_name(
     stopped = ranks_of(process)[1]
 
     stopped.suspend()
-    said = process.communicate(timeout=SILENCE + 90)[0]
+    said = process.communicate(timeout=SILENCE + 240)[0]
 
     assert f"error: process 1 (pid {stopped.pid} on " in said, said[-3000:]
     assert "has given no sign of life" in said
@@ -276,7 +289,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_update(
     _, stage, process = long
 
     ranks_of(process)[1].send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate(timeout=300)[0]
 
     assert said.count(f"{STAGE} stopped at update") == 2, said[-3000:]
     last = newest_complete(stage)
