@@ -105,8 +105,10 @@ def watched(state: PartialState) -> Iterator[None]:
         yield
         return
     watch = _Watch(state.process_index, state.num_processes)
+    well = False
     try:
         yield
+        well = True
     except UserError:
         raise
     except Exception as error:
@@ -115,7 +117,7 @@ def watched(state: PartialState) -> Iterator[None]:
             raise
         raise ProcessLost(lost) from error
     finally:
-        watch.close()
+        watch.close(well)
 
 
 class _Watch:
@@ -138,10 +140,12 @@ class _Watch:
         self._known.wait(wait)
         return self._lost
 
-    def close(self) -> None:
-        """Say goodbye, so that nobody misses this process."""
+    def close(self, well: bool) -> None:
+        """Look no more; where all went well, say goodbye too, so that nobody misses this process."""
         self._ended.set()
         self._thread.join()
+        if not well:
+            return
         with contextlib.suppress(RuntimeError):  # the store may be gone, with whoever kept it
             self._store.set(_key(self._rank), f"{_LEFT} {os.getpid()} {socket.gethostname()}")
 
