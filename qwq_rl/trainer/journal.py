@@ -89,6 +89,20 @@ class Journal:
         """What the completion got from an earlier process; None where it was not judged, or could not be."""
         return self._left[key][1] if key in self._left else None
 
+    def intact(self, keys: Iterable[Key]) -> set[Key]:
+        """Of `keys`, those whose call comes again with every completion it gave something to.
+
+        What else there is of a call, as when some rows were mended since, is to be judged anew: its counts would lie.
+        """
+        asked = set(keys) & self._left.keys()
+        calls = {id(self._left[key][0]): self._left[key][0] for key in asked}
+        whole = {
+            number
+            for number, call in calls.items()
+            if all(key in asked for key in call.scored if self._left[key][0] is call)
+        }
+        return {key for key in asked if id(self._left[key][0]) in whole}
+
     def counts(self, keys: Iterable[Key]) -> list[Counts]:
         """What running the verifiers came to when the completions that are replayed were judged, call by call.
 

@@ -57,11 +57,13 @@ class Judge:
         keys = [key for _, group in groupby(samples, lambda one: one.group) for key in _keys(list(group), update)]
         preferences = self._preferences(samples)
         known = [self.journal.replay(key) for key in keys]
-        replayed = {
+        same = {
             at: one
             for at, (one, now) in enumerate(zip(known, preferences, strict=True))
             if one is not None and one.preference == now
         }
+        intact = self.journal.intact(keys[at] for at in same)
+        replayed = {at: one for at, one in same.items() if keys[at] in intact}
         rest = [at for at in range(len(samples)) if at not in replayed]
 
         def judge() -> tuple[list[Scored], Counts]:

@@ -132,8 +132,10 @@ def test_rows_that_were_mended_before_the_first_checkpoint_are_judged_anew(small
     run, whole = begin(small, tmp_path / "whole", "1_math_code")
     assert small.train(run, "1_math_code", "--checkpoint.every=4") == 0
     rows = read_lines(small.recipes / "CHAINS.jsonl")
-    write_lines(tmp_path / "mended.jsonl", [{**row, "reference": "12"} for row in rows])
-    options = ("--checkpoint.every=4", f"--data.0.source={tmp_path / 'mended.jsonl'}")
+    checks = [{"verifier": "math", "reference": "0", "role": "score"}]
+    write_lines(tmp_path / "mended.jsonl", [{**row, "checks": checks} for row in rows])
+    mended_rows = f"--data.0.source={tmp_path / 'mended.jsonl'}"
+    options = ("--checkpoint.every=4", mended_rows, "--limits.broken_share=1")
     run, folder = begin(small, tmp_path / "killed", "1_math_code")
     as_killed_after(whole, folder, 0)
 
@@ -147,7 +149,7 @@ def test_rows_that_were_mended_before_the_first_checkpoint_are_judged_anew(small
 
 CHOICES: dict[str, Sequence[Sequence[str]]] = {
     "algorithm": (PPO, ("--algorithm=dapo",), ("--algorithm=gspo",), ("--algorithm=dr_grpo",), ("--algorithm=cispo",)),
-    "rounds": ((), ("--update.updates_per_rollout=2",), SHARED, ("--update.updates_per_rollout=3",)),
+    "rounds": ((), ("--update.updates_per_rollout=2",), SHARED, ("--update.updates_per_rollout=4",)),
     "source": ((), SOURCE, ("--rollout.refill=1",), ("--rollout.sampling=adaptive",)),
     "loss": ((), SHAPED, ("--update.kl=0.01", "--update.schedule=linear"), ("--update.entropy=0.02",)),
     "limits": ((), SKIPS[:2], ("--limits.entropy=0.001",)),

@@ -198,6 +198,18 @@ def test_a_completion_that_was_judged_again_counts_as_it_was_judged_last(path: P
     assert again.counts([key()]) == [COUNTS]
 
 
+def test_what_is_left_of_a_call_of_which_something_changed_is_not_intact(path: Path, scored: list[Scored]) -> None:
+    first, second, third = (key for key, _ in keyed(scored[:3]))
+    journal = Journal(path)
+    journal.write(1, keyed(scored[:2]), COUNTS)
+    journal.write(1, keyed(scored[:3])[2:], COUNTS)
+
+    again = Journal(path)
+
+    assert again.intact([first, second, third]) == {first, second, third}
+    assert again.intact([first, third, key(9)]) == {third}
+
+
 def test_every_process_has_a_file_of_its_own(tmp_path: Path) -> None:
     folder = StageFolder(tmp_path)
 
