@@ -20,6 +20,7 @@ from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    PrinterCallback,
     Qwen3Config,
     Qwen3ForCausalLM,
     TrainerCallback,
@@ -107,6 +108,7 @@ def run_ours(recipe: RlRecipe, recipe_folder: Path, folder: Path) -> Spent:
         recipe, Setting(run, stage, recipe_folder, 1, None, Clock(), Stop()), lambda evaluate, update: []
     )
     trainer.add_callback(marks)
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     tokens = [
         sum(len(part["token_ids"]) for line in read_lines(stage.rollouts(update)) for part in line["segments"])
@@ -139,6 +141,7 @@ def run_stock(recipe: RlRecipe, checkpoint: Path, folder: Path, rows: int) -> Sp
         processing_class=tokenizer,
         callbacks=[marks],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return marks.spent(tokens)
 
