@@ -130,7 +130,7 @@ def ending(stage: Watched, draw: random.Random, goal: int) -> Due:
         last = newest_complete(stage.folder)
         return last is not None and update_of(last) == stage.steps
 
-    return _somewhat_after(saved_last, draw.uniform(0.0, 0.03))
+    return _somewhat_after(saved_last, draw.uniform(0.0, 0.01))
 
 
 def _somewhat_after(reached: Callable[[], bool], seconds: float) -> Due:
