@@ -19,7 +19,7 @@ SMALLEST_SCALE = 1e-3
 
 
 class Preference:
-    """Scores whole groups. The scale tau is measured on the stage's first round and kept in `preference.json`."""
+    """Scores whole groups. The scale tau is measured on the first responses of a stage and kept in `preference.json`."""
 
     def __init__(self, model_folder: str, record: Path) -> None:
         self._model, self._tokenizer = load_reward_model(model_folder)
@@ -52,7 +52,7 @@ class Preference:
         return win_rates(full, tau)
 
     def _scale(self, scores: Sequence[float | None], generations: int) -> float:
-        """The standard deviation of raw scores within groups, pooled over the first round that has any.
+        """The standard deviation of raw scores within groups, pooled over the first call that has any.
 
         Over the groups of all processes, which call this together.
         """
