@@ -19,7 +19,7 @@ SMALLEST_SCALE = 1e-3
 
 
 class Preference:
-    """Scores whole groups. The scale tau is measured on the first responses of a stage and kept in `preference.json`."""
+    """Scores whole groups. The scale tau, of a stage's first responses, is kept in `preference.json`."""
 
     def __init__(self, model_folder: str, record: Path) -> None:
         self._model, self._tokenizer = load_reward_model(model_folder)
