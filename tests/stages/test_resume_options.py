@@ -21,7 +21,8 @@ from qwq_rl.verifiers import run_as
 
 @run_as("inline")
 def verify(problem, response):
-    return float(os.urandom(1)[0] % 2)  # another verdict each time: only what was written down comes again
+    # Another verdict each time: only what was written down comes again. What is no answer fails, as the audit asks.
+    return float("boxed" in response.answer and os.urandom(1)[0] % 2)
 """
 NEEDED = {"1_math_code": ("0_cold_start",), "2_general": ("0_cold_start", "1_math_code", "2_reward_model")}
 EVERY = ("--checkpoint.every=1", "--checkpoint.keep=9", "--evaluate.every=3", "--limits.zero_rounds=null")
