@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from qwq_rl.recipe import Stage, recipe_hash
-from qwq_rl.scoring import chosen
+from qwq_rl.recipe import Domain, Stage, recipe_hash
+from qwq_rl.scoring import chosen, entries_of
 from qwq_rl.verifiers import load
 
 PACKAGES = (
@@ -70,6 +70,15 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def verifier_versions(domains: Mapping[str, Domain]) -> dict[str, str]:
+    """`DOMAIN.NAME` -> version, for every verifier that rows or rules of these domains may ask."""
+    return {
+        f"{domain}.{name}": verifier_version(name, entry)
+        for domain, block in domains.items()
+        for name, entry in entries_of(block).items()
+    }
 
 
 def verifier_version(name: str, entry: Any) -> str:

@@ -22,11 +22,10 @@ from qwq_rl.check import check
 from qwq_rl.checkpoints import cut_back, newest_complete, progress_of, told_when_full, update_of
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.locks import hold
-from qwq_rl.provenance import collect, digest, verifier_version
+from qwq_rl.provenance import collect, digest, verifier_versions
 from qwq_rl.recipe import Stage, difference, recipe_hash, resolved_yaml
 from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.runfolder import RunFolder, StageFolder, read_json, write_json
-from qwq_rl.scoring import entries_of
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -191,17 +190,12 @@ def _check_world(processes: int) -> None:
 
 def stage_contract(recipe: Stage, tokenizer: Any) -> dict[str, Any]:
     """What a later stage must find unchanged: hashes of tokenizer, chat template, EOS, base, verifiers."""
-    domains = recipe.domains if isinstance(recipe, RlRecipe) else {}
     return {
         "tokenizer": digest(tokenizer.backend_tokenizer.to_str()),
         "chat_template": digest(str(tokenizer.chat_template)),
         "eos": str(tokenizer.eos_token),
         "base": recipe.model.from_ or recipe.model.new,
-        "verifiers": {
-            f"{name}.{verifier}": verifier_version(verifier, entry)
-            for name, domain in domains.items()
-            for verifier, entry in entries_of(domain).items()
-        },
+        "verifiers": verifier_versions(recipe.domains) if isinstance(recipe, RlRecipe) else {},
     }
 
 

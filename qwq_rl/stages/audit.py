@@ -12,11 +12,11 @@ from typing import Any
 from qwq_rl.audit import audit
 from qwq_rl.audit_report import BROKEN, Report, listed, told
 from qwq_rl.errors import UserError
-from qwq_rl.provenance import digest, verifier_version
+from qwq_rl.provenance import digest, verifier_versions
 from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.rows import Row
 from qwq_rl.runfolder import StageFolder, read_json, write_json
-from qwq_rl.scoring import Scorer, entries_of
+from qwq_rl.scoring import Scorer
 
 ROWS = 64
 """Rows of each domain that are audited: the first ones that the stage trains on."""
@@ -53,11 +53,7 @@ def _sample(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def _key(sample: Sequence[Row], recipe: RlRecipe) -> str:
-    versions = {
-        f"{name}.{verifier}": verifier_version(verifier, entry)
-        for name, domain in recipe.domains.items()
-        for verifier, entry in entries_of(domain).items()
-    }
+    versions = verifier_versions(recipe.domains)
     rules = {name: [asdict(check) for check in domain.checks] for name, domain in recipe.domains.items()}
     what: list[Any] = [list(sample), versions, rules, list(recipe.gates), recipe.limits.broken_share]
     return digest(json.dumps(what, sort_keys=True, default=repr))

@@ -10,11 +10,11 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
 from qwq_rl.objective.policy import POLICIES, Clip, cispo, clipped
-from qwq_rl.provenance import digest, verifier_version
+from qwq_rl.provenance import digest, verifier_versions
 from qwq_rl.recipes_blocks import Correction
 from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.rows import load_rows, mix
-from qwq_rl.scoring import Scorer, entries_of
+from qwq_rl.scoring import Scorer
 from qwq_rl.stages.audit import audit_stage
 from qwq_rl.stages.lora import adapter_of, without_wrapper
 from qwq_rl.stages.recorder import Evaluator, Recorder
@@ -94,12 +94,8 @@ def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> Policy
 
 def _judges(recipe: RlRecipe) -> str:
     """Stands for what gives the verdicts: its verifiers, their parameters and versions, and the reward model."""
-    versions = {
-        f"{domain}.{name}": [verifier_version(name, entry), repr(entry)]
-        for domain, block in recipe.domains.items()
-        for name, entry in entries_of(block).items()
-    }
-    return digest(repr((sorted(versions.items()), recipe.gates, recipe.reward_model, sorted(recipe.domains.items()))))
+    versions = sorted(verifier_versions(recipe.domains).items())
+    return digest(repr((versions, recipe.gates, recipe.reward_model, sorted(recipe.domains.items()))))
 
 
 def _critic(recipe: RlRecipe, setting: Setting, trainer: PolicyTrainer) -> Critic | None:
