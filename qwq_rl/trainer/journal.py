@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,14 +105,10 @@ class Journal:
     def counts(self, keys: Iterable[Key]) -> list[Counts]:
         """What running the verifiers came to when the completions that are replayed were judged, call by call.
 
-        Of a call that is replayed in part, as where some rows changed, it is known how many verdicts come from it.
+        A call's counts are those of all its completions: the keys of calls that come again whole (`intact`) are meant.
         """
-        found: dict[int, tuple[_Call, list[Scored]]] = {}
-        for key in keys:
-            if key in self._left:
-                call, scored = self._left[key]
-                found.setdefault(id(call), (call, []))[1].append(scored)
-        return [call.counts if len(of) == len(call.scored) else _verdicts_of(of) for call, of in found.values()]
+        calls = [self._left[key][0] for key in keys if key in self._left]
+        return [call.counts for call in {id(call): call for call in calls}.values()]
 
     def write(self, update: int, entries: Iterable[tuple[Key, Scored]], counts: Counts) -> None:
         """Add what the completions of one call got; all of it, or nothing, is on the disk when this returns or fails.
@@ -150,11 +145,6 @@ class Journal:
         temporary.replace(self._path)
         self._left = {key: entry for key, entry in self._left.items() if key.update >= before_update}
         self._torn = False
-
-
-def _verdicts_of(scored: Sequence[Scored]) -> Counts:
-    judged = Counter(name.partition("#")[0] for one in scored for name in one.verdicts)
-    return {name: {"judged": count} for name, count in judged.items()}
 
 
 def _entry(key: Key, scored: Scored) -> dict[str, Any]:
