@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from random_models import MIDDLE, TINY, Shape, random_qwen
+from transformers import PreTrainedModel
 
 from qwq_rl.generation import generate
 
@@ -28,11 +29,7 @@ OURS, GENERAL, THEIRS = "fused", "general loop", "transformers"
 class Case:
     """A model, how many prompts and samples, and how long the samples get."""
 
-    hidden: int
-    layers: int
-    heads: int
-    head_dimension: int
-    intermediate: int
+    shape: Shape
     vocabulary: int
     prompts: int
     samples: int
@@ -41,21 +38,14 @@ class Case:
 
 
 CASES = {
-    "tiny16": Case(64, 2, 4, 32, 192, 400, prompts=16, samples=8, max_tokens=48, mean_length=20),
-    "tiny128": Case(64, 2, 4, 32, 192, 400, prompts=128, samples=8, max_tokens=48, mean_length=20),
-    "d256": Case(256, 4, 4, 64, 768, 2000, prompts=16, samples=8, max_tokens=256, mean_length=100),
+    "tiny16": Case(TINY, 400, prompts=16, samples=8, max_tokens=48, mean_length=20),
+    "tiny128": Case(TINY, 400, prompts=128, samples=8, max_tokens=48, mean_length=20),
+    "d256": Case(MIDDLE, 2000, prompts=16, samples=8, max_tokens=256, mean_length=100),
 }
 
 
 def build(case: Case) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=case.vocabulary, hidden_size=case.hidden, intermediate_size=case.intermediate,
-        num_hidden_layers=case.layers, num_attention_heads=case.heads, num_key_value_heads=case.heads // 2,
-        head_dim=case.head_dimension, max_position_embeddings=1024, tie_word_embeddings=False, initializer_range=0.05,
-        eos_token_id=EOS, pad_token_id=PAD, bos_token_id=None,
-    )  # fmt: skip
-    return Qwen3ForCausalLM(config).eval()
+    return random_qwen(case.shape, case.vocabulary, end=EOS, pad=PAD, tied=False).eval()
 
 
 def prompts(case: Case) -> list[list[int]]:

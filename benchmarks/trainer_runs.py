@@ -7,7 +7,6 @@ An update is measured from the beginning of one step to the beginning of the nex
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,27 +16,18 @@ from typing import Any
 import psutil
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PrinterCallback,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    TrainerCallback,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from qwq_rl.clock import Clock
 from qwq_rl.prompts import read_response, render_prompt
 from qwq_rl.recipe import load_stage, resolved_yaml
 from qwq_rl.recipes_stages import RlRecipe
-from qwq_rl.rows import load_rows
 from qwq_rl.runfolder import RunFolder, read_lines
 from qwq_rl.scoring import Scorer
 from qwq_rl.stages.recorder import Stop
 from qwq_rl.stages.rl import build_rl
-from qwq_rl.stages.setting import Setting
-from qwq_rl.tiny.tokenizer import build_tokenizer
+from qwq_rl.stages.setting import Setting, load_sources
 from qwq_rl.trainer.prompts import PromptSource
 from qwq_rl.verifiers import Problem, Response, Verdict, load, run_as
 
@@ -148,10 +138,7 @@ def run_stock(recipe: RlRecipe, checkpoint: Path, folder: Path, rows: int) -> Sp
 
 def _prompts(recipe: RlRecipe, tokenizer: Any) -> Dataset:
     """Those that ours draws, in its order."""
-    loaded = [
-        (load_rows(one.source, mapper=one.mapper, limit=one.limit, seed=recipe.seed), one.weight) for one in recipe.data
-    ]
-    source = PromptSource(loaded, recipe.seed, "uniform")
+    source = PromptSource(load_sources(recipe.data, recipe.seed), recipe.seed, "uniform")
     drawn = [one.row for update in range(1, recipe.steps + 1) for one in source.draw(update, recipe.rollout.prompts)]
     return Dataset.from_list([{"prompt": render_prompt(tokenizer, row), "row": json.dumps(row)} for row in drawn])
 
@@ -175,30 +162,6 @@ def _scored(recipe: RlRecipe, tokenizer: Any, tokens: list[int]) -> Callable[...
 
 def _finish(ids: Sequence[int], end: int) -> Any:
     return "stop" if ids[-1] == end else "length"
-
-
-def save_random_model(folder: Path, mean_length: float, **shape: int) -> None:
-    """A Qwen3 of random weights whose completions end after `mean_length` tokens on average, each token as likely.
-
-    The first dimension of every embedding is 1, so it is large and nearly the same in every final state; in the row of
-    the end token, which the head shares, it is larger by what gives that token its probability.
-    """
-    tokenizer = build_tokenizer()
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, dtype="float32",
-        pad_token_id=tokenizer.pad_token_id, **shape,
-    )  # fmt: skip
-    model = Qwen3ForCausalLM(config).eval()
-    end, table = int(tokenizer.eos_token_id), model.get_input_embeddings().weight
-    with torch.no_grad():
-        table[:, 0] = 1.0
-        output = model.model(torch.randint(config.vocab_size, (8, 32))).last_hidden_state
-        logits = output.flatten(0, 1) @ table.T
-        wanted = logits.logsumexp(-1) - math.log(mean_length) - logits[:, end]
-        table[end, 0] += (wanted / output.flatten(0, 1)[:, 0]).mean()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 @run_as("inline")

@@ -29,7 +29,8 @@ from pathlib import Path
 os.environ.update(TRL_EXPERIMENTAL_SILENCE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
 
 import torch
-from trainer_runs import Spent, even, recipe_of, run_ours, run_stock, save_random_model
+from random_models import QWEN3_600M, save_random_qwen
+from trainer_runs import Spent, even, recipe_of, run_ours, run_stock
 from trainer_updates import CASES, Ours, Stock, make_rollouts
 from transformers.utils import logging
 
@@ -39,11 +40,8 @@ STAGE = Path(__file__).parents[1] / "recipes/tiny/1_math_code.yaml"
 LOSSES = ("grpo", "dapo")
 LARGEST_SHARE = {"update": 1 / 6, "whole": 1 / 3, "memory": 1.0}
 """Of what TRL takes."""
-SHAPE_ON_GPU = {
-    "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
-    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 4096,
-}  # fmt: skip
-"""That of Qwen3-0.6B."""
+VOCABULARY_ON_GPU = 151_936
+"""As many tokens as Qwen3-0.6B has."""
 
 
 def spread(values: list[float]) -> str:
@@ -169,7 +167,7 @@ def compare_on_gpu(repeats: int, updates: int, mean_length: int, longest: int) -
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
         start = Path(place, "model")
-        save_random_model(start, mean_length, **SHAPE_ON_GPU)
+        save_random_qwen(start, QWEN3_600M, VOCABULARY_ON_GPU, mean_length)
         recipe = recipe_of(STAGE, start, updates, overrides)
         probe = recipe_of(STAGE, start, 1, overrides)
         costs = {size: run_stock(probe, start, Path(place, "probe"), size).wall for size in (8, 16, 32)}

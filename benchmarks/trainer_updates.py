@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+from random_models import MIDDLE, TINY, Shape, random_qwen
+from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
@@ -41,17 +42,13 @@ LOW, HIGH = 0.2, 0.28
 class Case:
     """A model and how many prompts an update has."""
 
-    hidden: int
-    layers: int
-    heads: int
-    head_dimension: int
-    intermediate: int
+    shape: Shape
     prompts: int
 
 
 CASES = {
-    "tiny": Case(64, 2, 4, 32, 192, prompts=16),
-    "3M": Case(256, 4, 4, 64, 768, prompts=8),
+    "tiny": Case(TINY, prompts=16),
+    "3M": Case(MIDDLE, prompts=8),
 }
 
 
@@ -77,14 +74,8 @@ class Side(Protocol):
 
 
 def build_model(case: Case, tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=case.hidden, intermediate_size=case.intermediate,
-        num_hidden_layers=case.layers, num_attention_heads=case.heads, num_key_value_heads=case.heads // 2,
-        head_dim=case.head_dimension, max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.05,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, dtype="float32",
-    )  # fmt: skip
-    return Qwen3ForCausalLM(config)
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    return random_qwen(case.shape, len(tokenizer), end=end, pad=pad)
 
 
 def make_rollouts(case: Case, tokenizer: PreTrainedTokenizerBase, seed: int) -> Rollouts:
