@@ -34,6 +34,7 @@ from trainer_runs import Spent, even, recipe_of, run_ours, run_stock
 from trainer_updates import CASES, Ours, Stock, make_rollouts
 from transformers.utils import logging
 
+from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.tiny.tokenizer import build_tokenizer
 
 STAGE = Path(__file__).parents[1] / "recipes/tiny/1_math_code.yaml"
@@ -92,19 +93,20 @@ def compare_whole(repeats: int, updates: int, checkpoint: Path | None, cold_step
             f"whole, {STAGE.parent.name}/{STAGE.stem}: {recipe.rollout.prompts} x {recipe.rollout.generations} samples"
         )
         costs = {size: run_stock(probe, start, Path(place, "probe"), size).cpu for size in (32, 64, 128)}
-        rows = fastest(costs)
-        pairs = [
-            (
-                run_stock(recipe, start, Path(place, "trl"), rows),
-                run_ours(recipe, STAGE.parent, Path(place, str(number))),
-            )
-            for number in range(repeats)
-        ]
+        pairs = whole_pairs(recipe, start, Path(place), fastest(costs), repeats)
     report("CPU s an update", pairs, lambda spent: spent.cpu / spent.updates)
     report("tokens a sample", pairs, lambda spent: spent.tokens / spent.updates / 128)
     shares = [own.cpu / theirs.cpu for theirs, own in pairs]
     print(f"  TRL / ours: {spread([1 / share for share in shares])}", flush=True)
     return statistics.median(shares) <= LARGEST_SHARE["whole"]
+
+
+def whole_pairs(recipe: RlRecipe, start: Path, place: Path, rows: int, repeats: int) -> list[tuple[Spent, Spent]]:
+    """Runs of TRL, in micro-batches of `rows`, and of ours by turns; each of ours has a folder of its own in `place`."""
+    return [
+        (run_stock(recipe, start, place / "trl", rows), run_ours(recipe, STAGE.parent, place / str(number)))
+        for number in range(repeats)
+    ]
 
 
 def report(what: str, pairs: list[tuple[Spent, Spent]], figure: Callable[[Spent], float]) -> None:
@@ -171,14 +173,7 @@ def compare_on_gpu(repeats: int, updates: int, mean_length: int, longest: int) -
         recipe = recipe_of(STAGE, start, updates, overrides)
         probe = recipe_of(STAGE, start, 1, overrides)
         costs = {size: run_stock(probe, start, Path(place, "probe"), size).wall for size in (8, 16, 32)}
-        rows = fastest(costs)
-        pairs = [
-            (
-                run_stock(recipe, start, Path(place, "trl"), rows),
-                run_ours(recipe, STAGE.parent, Path(place, str(number))),
-            )
-            for number in range(repeats)
-        ]
+        pairs = whole_pairs(recipe, start, Path(place), fastest(costs), repeats)
     report("tokens a second", pairs, lambda spent: spent.tokens / spent.wall)
     gains = [(own.tokens / own.wall) / (theirs.tokens / theirs.wall) for theirs, own in pairs]
     print(f"  ours / TRL: {spread(gains)}", flush=True)
