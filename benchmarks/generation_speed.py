@@ -45,6 +45,7 @@ CASES = {
 
 
 def build(case: Case) -> PreTrainedModel:
+    """The case's model, whose head has a table of its own: the row of its end token can be moved alone."""
     return random_qwen(case.shape, case.vocabulary, end=EOS, pad=PAD, tied=False).eval()
 
 
@@ -68,6 +69,7 @@ def set_stop_rate(model: PreTrainedModel, case: Case, ids: list[list[int]]) -> N
 
 
 def ours(model: PreTrainedModel, case: Case, ids: list[list[int]], seed: int, fused: bool) -> int:
+    """Sample with our decoder, with `fused` the one for Qwen; how many tokens were sampled, end tokens included."""
     completions = generate(
         model, ids, samples=case.samples, max_tokens=case.max_tokens, temperature=1.0, eos_token_id=EOS,
         pad_token_id=PAD, seed=seed, fused=fused,
@@ -76,6 +78,7 @@ def ours(model: PreTrainedModel, case: Case, ids: list[list[int]], seed: int, fu
 
 
 def theirs(model: PreTrainedModel, case: Case, ids: list[list[int]], seed: int) -> int:
+    """Sample with transformers' `generate`; how many tokens were sampled up to the end tokens, these included."""
     torch.manual_seed(seed)
     longest = max(map(len, ids))
     tokens = torch.tensor([[PAD] * (longest - len(row)) + row for row in ids])
@@ -112,10 +115,12 @@ def measure(case: Case, rounds: int) -> tuple[dict[str, list[float]], float]:
 
 
 def spread(values: list[float]) -> str:
+    """Median, lowest and highest."""
     return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def main() -> None:
+    """Print a line a case and way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))

@@ -37,6 +37,7 @@ def bumped(text: str, place: int = 0) -> str:
 
 
 def integers(gold: str) -> Iterator[tuple[str, str]]:
+    """Other integers, and what is no integer at all."""
     if not INTEGER.fullmatch(gold):
         return
     value = int(gold)
@@ -59,6 +60,7 @@ def integers(gold: str) -> Iterator[tuple[str, str]]:
 
 
 def numbers(gold: str) -> Iterator[tuple[str, str]]:
+    """Of fractions, decimals and numbers with thousands."""
     value = fraction_of(gold)
     if value is not None:
         top, bottom = value.numerator, value.denominator
@@ -78,6 +80,7 @@ def numbers(gold: str) -> Iterator[tuple[str, str]]:
 
 
 def expressions(gold: str) -> Iterator[tuple[str, str]]:
+    """Of sums, roots, multiples of pi and what has a plus-minus sign."""
     if parts := terms(gold):
         last = parts[-1]
         flipped = last[1:] if last[0] == "-" else f"-{last.lstrip('+')}"
@@ -105,6 +108,7 @@ def expressions(gold: str) -> Iterator[tuple[str, str]]:
 
 
 def collections(gold: str) -> Iterator[tuple[str, str]]:
+    """Of lists, tuples, intervals, unions and matrices."""
     if items := listed(gold):
         yield "an item dropped", ", ".join(items[:-1])
         yield "an item more", f"{gold}, {max(map(int, items)) + 1}"
@@ -144,6 +148,7 @@ def brackets(parts: list[str], opening: str, closing: str) -> Iterator[tuple[str
 
 
 def labels(gold: str) -> Iterator[tuple[str, str]]:
+    """Of bases, angles, money, units, lines, words and choices."""
     if found := BASED.fullmatch(gold):
         yield "another base", f"{found[1]}_{{{int(found[2]) + 1}}}"
         yield "a digit of the base", f"{found[1][:-1]}{(int(found[1][-1]) + 1) % int(found[2])}_{{{found[2]}}}"

@@ -120,6 +120,7 @@ def spellings(gold: str) -> Iterator[tuple[str, str]]:
 
 
 def integers(gold: str) -> Iterator[tuple[str, str]]:
+    """Of integers alone."""
     if not INTEGER.fullmatch(gold):
         return
     yield "trailing zeros", f"{gold}.00"
@@ -164,6 +165,7 @@ def numbers(gold: str) -> Iterator[tuple[str, str]]:
 
 
 def expressions(gold: str) -> Iterator[tuple[str, str]]:
+    """Of sums, roots, multiples of pi and what has a plus-minus sign."""
     if parts := terms(gold):
         yield "terms turned round", joined(parts[::-1])
         yield "terms rotated", joined(parts[1:] + parts[:1])

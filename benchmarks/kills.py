@@ -59,12 +59,14 @@ class Watched:
     process: subprocess.Popen[bytes] = field(init=False)
 
     def start(self) -> None:
+        """Start the command in a process group of its own."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command, stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True
             )
 
     def updates(self) -> int:
+        """How many updates are recorded."""
         return len(read_lines(self.folder.metrics))
 
     def trainer(self) -> psutil.Process | None:
@@ -81,6 +83,7 @@ class Watched:
         return trainer is not None and f'"pid": {trainer.pid},' in _text(self.folder.lock)
 
     def ended(self) -> bool:
+        """Whether the launcher has ended."""
         return self.process.poll() is not None
 
 
@@ -194,12 +197,14 @@ def _kill_launcher(stage: Watched, orphan: psutil.Process) -> str:
 
 
 def run_to_its_end(stage: Watched) -> None:
+    """Start the stage and wait; raises SystemExit where it fails."""
     stage.start()
     if stage.process.wait(timeout=LIMIT_S):
         raise SystemExit(f"{stage.folder.name} failed: see {stage.log}")
 
 
 def watched(recipes: Path, run: Path, name: str, options: Sequence[str]) -> Watched:
+    """The stage `name` of a run, to be started with these options; its steps are those of `--steps`."""
     # A little behind this process, which has to be in time.
     command = (
         "nice",
@@ -241,6 +246,7 @@ def compared(whole: StageFolder, killed: StageFolder) -> int:
 
 
 def main() -> int:
+    """Run the stages undisturbed and killed; 1 where they differ."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)

@@ -33,6 +33,8 @@ RESTYLED, PERTURBED = 4, 3
 
 @dataclass(frozen=True)
 class Case:
+    """A gold, a completion, whether it says the gold's value, and the rule that made it."""
+
     gold: str
     completion: str
     right: bool
@@ -95,6 +97,7 @@ def report(name: str, grader: math_peers.Grader, known: Iterable[Case], shown: i
 
 
 def main() -> int:
+    """Judge all cases; 1 where ours agrees with too few or accepts too much that is false."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--all", action="store_true", help="every case, not a few a gold")

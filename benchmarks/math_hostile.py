@@ -44,12 +44,15 @@ PAIRS = [
 
 
 class Judged(NamedTuple):
+    """A verdict, as far as it is compared, and the wall seconds that it took."""
+
     score: float | None
     status: str
     seconds: float
 
 
 async def judged(verifier: Any, gold: str, answer: str) -> Judged:
+    """Judge one answer, be the verifier async or not."""
     started = time.perf_counter()
     verdict = verifier({"reference": gold}, Response(text=answer, answer=answer))
     if inspect.isawaitable(verdict):
@@ -75,6 +78,7 @@ def all_judged(verifier: Any, items: list[tuple[str, str, str]]) -> list[Judged]
 
 
 def on_a_thread(verifier: Any, items: list[tuple[str, str, str]]) -> list[Judged]:
+    """Judge in a thread that is not the main one."""
     found: list[Judged] = []
     thread = threading.Thread(target=lambda: found.extend(all_judged(verifier, items)))
     thread.start()
@@ -83,6 +87,8 @@ def on_a_thread(verifier: Any, items: list[tuple[str, str, str]]) -> list[Judged
 
 
 def in_a_loop(verifier: Any, items: list[tuple[str, str, str]]) -> list[Judged]:
+    """Judge inside a running event loop."""
+
     async def everything() -> list[Judged]:
         return [await judged(verifier, gold, answer) for _, gold, answer in items]
 
@@ -90,6 +96,7 @@ def in_a_loop(verifier: Any, items: list[tuple[str, str, str]]) -> list[Judged]:
 
 
 def in_a_child(deadline_s: float, items: list[tuple[str, str, str]]) -> list[Judged]:
+    """Judge in a forked copy of this process, which has a verifier of its own."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -120,6 +127,7 @@ def forms_that_differ(verifier: Any) -> list[str]:
 
 
 def main() -> int:
+    """Judge every hostile answer at every place; 1 where that is late, differs, or ran a text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--deadline", type=float, default=1.0)
     parser.add_argument("--slowest", type=int, default=10)

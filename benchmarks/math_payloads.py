@@ -7,14 +7,17 @@ from __future__ import annotations
 
 
 def nested(opening: str, inside: str, closing: str, depth: int) -> str:
+    """`inside`, so many brackets deep."""
     return opening * depth + inside + closing * depth
 
 
 def boxed(gold: str, **answers: str) -> list[tuple[str, str, str]]:
+    """One answer a keyword, in a box, named by the keyword."""
     return [(name.replace("_", " "), gold, f"\\boxed{{{answer}}}") for name, answer in answers.items()]
 
 
 def depth() -> list[tuple[str, str, str]]:
+    """Deeply nested ones."""
     return boxed(
         "1",
         brackets=nested("(", "1", ")", 5_000),
@@ -37,6 +40,7 @@ def depth() -> list[tuple[str, str, str]]:
 
 
 def length() -> list[tuple[str, str, str]]:
+    """Long ones, for the reader of formulas and for the search for the answer."""
     answers = boxed(
         "17",
         digits="9" * 100_000,
@@ -69,6 +73,7 @@ def length() -> list[tuple[str, str, str]]:
 
 
 def magnitude() -> list[tuple[str, str, str]]:
+    """Short ones that stand for numbers too large, too small or too exact to be worked out."""
     tower = "9^{9^{9^{9}}}"
     return boxed(
         "7",
@@ -99,6 +104,7 @@ def magnitude() -> list[tuple[str, str, str]]:
 
 
 def symbolic() -> list[tuple[str, str, str]]:
+    """Formulas whose simplification does not end, or not soon."""
     determinant = r"\det\begin{pmatrix}" + r"\\".join("&".join(f"x_{{{i}{j}}}" for j in range(9)) for i in range(9))
     return (
         boxed(
@@ -155,6 +161,7 @@ def executable(canary: str) -> list[tuple[str, str, str]]:
 
 
 def odd() -> list[tuple[str, str, str]]:
+    """Characters that are seldom in formulas."""
     return boxed(
         "1",
         null="1\x00",

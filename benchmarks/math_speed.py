@@ -32,6 +32,7 @@ Pair = tuple[str, str, str]
 
 
 def integer(rng: random.Random) -> Pair:
+    """A pair for which no formula needs to be read."""
     value = rng.choice([rng.randint(2, 999), rng.randint(1000, 9_999_999)]) * rng.choice([1, 1, 1, -1])
     return (
         str(value),
@@ -41,12 +42,14 @@ def integer(rng: random.Random) -> Pair:
 
 
 def fraction(rng: random.Random) -> Pair:
+    """A fraction, which may come as a quotient or not reduced."""
     top, bottom = rng.randint(1, 400), rng.randint(2, 400)
     other = rng.choice([f"{top}/{bottom}", f"\\dfrac{{{2 * top}}}{{{2 * bottom}}}"])
     return f"\\frac{{{top}}}{{{bottom}}}", other, f"\\frac{{{top + 1}}}{{{bottom}}}"
 
 
 def expression(rng: random.Random) -> Pair:
+    """Roots, polynomials, tuples, intervals, complex numbers, powers, lines and sets."""
     a, b, c = rng.randint(2, 60), rng.choice([2, 3, 5, 6, 7, 10, 11, 13]), rng.randint(2, 60)
     root = f"\\sqrt{{{b}}}"
     return rng.choice(
@@ -80,6 +83,7 @@ def pairs(rng: random.Random) -> Iterator[tuple[str, str, bool]]:
 
 
 def completion(answer: str, rng: random.Random) -> str:
+    """A response of 2 to 20 thousand characters that thinks, closes its thinking and boxes the answer."""
     length, thoughts = rng.randint(2_000, 20_000), []
     while length > 0:
         a, b, c = (rng.randint(2, 999) for _ in range(3))
@@ -104,6 +108,7 @@ def timed(grader: math_peers.Grader, items: list[tuple[str, str, bool]]) -> tupl
 
 
 def main() -> None:
+    """Let the graders judge by turns, each round beginning with another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2 rounds of 60 instead of 7 of 300")
     parser.add_argument("--seed", type=int, default=0)
@@ -136,6 +141,7 @@ def main() -> None:
 
 
 def report(speeds: dict[str, list[float]], agreed: dict[str, int], count: int) -> None:
+    """Print a line a grader: its speed, its speed beside TRL's, and how many of `count` it judged as they are."""
     print(f"{count} answers in {len(speeds['qwq_rl math'])} rounds; median, and lowest to highest round\n")
     print(f"{'grader':<22}{'answers per CPU s':>28}{'times TRL':>26}{'judged right':>16}")
     for name, found in speeds.items():

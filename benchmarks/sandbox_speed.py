@@ -41,6 +41,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
+    """Measure everything that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=600, help="runs a row and turn")
     parser.add_argument("--turns", type=int, default=3)
@@ -103,25 +104,31 @@ def jobs(count: int, name: str) -> list[Job]:
 
 
 def judged(sandbox: LocalSandbox, runs: int, turn: int) -> None:
+    """Have so many programs judged; all must be accepted."""
     results = sandbox.judge(jobs(runs, f"turn {turn}"))
     assert all(result.verdict == "accepted" for result in results)
 
 
 def bare() -> None:
+    """Run the program in an interpreter of its own, without walls."""
     command = [PYTHON, "-I", "-S", "-E", "-c", PROGRAM]
     assert subprocess.run(command, input=b"2 3", capture_output=True, check=True).stdout == b"5\n"
 
 
 def served(url: str, python: str) -> None:
+    """Run the program through a server that starts `python` for it."""
     asked = json.dumps({"python": python, "code": PROGRAM, "stdin": "2 3"}).encode()
     with urllib.request.urlopen(urllib.request.Request(url, asked)) as reply:
         assert json.load(reply)["stdout"] == "5\n"
 
 
 class Handler(BaseHTTPRequestHandler):
+    """A server that runs programs as the known ones do: a file, a shell, an interpreter, no walls."""
+
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
+        """Run the program of one request."""
         given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "main.py").write_text(given["code"])
@@ -134,6 +141,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
+        """Say nothing of requests."""
         return
 
 
@@ -154,6 +162,7 @@ def cpu_of(action: Callable[[], object], sandbox: LocalSandbox | None = None) ->
 
 
 def spent(sandbox: LocalSandbox | None) -> float:
+    """CPU seconds so far, of all that `cpu_of` counts."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     total = time.process_time() + ended.ru_utime + ended.ru_stime
     for pid in processes(sandbox) if sandbox else []:
@@ -235,6 +244,7 @@ def growth(runs: int) -> dict[str, int]:
 
 
 def held(sandbox: LocalSandbox) -> dict[str, int]:
+    """What there is now of all that `growth` looks at."""
     mother = processes(sandbox)[-1]
     status = Path(f"/proc/{mother}/status").read_text()
     return {

@@ -52,6 +52,7 @@ class Marks(TrainerCallback):
         self.wall: list[float] = []
 
     def on_step_begin(self, *arguments: Any, **named: Any) -> None:
+        """Note both clocks, once the GPU has done what was asked of it."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.cpu.append(cpu_seconds())

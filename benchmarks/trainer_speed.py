@@ -46,6 +46,7 @@ VOCABULARY_ON_GPU = 151_936
 
 
 def spread(values: list[float]) -> str:
+    """Median, lowest and highest."""
     return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
@@ -57,6 +58,7 @@ def timed(work: Callable[[], float]) -> tuple[float, float]:
 
 
 def fastest(costs: dict[int, float]) -> int:
+    """The micro-batch that costs least; prints all costs."""
     print(f"  TRL by rows of a micro-batch: {', '.join(f'{rows}: {cost:.3g} s' for rows, cost in costs.items())}")
     return min(costs, key=costs.__getitem__)
 
@@ -102,7 +104,7 @@ def compare_whole(repeats: int, updates: int, checkpoint: Path | None, cold_step
 
 
 def whole_pairs(recipe: RlRecipe, start: Path, place: Path, rows: int, repeats: int) -> list[tuple[Spent, Spent]]:
-    """Runs of TRL, in micro-batches of `rows`, and of ours by turns; each of ours has a folder of its own in `place`."""
+    """Runs of TRL, in micro-batches of `rows`, and of ours by turns; each of ours has a folder of its own."""
     return [
         (run_stock(recipe, start, place / "trl", rows), run_ours(recipe, STAGE.parent, place / str(number)))
         for number in range(repeats)
@@ -110,6 +112,7 @@ def whole_pairs(recipe: RlRecipe, start: Path, place: Path, rows: int, repeats: 
 
 
 def report(what: str, pairs: list[tuple[Spent, Spent]], figure: Callable[[Spent], float]) -> None:
+    """Print a figure of both sides."""
     sides = (spread([figure(pair[at]) for pair in pairs]) for at in (0, 1))
     print("  {}: TRL {}, ours {}".format(what, *sides))
 
@@ -181,6 +184,7 @@ def compare_on_gpu(repeats: int, updates: int, mean_length: int, longest: int) -
 
 
 def main() -> int:
+    """Compare what was asked for; 1 where any of it misses what is wanted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help="update, whole, memory (default: all)")
     parser.add_argument("--repeats", type=int, default=5)

@@ -62,6 +62,7 @@ class Rollouts:
 
     @property
     def tokens(self) -> int:
+        """How many tokens all completions have."""
         return sum(map(len, self.completions))
 
 
@@ -74,6 +75,7 @@ class Side(Protocol):
 
 
 def build_model(case: Case, tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+    """The case's model in float32; the same weights at each call."""
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     return random_qwen(case.shape, len(tokenizer), end=end, pad=pad)
 
@@ -142,6 +144,7 @@ class Stock:
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
 
     def update(self) -> float:
+        """As `Side.update`."""
         for _ in range(self._steps):
             self._trainer.training_step(self._model, self._rows, None)
         return finish(self._model, self._optimizer)
@@ -168,6 +171,7 @@ class Ours:
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
 
     def update(self) -> float:
+        """As `Side.update`."""
         run_update(self._model, self._accelerator, self._lessons, self._objective, self._budget, Tally())
         return finish(self._model, self._optimizer)
 
