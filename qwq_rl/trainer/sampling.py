@@ -95,11 +95,8 @@ def batching_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -
             raise RuntimeError(
                 f"continuous batching answered {len(answers) - len(failed)} of {len(repeated)} prompts; {failed[:1]}"
             )
-        found = [
-            _completion(one.generated_tokens, one.logprobs, order.max_tokens, tokenizer.eos_token_id)
-            for one in answers.values()
-        ]
-        return [found[at : at + order.samples] for at in range(0, len(found), order.samples)]
+        ids, logprobs = zip(*((one.generated_tokens, one.logprobs) for one in answers.values()), strict=True)
+        return groups_of(ids, logprobs, order, int(tokenizer.eos_token_id))
 
     return sample
 
@@ -117,17 +114,20 @@ def vllm_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sa
         ids, logprobs = trainer._generate_single_turn(repeated, None, {}, order.samples)
         if logprobs is None:
             logprobs = [[float("nan")] * len(one) for one in ids]
-        found = [
-            _completion(one, said, order.max_tokens, tokenizer.eos_token_id)
-            for one, said in zip(ids, logprobs, strict=True)
-        ]
-        groups = [found[at : at + order.samples] for at in range(0, len(found), order.samples)]
-        return groups[: len(order.prompt_ids)]
+        return groups_of(ids, logprobs, order, int(tokenizer.eos_token_id))[: len(order.prompt_ids)]
 
     return sample
 
 
-def _completion(ids: Sequence[int], logprobs: Sequence[Any], max_tokens: int, eos_token_id: Any) -> Completion:
+def groups_of(
+    ids: Sequence[Sequence[int]], logprobs: Sequence[Sequence[Any]], order: Order, eos_token_id: int
+) -> list[list[Completion]]:
+    """An engine's flat answers as `order.samples` completions a prompt; a log-probability that is None becomes NaN."""
+    found = [_completion(*one, order.max_tokens, eos_token_id) for one in zip(ids, logprobs, strict=True)]
+    return [found[at : at + order.samples] for at in range(0, len(found), order.samples)]
+
+
+def _completion(ids: Sequence[int], logprobs: Sequence[Any], max_tokens: int, eos_token_id: int) -> Completion:
     kept = list(ids)[:max_tokens]
     given = [float("nan") if value is None else float(value) for value in logprobs[: len(kept)]]
     return Completion(tuple(kept), "stop" if kept and kept[-1] == eos_token_id else "length", tuple(given))
