@@ -13,12 +13,12 @@ from qwq_rl.objective.policy import POLICIES, Clip, cispo, clipped
 from qwq_rl.provenance import digest, verifier_versions
 from qwq_rl.recipes_blocks import Correction
 from qwq_rl.recipes_stages import RlRecipe
-from qwq_rl.rows import load_rows, mix
+from qwq_rl.rows import mix
 from qwq_rl.scoring import Scorer
 from qwq_rl.stages.audit import audit_stage
 from qwq_rl.stages.lora import adapter_of, without_wrapper
 from qwq_rl.stages.recorder import Evaluator, Recorder
-from qwq_rl.stages.setting import Setting, load_model, shared_arguments
+from qwq_rl.stages.setting import Setting, load_model, load_sources, shared_arguments
 from qwq_rl.trainer.compact_head import use_compact_head
 from qwq_rl.trainer.critic import Critic, CriticPlan, build_critic_model
 from qwq_rl.trainer.journal import Journal, journal_of
@@ -37,9 +37,7 @@ TOKENS_ON_CPU, TOKENS_ON_GPU = 2048, 32768
 def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> PolicyTrainer:
     """The trainer of an `rl` stage, ready to train."""
     rounds = -(-recipe.steps // (recipe.update.updates_per_rollout * recipe.update.epochs))
-    sources = [
-        (load_rows(one.source, mapper=one.mapper, limit=one.limit, seed=recipe.seed), one.weight) for one in recipe.data
-    ]
+    sources = load_sources(recipe.data, recipe.seed)
     scorer = Scorer(recipe.domains, recipe.gates)
     if PartialState().is_main_process:
         audit_stage(mix(sources, recipe.seed, recipe.rollout.prompts, rounds), scorer, recipe, setting.folder)

@@ -67,10 +67,14 @@ def load_pretrained(auto_class: Any, source: ModelSource, setting: Setting, **ar
         ) from None
 
 
+def load_sources(sources: Sequence[DataSource], seed: int) -> list[tuple[list[Row], float]]:
+    """The rows of each source of a recipe, beside its weight."""
+    return [(load_rows(one.source, mapper=one.mapper, limit=one.limit, seed=seed), one.weight) for one in sources]
+
+
 def ordered_rows(sources: Sequence[DataSource], seed: int, per_update: int, updates: int) -> list[Row]:
     """The rows of all updates, in the order training sees them."""
-    loaded = [(load_rows(one.source, mapper=one.mapper, limit=one.limit, seed=seed), one.weight) for one in sources]
-    return mix(loaded, seed, per_update, updates)
+    return mix(load_sources(sources, seed), seed, per_update, updates)
 
 
 def per_device(total: int, setting: Setting, what: str) -> int:
