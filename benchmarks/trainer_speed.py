@@ -9,8 +9,9 @@ whole   CPU seconds of sampling, scoring and update on stage 1 of recipes/tiny, 
 memory  What an update takes at its peak above what the process had before its first one, in a process for each side.
 --gpu   Sampled tokens a second of whole updates of a 0.6 B model with random weights, on a machine with a GPU.
 
-TRL is taken at its best: float32 on a CPU, no gradient checkpointing, the fastest of three micro-batches. Repetitions
-alternate; a line gives the median, and the lowest and highest. Exit status 1: norms differ, or TRL's part is too high.
+TRL is taken at its best: float32 on a CPU, no gradient checkpointing, the fastest of three micro-batches, each of them
+warmed up and timed a few times. Repetitions alternate; a line gives the median, and the lowest and highest. Exit
+status 1: norms differ, or TRL's part is too high.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.update(TRL_EXPERIMENTAL_SILENCE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
@@ -31,7 +32,7 @@ os.environ.update(TRL_EXPERIMENTAL_SILENCE="1", HF_HUB_DISABLE_TELEMETRY="1", TO
 import torch
 from random_models import QWEN3_600M, save_random_qwen
 from trainer_runs import Spent, even, recipe_of, run_ours, run_stock
-from trainer_updates import CASES, Ours, Stock, make_rollouts
+from trainer_updates import CASES, Case, Ours, Rollouts, Stock, make_rollouts
 from transformers.utils import logging
 
 from qwq_rl.recipes_stages import RlRecipe
@@ -39,6 +40,10 @@ from qwq_rl.tiny.tokenizer import build_tokenizer
 
 STAGE = Path(__file__).parents[1] / "recipes/tiny/1_math_code.yaml"
 LOSSES = ("grpo", "dapo")
+TRIES = 3
+"""Times that each micro-batch of TRL is timed, of which the fastest is chosen by the median."""
+PROBED = 2
+"""Whole updates that are timed each time, after one that is not."""
 LARGEST_SHARE = {"update": 1 / 6, "whole": 1 / 3, "memory": 1.0}
 """Of what TRL takes."""
 VOCABULARY_ON_GPU = 151_936
@@ -57,22 +62,35 @@ def timed(work: Callable[[], float]) -> tuple[float, float]:
     return time.process_time() - started, found
 
 
-def fastest(costs: dict[int, float]) -> int:
-    """The micro-batch that costs least; prints all costs."""
-    print(f"  TRL by rows of a micro-batch: {', '.join(f'{rows}: {cost:.3g} s' for rows, cost in costs.items())}")
-    return min(costs, key=costs.__getitem__)
+def fastest(sizes: Sequence[int], cost: Callable[[int], float]) -> int:
+    """The rows of a micro-batch in which TRL's updates cost least, by the median of `TRIES`; prints all costs.
+
+    `cost` gives the seconds of an update. Each size has its turn once to warm up, and then by turns with the others.
+    """
+    found: dict[int, list[float]] = {rows: [] for rows in sizes}
+    for turn in range(TRIES + 1):
+        for rows in sizes:
+            seconds = cost(rows)
+            if turn:
+                found[rows].append(seconds)
+    print(f"  TRL, s by rows of a micro-batch: {', '.join(f'{rows}: {spread(of)}' for rows, of in found.items())}")
+    return min(found, key=lambda rows: statistics.median(found[rows]))
+
+
+def fastest_stock(case: Case, rollouts: Rollouts, loss: str) -> Stock:
+    """TRL's trainer in the micro-batches that suit it best, warmed up."""
+    sides = {rows: Stock(case, rollouts, loss, rows) for rows in (8, 16, 32)}
+    return sides[fastest(list(sides), lambda rows: timed(sides[rows].update)[0])]
 
 
 def compare_updates(repeats: int) -> bool:
     """Whether all norms agree and all shares are low enough."""
-    good, rows = True, 0
+    good = True
     for name, case in CASES.items():
         rollouts = make_rollouts(case, build_tokenizer(), seed=0)
         for loss in LOSSES:
             print(f"update, {name}, {loss}: {len(rollouts.completions)} completions, {rollouts.tokens} tokens")
-            if loss == LOSSES[0]:
-                rows = fastest({size: timed(Stock(case, rollouts, loss, size).update)[0] for size in (8, 16, 32)})
-            stock = Stock(case, rollouts, loss, rows)
+            stock = fastest_stock(case, rollouts, loss)
             ours = Ours(case, rollouts, loss, stock.advantages)
             ours.update()
             pairs = [(timed(stock.update), timed(ours.update)) for _ in range(repeats)]
@@ -90,12 +108,12 @@ def compare_whole(repeats: int, updates: int, checkpoint: Path | None, cold_step
     with tempfile.TemporaryDirectory() as place:
         start = checkpoint or cold_start(Path(place), cold_steps)
         recipe = recipe_of(STAGE, start, updates, [])
-        probe = recipe_of(STAGE, start, 1, [])
         print(
             f"whole, {STAGE.parent.name}/{STAGE.stem}: {recipe.rollout.prompts} x {recipe.rollout.generations} samples"
         )
-        costs = {size: run_stock(probe, start, Path(place, "probe"), size).cpu for size in (32, 64, 128)}
-        pairs = whole_pairs(recipe, start, Path(place), fastest(costs), repeats)
+        probe = recipe_of(STAGE, start, PROBED, [])
+        rows = fastest((32, 64, 128), lambda rows: run_stock(probe, start, Path(place, "probe"), rows).cpu / PROBED)
+        pairs = whole_pairs(recipe, start, Path(place), rows, repeats)
     report("CPU s an update", pairs, lambda spent: spent.cpu / spent.updates)
     report("tokens a sample", pairs, lambda spent: spent.tokens / spent.updates / 128)
     shares = [own.cpu / theirs.cpu for theirs, own in pairs]
@@ -174,9 +192,9 @@ def compare_on_gpu(repeats: int, updates: int, mean_length: int, longest: int) -
         start = Path(place, "model")
         save_random_qwen(start, QWEN3_600M, VOCABULARY_ON_GPU, mean_length)
         recipe = recipe_of(STAGE, start, updates, overrides)
-        probe = recipe_of(STAGE, start, 1, overrides)
-        costs = {size: run_stock(probe, start, Path(place, "probe"), size).wall for size in (8, 16, 32)}
-        pairs = whole_pairs(recipe, start, Path(place), fastest(costs), repeats)
+        probe = recipe_of(STAGE, start, PROBED, overrides)
+        rows = fastest((8, 16, 32), lambda rows: run_stock(probe, start, Path(place, "probe"), rows).wall / PROBED)
+        pairs = whole_pairs(recipe, start, Path(place), rows, repeats)
     report("tokens a second", pairs, lambda spent: spent.tokens / spent.wall)
     gains = [(own.tokens / own.wall) / (theirs.tokens / theirs.wall) for theirs, own in pairs]
     print(f"  ours / TRL: {spread(gains)}", flush=True)
