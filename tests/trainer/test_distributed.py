@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -16,8 +13,9 @@ from typing import Any
 
 import psutil
 import pytest
-from stage_runs import SmallRun, differences, rollout_lines, write_recipes
+from stage_runs import SmallRun, differences, rollout_lines
 from transformers import AutoModelForCausalLM
+from worlds import launched, sharded, start
 
 from qwq_rl.checkpoints import COMPLETE, newest_complete, saved, update_of
 from qwq_rl.errors import UserError
@@ -50,41 +48,9 @@ PPO = (
 LONELY = tuple(option.replace("prompts=3", "prompts=1") for option in PPO)
 ALGORITHMS = {"grpo": GRPO, "ppo": PPO, "lonely": LONELY}
 
-sharded = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None or shutil.which("g++") is None,
-    reason="DeepSpeed on a CPU needs the extra `deepspeed` and g++",
-)
 WORLDS = ["cpu_ddp", *(pytest.param(f"cpu_zero{number}", marks=sharded) for number in (1, 2, 3))]
 
 Trained = Callable[[str, str], StageFolder]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    folder = tmp_path_factory.mktemp("small")
-    made = SmallRun(write_recipes(folder / "recipes"), RunFolder(folder / "run"))
-    assert made.train(made.run, "0_cold_start") == 0
-    return made
-
-
-def start(small: SmallRun, run: RunFolder, world: str, *options: str) -> subprocess.Popen[str]:
-    config = Path(__file__).parent.parent.parent / "recipes" / "accelerate" / f"{world}.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file={config}", "-m", "qwq_rl.train"]
-    return subprocess.Popen(
-        [*launch, str(small.recipes / f"{STAGE}.yaml"), "--run", str(run.path), *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def launched(small: SmallRun, run: RunFolder, world: str, *options: str) -> str:
-    """Train to the end; ZeRO's first start compiles for two minutes."""
-    process = start(small, run, world, *options)
-    said = process.communicate(timeout=600)[0]
-    assert process.returncode == 0, said[-3000:]
-    return said
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +63,7 @@ def trained(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Traine
         if world == "one":
             assert small.train(run, STAGE, *ALGORITHMS[algorithm]) == 0
         else:
-            launched(small, run, world, *ALGORITHMS[algorithm])
+            launched(small, run, world, STAGE, *ALGORITHMS[algorithm])
         return run.stage(STAGE)
 
     return train
@@ -193,7 +159,7 @@ def test_a_sharded_stage_goes_on_as_if_never_killed(
     whole, run = trained(world, algorithm), small.beside(tmp_path, "0_cold_start")
     stage = as_killed_after(whole, run, update)
 
-    launched(small, run, world, *ALGORITHMS[algorithm])
+    launched(small, run, world, STAGE, *ALGORITHMS[algorithm])
 
     assert list(differences(whole, stage)) == []
 
@@ -245,7 +211,7 @@ def long(small: SmallRun, tmp_path: Path) -> Iterator[tuple[RunFolder, StageFold
     """A stage on two processes that is past its third update and far from its last."""
     run = small.beside(tmp_path, "0_cold_start")
     options = (*GRPO[:-2], "--steps=400", "--evaluate.every=400", "--checkpoint.every=2")
-    process = start(small, run, "cpu_ddp", *options)
+    process = start(small, run, "cpu_ddp", STAGE, *options)
     wait_for(run.stage(STAGE), 3, process)
     yield run, run.stage(STAGE), process
     for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
