@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -146,6 +147,41 @@ class Lengthen:
 
 
 @dataclass(frozen=True)
+class Served:
+    """vLLM servers that sample in place of our own decoder; each new policy reaches them as files."""
+
+    urls: tuple[str, ...] = field(
+        metadata=about(
+            "Addresses of the servers, `http://HOST:PORT` each; every process of the stage asks all of them.",
+            some="nobody would sample",
+        )
+    )
+    weights: str | None = field(
+        default=None,
+        metadata=about(
+            "Folder that the policy is written into, which the servers must see under the same path; within the run "
+            "folder by default. `/dev/shm` is fastest where all are on one machine."
+        ),
+    )
+    timeout_s: float = field(
+        default=300.0,
+        metadata=about(
+            "Seconds without progress after which a server counts as lost: while it samples, while it loads weights, "
+            "and while it is waited for at a start. One that refuses connections is lost after 10.",
+            above=0,
+        ),
+    )
+
+    def contradictions(self) -> Contradictions:
+        """Addresses are addresses, each once."""
+        for place, url in enumerate(self.urls):
+            if not re.fullmatch(r"https?://[^/\s?#@]+/*", url):
+                yield f"urls.{place}", f"{url!r} is no address of a server: give http://HOST:PORT"
+            if url.rstrip("/") in (other.rstrip("/") for other in self.urls[:place]):
+                yield f"urls.{place}", f"{url} is there before"
+
+
+@dataclass(frozen=True)
 class Rollout:
     """What is sampled before each round of updates."""
 
@@ -178,6 +214,10 @@ class Rollout:
         ),
     )
     lengthen: Lengthen | None = field(default=None, metadata=about("Begin with shorter responses."))
+    server: Served | None = field(
+        default=None,
+        metadata=about("vLLM servers that sample, fed with files over HTTP; by default our own decoder does."),
+    )
 
     def contradictions(self) -> Contradictions:
         """Lengths grow."""

@@ -28,7 +28,8 @@ from qwq_rl.trainer.policy import PolicyTrainer
 from qwq_rl.trainer.preference import Preference
 from qwq_rl.trainer.prompts import PromptSource
 from qwq_rl.trainer.rounds import Collector
-from qwq_rl.trainer.sampling import Sampler, batching_sampler, own_sampler, vllm_sampler
+from qwq_rl.trainer.sampling import Sampler, batching_sampler, by_another, own_sampler, vllm_sampler
+from qwq_rl.trainer.served_sampling import ServedSampler
 
 TOKENS_ON_CPU, TOKENS_ON_GPU = 2048, 32768
 """Padded tokens of a micro-batch where the recipe says nothing; on a CPU, what its caches hold."""
@@ -61,7 +62,8 @@ def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> Policy
     source = PromptSource(sources, recipe.seed, recipe.rollout.sampling)
     journal = Journal(journal_of(setting.folder, process[0]), _judges(recipe))
     judge = Judge(recipe, scorer, preference, journal)
-    collector = Collector(recipe, source, _sampler(recipe, trainer, tokenizer), judge, tokenizer, process)
+    sampler = _sampler(recipe, trainer, tokenizer, setting)
+    collector = Collector(recipe, source, sampler, judge, tokenizer, process)
     trainer.collect_with(collector, _critic(recipe, setting, trainer))
     trainer.add_callback(
         Recorder(
@@ -113,8 +115,10 @@ def _critic(recipe: RlRecipe, setting: Setting, trainer: PolicyTrainer) -> Criti
     return Critic(build_critic_model(place), plan, trainer.accelerator)
 
 
-def _sampler(recipe: RlRecipe, trainer: PolicyTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
-    """Our own decoder, unless the `trl:` block asks for another."""
+def _sampler(recipe: RlRecipe, trainer: PolicyTrainer, tokenizer: PreTrainedTokenizerBase, setting: Setting) -> Sampler:
+    """Our own decoder, unless the recipe asks for another."""
+    if recipe.rollout.server is not None:
+        return ServedSampler(trainer, tokenizer, recipe.rollout.server, setting.folder.path, recipe.rollout.max_tokens)
     if recipe.trl.get("use_vllm"):
         return vllm_sampler(trainer, tokenizer)
     if recipe.trl.get("use_transformers_continuous_batching"):
@@ -131,7 +135,7 @@ def objective_of(recipe: RlRecipe) -> Objective:
     elif policy.loss is cispo:
         parameters["ceiling"] = 1 + update.clip[1]
     correction = update.correction
-    if correction is None and (recipe.trl.get("use_vllm") or recipe.trl.get("use_transformers_continuous_batching")):
+    if correction is None and by_another(recipe):
         correction = Correction()  # their log-probabilities may be off by more than rounding
     bounds = vars(correction) if correction is not None else None
     return Objective(policy, parameters, update.kl, update.entropy, bounds)

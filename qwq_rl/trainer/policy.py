@@ -38,6 +38,7 @@ from qwq_rl.trainer.prepared import Prepared, from_state
 from qwq_rl.trainer.rails import Event, LimitReached, Rails
 from qwq_rl.trainer.rollouts import Line, Rollout, Sampled, added, rollout_line, summarise_round
 from qwq_rl.trainer.rounds import Collector, Round
+from qwq_rl.trainer.sampling import by_another
 from qwq_rl.trainer.tally import Tally
 from qwq_rl.trainer.traces import Trace, trace_of
 from qwq_rl.trainer.update import Budget, Lesson, run_update
@@ -179,8 +180,7 @@ class PolicyTrainer(GRPOTrainer):
     def _before(self, traces: Sequence[Trace]) -> list[torch.Tensor]:
         """Log-probabilities under the policy that sampled: its own, where our decoder gave them."""
         unknown = any(bool(trace.sampled.isnan().any()) for trace in traces)
-        another = self.use_vllm or self.use_transformers_continuous_batching
-        if not any(gather_object([unknown])) and not another:
+        if not any(gather_object([unknown])) and not by_another(self.recipe):
             return [trace.sampled for trace in traces]
         return logprobs_of(self.model, traces, self.micro_tokens, self.accelerator)
 

@@ -14,6 +14,7 @@ from trl import GRPOTrainer
 
 from qwq_rl.errors import UserError
 from qwq_rl.generation import Completion, generate
+from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.trainer.whole_model import whole_model
 
 
@@ -36,6 +37,12 @@ class Sampler(Protocol):
     def __call__(self, order: Order) -> list[list[Completion]]:
         """One list a prompt."""
         ...
+
+
+def by_another(recipe: RlRecipe) -> bool:
+    """Whether another engine than our own decoder samples: its log-probabilities are not quite the trainer's."""
+    engines = ("use_vllm", "use_transformers_continuous_batching")
+    return recipe.rollout.server is not None or any(recipe.trl.get(name) for name in engines)
 
 
 def own_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
