@@ -87,12 +87,16 @@ def verifier_version(name: str, entry: Any) -> str:
     The source is its file, with the files beside it where they are a package other than `qwq_rl.verifiers`. `entry` is
     the recipe's under `domains.X.verifiers.NAME`.
     """
-    spec, parameters = chosen(name, entry)
-    loaded = load(spec, parameters)
-    verifier = getattr(loaded, "verifier", loaded)
-    file = inspect.getsourcefile(verifier if inspect.isroutine(verifier) else type(verifier))
-    source = "".join(path.read_text() for path in _files(Path(file))) if file else ""
+    file, parameters = verifier_source(name, entry), chosen(name, entry)[1]
+    source = "".join(path.read_text() for path in _files(file)) if file else ""
     return digest(json.dumps(parameters, sort_keys=True, default=repr) + source)
+
+
+def verifier_source(name: str, entry: Any) -> Path | None:
+    """The file that a verifier is written in, as far as Python knows; `entry` is as for `verifier_version`."""
+    verifier = load(*chosen(name, entry)).verifier
+    file = inspect.getsourcefile(verifier if inspect.isroutine(verifier) else type(verifier))
+    return Path(file) if file else None
 
 
 def _files(file: Path) -> list[Path]:

@@ -164,8 +164,12 @@ def resolved_yaml(stage: Stage) -> str:
 
 
 def recipe_hash(stage: Stage) -> str:
-    """SHA-256 (hex) of the resolved recipe: the same for the same settings, however the file is written."""
-    return hashlib.sha256(json.dumps(as_plain(stage), sort_keys=True).encode()).hexdigest()
+    """SHA-256 (hex) of the resolved recipe: the same for the same settings, however the file is written.
+
+    `accept_changes` is no part of it: it says what may differ beside the recipe.
+    """
+    settings = {key: value for key, value in as_plain(stage).items() if key != "accept_changes"}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def difference(before: str, after: str) -> str:

@@ -21,6 +21,7 @@ from qwq_rl.recipes_blocks import (
     Rollout,
     SupervisedUpdate,
 )
+from qwq_rl.recipes_contract import OF_EVERY_STAGE, accept_mistakes, items_of_rl
 from qwq_rl.recipes_trl import inert_in_rl, trl_mistakes
 
 Tracker = Literal["wandb", "tensorboard", "trackio"]
@@ -41,6 +42,11 @@ _EVALUATE = about("When and on what to evaluate while training.")
 _TRACK = about("Where metrics go besides the run folder.")
 _BATCH = about("Rows in each update, over all processes.", least=1)
 _LENGTH = about("Longest row, in tokens.", least=1)
+_ACCEPT = about(
+    "What may have changed since a checkpoint that the stage goes on or starts from, which otherwise stops it: "
+    "`tokenizer`, `chat_template`, `eos`, `base`; in an rl stage `reward_model`, `verifiers`, `verifiers.DOMAIN` or "
+    "`verifiers.DOMAIN.NAME` too. What was accepted is in provenance.json."
+)
 
 
 def _trl(kind: str, config: str) -> dict[str, Any]:
@@ -96,6 +102,7 @@ class RlRecipe:
     evaluate: Evaluate = field(metadata=_EVALUATE)
     checkpoint: Checkpoint = field(metadata=_CHECKPOINT)
     limits: Limits = field(default=Limits(), metadata=about("When to stop rather than learn noise."))
+    accept_changes: tuple[str, ...] = field(default=(), metadata=_ACCEPT)
     track: tuple[Tracker, ...] = field(default=(), metadata=_TRACK)
     trl: Mapping[str, Any] = field(default_factory=dict, metadata=_trl("rl", "GRPOConfig"))
 
@@ -121,6 +128,7 @@ class RlRecipe:
         if self.update.delta is not None and self.update.delta <= 1 + self.update.clip[1]:
             yield "update.delta", f"must be above 1 + the upper clip, {1 + self.update.clip[1]:g}: it would clip first"
         yield from inert_in_rl(self.trl)
+        yield from accept_mistakes(self.accept_changes, items_of_rl(self.domains, self.reward_model is not None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +145,7 @@ class SftRecipe:
     steps: int = field(metadata=_STEPS)
     evaluate: Evaluate = field(metadata=_EVALUATE)
     checkpoint: Checkpoint = field(metadata=_CHECKPOINT)
+    accept_changes: tuple[str, ...] = field(default=(), metadata=_ACCEPT)
     track: tuple[Tracker, ...] = field(default=(), metadata=_TRACK)
     trl: Mapping[str, Any] = field(default_factory=dict, metadata=_trl("sft", "SFTConfig"))
 
@@ -146,6 +155,7 @@ class SftRecipe:
             self.steps, self.update.warmup, evaluate=self.evaluate.every, checkpoint=self.checkpoint.every
         )
         yield from _whole_matrices(self.model, self.update)
+        yield from accept_mistakes(self.accept_changes, OF_EVERY_STAGE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +171,7 @@ class RewardModelRecipe:
     update: SupervisedUpdate = field(metadata=about("How the model is updated."))
     steps: int = field(metadata=_STEPS)
     checkpoint: Checkpoint = field(metadata=_CHECKPOINT)
+    accept_changes: tuple[str, ...] = field(default=(), metadata=_ACCEPT)
     track: tuple[Tracker, ...] = field(default=(), metadata=_TRACK)
     trl: Mapping[str, Any] = field(default_factory=dict, metadata=_trl("reward_model", "RewardConfig"))
 
@@ -168,6 +179,7 @@ class RewardModelRecipe:
         """What of this stage does not go together."""
         yield from _timing(self.steps, self.update.warmup, checkpoint=self.checkpoint.every)
         yield from _whole_matrices(self.model, self.update)
+        yield from accept_mistakes(self.accept_changes, OF_EVERY_STAGE)
 
 
 Stage = RlRecipe | SftRecipe | RewardModelRecipe

@@ -360,14 +360,35 @@ class Summary(TypedDict):
     seconds: dict[str, float]
 
 
+class Ancestor(TypedDict):
+    """A model that a stage comes from, and what tells its weights from others."""
+
+    name: str
+    weights: str | None
+
+
+class AcceptedChange(TypedDict):
+    """A change by which a stage goes on all the same, as its recipe says; `since` is the stage or checkpoint before."""
+
+    item: str
+    then: str
+    now: str
+    since: str
+
+
 class StageContract(TypedDict):
-    """What a later stage must find unchanged; hashes are `sha256:...`."""
+    """What a stage takes for granted; hashes are `sha256:...`. The weights' own digest stands in `contract.json` only."""
 
     tokenizer: str
     chat_template: str
     eos: str
     base: str | None
+    lineage: list[Ancestor]
     verifiers: dict[str, str]
+    reward_model: str | None
+    compared_with: str
+    accepted: list[AcceptedChange]
+    weights: NotRequired[str | None]
 
 
 class Provenance(TypedDict):

@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,8 @@ from qwq_rl.check import check
 from qwq_rl.checkpoints import cut_back, newest_complete, progress_of, told_when_full, update_of
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.locks import hold
-from qwq_rl.provenance import collect, digest, verifier_versions
+from qwq_rl.provenance import collect
 from qwq_rl.recipe import Stage, difference, recipe_hash, resolved_yaml
-from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.runfolder import RunFolder, StageFolder, read_json, write_json
 
 if TYPE_CHECKING:
@@ -80,23 +79,27 @@ def _train_in(
 
     from qwq_rl.clock import Clock
     from qwq_rl.stages.build import build_trainer
+    from qwq_rl.stages.contract import ContractWriter, agreed_contract, tokenizer_items
     from qwq_rl.stages.recorder import Stop
     from qwq_rl.stages.setting import Setting
     from qwq_rl.stages.world import check_resume, check_sharding
 
-    # 4. Where to go on from; what was recorded after that point will be made again.
-    if state.is_main_process:
-        cut_back(folder)
-        draft = folder.resolved.with_suffix(".partial")
-        draft.write_text(resolved_yaml(recipe))
-        draft.replace(folder.resolved)
-    state.wait_for_everyone()
+    # 4. Where to go on from, unless that was made from something else than there is now.
     resume = newest_complete(folder)
     progress = progress_of(resume) if resume else {}
     clock = Clock(progress.get("cpu_seconds", 0.0), progress.get("wall_seconds", 0.0))
     stop = Stop()
     stop.listen()
     setting = Setting(run, folder, recipe_path.parent, state.num_processes, resume, clock, stop)
+    with clock.paused():
+        contract = agreed_contract(recipe, setting) if state.is_main_process else {}
+    # What was recorded after that point will be made again.
+    if state.is_main_process:
+        cut_back(folder)
+        draft = folder.resolved.with_suffix(".partial")
+        draft.write_text(resolved_yaml(recipe))
+        draft.replace(folder.resolved)
+    state.wait_for_everyone()
     # 5. Model, rows, verifiers, trainer.
     with clock.paused():
         trainer = build_trainer(recipe, setting)
@@ -104,11 +107,13 @@ def _train_in(
     if resume:
         check_resume(resume, progress, trainer.accelerator.state)
     if state.is_main_process:
-        contract = stage_contract(recipe, trainer.processing_class)
+        said = contract | tokenizer_items(trainer.processing_class)  # the `trl` block may have set them
         write_json(
             folder.provenance,
-            collect(folder.name, recipe_path, recipe, state.num_processes, ["qwq_rl.train", *argv], contract),
+            collect(folder.name, recipe_path, recipe, state.num_processes, ["qwq_rl.train", *argv], said),
         )
+    # The first of all: the recorder declares the checkpoint whole.
+    trainer.callback_handler.callbacks.insert(0, ContractWriter(contract))
     trainer.remove_callback(PrinterCallback)  # its lines are in metrics.jsonl
     # 6. Train.
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -116,7 +121,7 @@ def _train_in(
         print(f"{folder.name} stopped at update {trainer.state.global_step}, saved: the same command goes on")
         return 128 + int(stop.asked)
     # 7. The result, and last the mark that the stage is done.
-    _save_final(trainer, folder, state.is_main_process)
+    _save_final(trainer, folder, contract, state.is_main_process)
     if state.is_main_process:
         write_json(
             folder.done,
@@ -166,7 +171,7 @@ def _finished(folder: StageFolder, recipe: Stage, recipe_path: Path) -> bool:
     if done is None and begun is None:
         return False
     changed = difference(folder.resolved.read_text(), resolved_yaml(recipe))
-    harmless = all(line.startswith(("steps:", "limits.")) for line in changed.splitlines())
+    harmless = all(line.startswith(("steps:", "limits.", "accept_changes")) for line in changed.splitlines())
     if harmless and begun and recipe.steps >= update_of(begun):
         folder.done.unlink(missing_ok=True)
         return False
@@ -188,20 +193,11 @@ def _check_world(processes: int) -> None:
         )
 
 
-def stage_contract(recipe: Stage, tokenizer: Any) -> dict[str, Any]:
-    """What a later stage must find unchanged: hashes of tokenizer, chat template, EOS, base, verifiers."""
-    return {
-        "tokenizer": digest(tokenizer.backend_tokenizer.to_str()),
-        "chat_template": digest(str(tokenizer.chat_template)),
-        "eos": str(tokenizer.eos_token),
-        "base": recipe.model.from_ or recipe.model.new,
-        "verifiers": verifier_versions(recipe.domains) if isinstance(recipe, RlRecipe) else {},
-    }
-
-
-def _save_final(trainer: Any, folder: StageFolder, main_process: bool) -> None:
+def _save_final(trainer: Any, folder: StageFolder, contract: Mapping[str, Any], main_process: bool) -> None:
     """Write the Hugging Face folder under another name first, so that `final` is whole or absent."""
     from accelerate.utils import is_peft_model
+
+    from qwq_rl.stages.contract import carry_to_result
 
     draft = folder.checkpoints / "final.partial"
     if is_peft_model(trainer.accelerator.unwrap_model(trainer.model)):
@@ -213,6 +209,7 @@ def _save_final(trainer: Any, folder: StageFolder, main_process: bool) -> None:
     if main_process:
         trainer.processing_class.save_pretrained(str(draft))
         (draft / "training_args.bin").unlink(missing_ok=True)
+        carry_to_result(contract, draft)
         shutil.rmtree(folder.final, ignore_errors=True)
         draft.rename(folder.final)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +15,17 @@ from stage_runs import train
 from transformers import AutoTokenizer
 
 from qwq_rl.checkpoints import mark_complete
+from qwq_rl.clock import Clock
 from qwq_rl.errors import RecipeError, RunStateError, UserError
 from qwq_rl.locks import hold
 from qwq_rl.provenance import collect
 from qwq_rl.recipe import load_stage, recipe_hash, resolved_yaml
 from qwq_rl.runfolder import RunFolder, read_json, read_lines, write_lines
+from qwq_rl.stages.contract import agreed_contract, stage_contract, tokenizer_items
+from qwq_rl.stages.recorder import Stop
+from qwq_rl.stages.setting import Setting
 from qwq_rl.tiny import sets
-from qwq_rl.train import _check_world, _finished, main, run_as_program, stage_contract
+from qwq_rl.train import _check_world, _finished, main, run_as_program
 
 RECIPE = """\
 kind: sft
@@ -53,6 +58,11 @@ def run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return made
 
 
+def setting(run: RunFolder, stage: str) -> Setting:
+    """Where a stage of the run begins."""
+    return Setting(run, run.stage(stage), run.path, 1, None, Clock(), Stop())
+
+
 def test_a_stage_is_done_with_what_it_says_last(recipe: Path, run: RunFolder) -> None:
     stage = run.stage("0_stage")
     done = read_json(stage.done) or {}
@@ -73,7 +83,8 @@ def test_where_it_came_from_is_recorded(recipe: Path, run: RunFolder) -> None:
     said = read_json(run.stage("0_stage").provenance) or {}
     stage = load_stage(recipe)
 
-    contract = stage_contract(stage, AutoTokenizer.from_pretrained(run.stage("0_stage").final))
+    tokenizer = AutoTokenizer.from_pretrained(run.stage("0_stage").final)
+    contract = {**agreed_contract(stage, setting(run, "0_stage")), **tokenizer_items(tokenizer)}
 
     assert said == collect("0_stage", recipe, stage, 1, ["qwq_rl.train", str(recipe), "--run", str(run.path)], contract)
     assert contract["eos"] == "<|im_end|>"
@@ -81,16 +92,19 @@ def test_where_it_came_from_is_recorded(recipe: Path, run: RunFolder) -> None:
 
 
 def test_the_contract_of_a_stage_tells_verifiers_and_templates_apart(run: RunFolder, tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(run.stage("0_stage").final)
+    shutil.copytree(run.stage("0_stage").final, tmp_path / "x")
     for name, parameters in (("one", "{}"), ("other", "{use: constraints}")):
         (tmp_path / f"{name}.yaml").write_text(
-            "{kind: rl, model: {from: x}, algorithm: grpo, data: [{source: tiny/math}], rollout: {prompts: 1, "
-            f"generations: 2, max_tokens: 8}}, domains: {{math: {{verifiers: {{math: {parameters}}}}}}}, steps: 1, "
-            "update: {lr: 1.0}, evaluate: {every: 1, sets: [tiny/tuning], samples: 1}, checkpoint: {every: 1, keep: 1}}"
+            f"{{kind: rl, model: {{from: {tmp_path / 'x'}}}, algorithm: grpo, data: [{{source: tiny/math}}], rollout: "
+            "{prompts: 1, generations: 2, max_tokens: 8}, steps: 1, update: {lr: 1.0}, "
+            f"domains: {{math: {{verifiers: {{math: {parameters}}}}}}}, "
+            "evaluate: {every: 1, sets: [tiny/tuning], samples: 1}, checkpoint: {every: 1, keep: 1}}"
         )
-    one, other = (stage_contract(load_stage(tmp_path / f"{name}.yaml"), tokenizer) for name in ("one", "other"))
-    tokenizer.chat_template += " "
-    changed = stage_contract(load_stage(tmp_path / "one.yaml"), tokenizer)
+    here = setting(run, "1_stage")
+    one, other = (stage_contract(load_stage(tmp_path / f"{name}.yaml"), here) for name in ("one", "other"))
+    with (tmp_path / "x" / "chat_template.jinja").open("a") as file:
+        file.write(" ")
+    changed = stage_contract(load_stage(tmp_path / "one.yaml"), here)
 
     assert one["verifiers"].keys() == other["verifiers"].keys() == {"math.math"}
     assert one["verifiers"] != other["verifiers"]

@@ -300,7 +300,11 @@ def write_provenance(run: RunFolder, plan: Plan, seed: int) -> None:
                 "chat_template": "sha256:22bb",
                 "eos": "<|im_end|>",
                 "base": plan.parent,
-                "verifiers": {"math": "sha256:33cc"},
+                "lineage": [{"name": plan.parent or "tiny", "weights": "sha256:44dd"}],
+                "verifiers": {"math.math": "sha256:33cc"},
+                "reward_model": None,
+                "compared_with": plan.parent or "nothing: a new model",
+                "accepted": [],
             },
         },
     )
