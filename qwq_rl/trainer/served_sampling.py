@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,14 +19,14 @@ from qwq_rl.generation import Completion
 from qwq_rl.generation.sampling import streams
 from qwq_rl.recipes_blocks import Served
 from qwq_rl.trainer.sampling import Order
-from qwq_rl.trainer.vllm_server import Request, ServerUnfit, Stopped, VllmServer
+from qwq_rl.trainer.served_requests import answers
+from qwq_rl.trainer.vllm_server import Request, ServerUnfit, VllmServer
 from qwq_rl.trainer.whole_model import whole_model
 
 T = TypeVar("T")
 
 AT_ONCE = 32
 """Prompts that a server is asked for at once, by all processes together."""
-_SAY_EVERY_S = 60.0
 _PROBE = "What is 7 * 8?\n<think>\n56, naïve Σ 数学</think>"
 
 
@@ -60,6 +58,7 @@ class ServedSampler:
         """Every process must reach every server, and every server be fit."""
         text = _PROBE + str(self._tokenizer.eos_token)
         expected = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        tied = bool(self._trainer.accelerator.unwrap_model(self._trainer.model).config.tie_word_embeddings)
         for server in self._servers:
             server.wait(_say)
             about = server.about()
@@ -67,6 +66,13 @@ class ServedSampler:
                 raise ServerUnfit(
                     f"the vLLM server {server.url} takes {about.max_model_len} tokens of prompt and response together, "
                     f"and rollout.max_tokens is {max_tokens}: start it with a larger --max-model-len"
+                )
+            if about.on_cpu and tied and not about.head_apart:
+                # Its kernels keep a copy of the head in an order of their own, which a reload leaves as it was (0.32).
+                raise ServerUnfit(
+                    f"the vLLM server {server.url} runs on a CPU, where new weights do not reach a head that is tied "
+                    "to the embeddings: start it with --hf-overrides '{\"tie_word_embeddings\": false}' and a model "
+                    "folder that holds the head too (docs/training.md)"
                 )
             if server.tokens_of(text) != expected:
                 raise ServerUnfit(
@@ -82,7 +88,8 @@ class ServedSampler:
         with whole_model(self._trainer) as model:
             if self._is_main:
                 try:
-                    write_model(model, torch.bfloat16 if precision == "bf16" else None, folder)
+                    apart = any(server.about().head_apart for server in self._servers)
+                    write_model(model, folder, torch.bfloat16 if precision == "bf16" else None, head_apart=apart)
                 except OSError as error:
                     failed = UserError(f"cannot write the weights for the vLLM servers to {folder}: {error}")
         _raise_together(failed)
@@ -134,60 +141,11 @@ class ServedSampler:
         return done
 
 
-def answers(
-    servers: Sequence[VllmServer], requests: Sequence[Request], at_once: int, say: Callable[[str], None]
-) -> list[list[Completion]]:
-    """What the servers answer, in the order of `requests`; each is asked `at_once` at a time.
-
-    Raises what the first failed request raised, once all others have ended.
-    """
-    found: list[list[Completion]] = [[] for _ in requests]
-    waiting, stop, failures = iter(range(len(requests))), threading.Event(), list[BaseException]()
-    lock = threading.Lock()
-
-    def work(server: VllmServer) -> None:
-        while not stop.is_set():
-            with lock:
-                at = next(waiting, None)
-            if at is None:
-                return
-            try:
-                found[at] = server.complete(requests[at], lambda: not stop.is_set())
-            except Stopped:
-                return
-            except BaseException as error:
-                failures.append(error)
-                stop.set()
-
-    for server in servers:
-        server.begin()
-    lines = min(at_once, -(-len(requests) // len(servers)))
-    threads = [threading.Thread(target=work, args=(server,), daemon=True) for _ in range(lines) for server in servers]
-    for thread in threads:
-        thread.start()
-    try:
-        _wait(threads, lambda: sum(map(bool, found)), len(requests), say)
-    finally:
-        stop.set()
-    if failures:
-        raise failures[0]
-    return found
-
-
-def _wait(threads: Sequence[threading.Thread], done: Callable[[], int], total: int, say: Callable[[str], None]) -> None:
-    began = said = time.monotonic()
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(1.0)
-            if time.monotonic() - said > _SAY_EVERY_S:
-                said = time.monotonic()
-                say(f"sampling from vLLM: {done()} of {total} prompts of this process in {said - began:.0f} s")
-
-
-def write_model(model: Any, dtype: torch.dtype | None, folder: Path) -> None:
+def write_model(model: Any, folder: Path, dtype: torch.dtype | None = None, *, head_apart: bool = False) -> None:
     """Write all weights of an unwrapped, gathered model to `folder`, at once or not at all; an adapter is merged.
 
-    `dtype`: of what is written; the weights' own where None. The model itself stays as it is. Raises OSError.
+    `dtype`: of what is written; the weights' own where None. `head_apart` writes the head also where it is tied to the
+    embeddings. The model itself stays as it is. Raises OSError.
     """
     draft = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
@@ -196,6 +154,9 @@ def write_model(model: Any, dtype: torch.dtype | None, folder: Path) -> None:
     logging.disable_progress_bar()
     with torch.no_grad():
         state = {name: value if dtype is None else value.to(dtype) for name, value in _weights(base)}
+        if head_apart:
+            name = next(name for name, part in base.named_modules() if part is base.get_output_embeddings())
+            state.setdefault(f"{name}.weight", base.get_input_embeddings().weight.to(dtype, copy=True))
         base.save_pretrained(draft, state_dict=state)
     draft.rename(folder)
 

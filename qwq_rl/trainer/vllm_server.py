@@ -57,6 +57,9 @@ class About:
     version: str
     max_model_len: int
     """Most tokens of prompt and response together."""
+    on_cpu: bool
+    head_apart: bool
+    """Whether it was told that the head's weights are not those of the embeddings, whatever the model's folder says."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +138,18 @@ class VllmServer:
                 )
             model = self._get("/v1/models")["data"][0]
             try:
-                config = self._get("/server_info?config_format=json")["vllm_config"]["model_config"]
+                config = self._get("/server_info?config_format=json")["vllm_config"]
             except ServerUnfit:
                 raise self._unfit("takes no new weights: it was started without VLLM_SERVER_DEV_MODE=1") from None
-            if config["logprobs_mode"] != "processed_logprobs":
-                raise self._unfit(
-                    f"gives {config['logprobs_mode']}, which are not those of the distribution that it samples from"
-                )
-            self._about = About(str(model["id"]), version, int(model["max_model_len"]))
+            given, overrides = config["model_config"]["logprobs_mode"], config["model_config"].get("hf_overrides")
+            if given != "processed_logprobs":
+                raise self._unfit(f"gives {given}, which are not those of the distribution that it samples from")
+            on_cpu = str(config["device_config"]["device"]).startswith("cpu")
+            if on_cpu and config["scheduler_config"].get("enable_chunked_prefill"):
+                # RuntimeError: CPU Generator does not use offset (0.32), and all requests are lost with the engine.
+                raise self._unfit("runs on a CPU, where seeded requests end it: add --no-enable-chunked-prefill")
+            apart = isinstance(overrides, dict) and overrides.get("tie_word_embeddings") is False
+            self._about = About(str(model["id"]), version, int(model["max_model_len"]), on_cpu, apart)
         return self._about
 
     def tokens_of(self, text: str) -> list[int]:
