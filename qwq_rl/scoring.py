@@ -77,6 +77,12 @@ class Scored:
     """The within-group win rate q, where a reward model took part."""
 
 
+def verdict_lines(verdicts: Mapping[str, Verdict]) -> dict[str, dict[str, Any]]:
+    """Verdicts by name as JSON objects, for what is recorded of a response."""
+    # dataclasses.asdict copies every value deeply, which took longer than all else that is done to record a round.
+    return {name: {**vars(verdict), "metrics": dict(verdict.metrics)} for name, verdict in verdicts.items()}
+
+
 class Scorer:
     """Scores responses for training: verdicts, gates, preference and penalties, composed into one reward."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from qwq_rl.rows import Row
-from qwq_rl.scoring import Scored
+from qwq_rl.scoring import Scored, verdict_lines
 from qwq_rl.verifiers import Response
 
 Line = dict[str, Any]
@@ -63,7 +63,7 @@ def rollout_line(rollout: Rollout, advantage: float) -> Line:
         "segments": [_segment_line(segment, rollout.update - 1) for segment in rollout.segments],
         "finish": response.finish,
         "gates": dict(scored.gates),
-        "verdicts": {name: asdict(verdict) for name, verdict in scored.verdicts.items()},
+        "verdicts": verdict_lines(scored.verdicts),
         "preference": scored.preference,
         "score": scored.score,
         "reward": scored.reward,
@@ -72,7 +72,7 @@ def rollout_line(rollout: Rollout, advantage: float) -> Line:
 
 
 def _segment_line(segment: Segment, policy_version: int) -> Line:
-    known = not any(math.isnan(value) for value in segment.logprobs)
+    known = not any(map(math.isnan, segment.logprobs))
     return {
         "role": segment.role,
         "text": segment.text,
