@@ -54,12 +54,14 @@ class _RewardTrainer(_OwnOptimizer, RewardTrainer):
 
 def build_sft(recipe: SftRecipe, setting: Setting, evaluator: Evaluator) -> SFTTrainer:
     """A trainer that fine-tunes on the last assistant message of every row, thinking included."""
+    # Before the model: under ZeRO-3 transformers shares out what it loads once there are arguments.
+    config = SFTConfig(**_arguments(recipe, setting) | {"completion_only_loss": True, "packing": False})
     model, tokenizer = load_model(recipe.model, setting, recipe.seed)
     rows = ordered_rows(recipe.data, recipe.seed, recipe.batch, recipe.steps)
     _SftTrainer.recipe = recipe
     trainer = _SftTrainer(
         model,
-        args=SFTConfig(**_arguments(recipe, setting) | {"completion_only_loss": True, "packing": False}),
+        args=config,
         train_dataset=_tokenized(rows, lambda row: _sft_tokens(tokenizer, row, recipe.max_length)),
         processing_class=tokenizer,
         callbacks=[_recorder(recipe, setting, evaluator, _sft_details)],
@@ -73,6 +75,7 @@ def build_sft(recipe: SftRecipe, setting: Setting, evaluator: Evaluator) -> SFTT
 def build_reward_model(recipe: RewardModelRecipe, setting: Setting) -> RewardTrainer:
     """A trainer of a scalar head on the stage's model, by the Bradley-Terry loss on final answers."""
     tokenizer = load_pretrained(AutoTokenizer, recipe.model, setting)
+    config = RewardConfig(**_arguments(recipe, setting))  # before the model, as above
     torch.manual_seed(recipe.seed)
     model = load_pretrained(
         AutoModelForSequenceClassification,
@@ -86,7 +89,7 @@ def build_reward_model(recipe: RewardModelRecipe, setting: Setting) -> RewardTra
     _RewardTrainer.recipe = recipe
     return _RewardTrainer(
         model,
-        args=RewardConfig(**_arguments(recipe, setting)),
+        args=config,
         train_dataset=_tokenized(rows, lambda row: _pair_tokens(tokenizer, row, recipe.max_length)),
         processing_class=tokenizer,
         callbacks=[_recorder(recipe, setting, None, _reward_details)],
