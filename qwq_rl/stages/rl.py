@@ -21,7 +21,7 @@ from qwq_rl.stages.recorder import Evaluator, Recorder
 from qwq_rl.stages.setting import Setting, load_model, load_sources, shared_arguments
 from qwq_rl.trainer.compact_head import use_compact_head
 from qwq_rl.trainer.critic import Critic, CriticPlan, build_critic_model
-from qwq_rl.trainer.journal import Journal, journal_of
+from qwq_rl.trainer.journal import Journal, journal_of, journals_beside
 from qwq_rl.trainer.judging import Judge
 from qwq_rl.trainer.losses import Objective
 from qwq_rl.trainer.policy import PolicyTrainer
@@ -42,16 +42,18 @@ def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> Policy
     scorer = Scorer(recipe.domains, recipe.gates)
     if PartialState().is_main_process:
         audit_stage(mix(sources, recipe.seed, recipe.rollout.prompts, rounds), scorer, recipe, setting.folder)
-    model, tokenizer = load_model(recipe.model, setting, recipe.seed)
     preference = None
     if recipe.reward_model is not None:
         place = setting.locate(recipe.reward_model.from_)
         preference = Preference(place, setting.folder.path / "preference.json")
+    # Whole above, sharded below: under ZeRO-3 transformers shares out what it loads once there are arguments.
+    config = grpo_config(recipe, setting)
+    model, tokenizer = load_model(recipe.model, setting, recipe.seed)
     trainer = PolicyTrainer(
         recipe,
         model,
         tokenizer,
-        grpo_config(recipe, setting),
+        config,
         objective_of(recipe),
         recipe.update.micro_tokens or (TOKENS_ON_GPU if torch.cuda.is_available() else TOKENS_ON_CPU),
         setting.folder,
@@ -60,7 +62,8 @@ def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> Policy
     )
     process = (trainer.accelerator.process_index, trainer.accelerator.num_processes)
     source = PromptSource(sources, recipe.seed, recipe.rollout.sampling)
-    journal = Journal(journal_of(setting.folder, process[0]), _judges(recipe))
+    beside = journals_beside(setting.folder, *process)
+    journal = Journal(journal_of(setting.folder, process[0]), _judges(recipe), beside)
     judge = Judge(recipe, scorer, preference, journal)
     sampler = _sampler(recipe, trainer, tokenizer, setting)
     collector = Collector(recipe, source, sampler, judge, tokenizer, process)

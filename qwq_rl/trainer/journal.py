@@ -56,6 +56,17 @@ def journal_of(folder: StageFolder, rank: int) -> Path:
     return folder.path / ("verdicts.jsonl" if rank == 0 else f"verdicts-{rank}.jsonl")
 
 
+def journals_beside(folder: StageFolder, rank: int, world: int) -> list[Path]:
+    """The journals of other ranks, where another number of processes than `world` left them.
+
+    By as many as now every rank judged what it is to judge again, and all of that is in its own.
+    """
+    found = set(folder.path.glob("verdicts*.jsonl"))
+    if found == {journal_of(folder, one) for one in range(world)}:
+        return []
+    return sorted(found - {journal_of(folder, rank)})
+
+
 @dataclass(frozen=True)
 class _Call:
     """A line of the journal."""
@@ -73,15 +84,20 @@ class Journal:
     passed over, so that a verifier which was mended is asked again.
     """
 
-    def __init__(self, path: Path, judges: str = "") -> None:
-        """Read what an earlier process left; a line that is no entry, as a kill leaves one, is as if never written."""
+    def __init__(self, path: Path, judges: str = "", others: Iterable[Path] = ()) -> None:
+        """Read what earlier processes left, in the journals `others` too, which stay as they are.
+
+        A line that is no entry, as a kill leaves one, is as if never written.
+        """
         self._path, self._judges = path, judges
         self._left: dict[Key, tuple[_Call, Scored]] = {}
-        text = path.read_bytes() if path.exists() else b""
-        for line in text.split(b"\n"):
-            call = _call(line)
-            if call is not None and call.judges == judges:
-                self._left |= {key: (call, scored) for key, scored in call.scored.items()}
+        text = b""
+        for file in (*others, path):  # what this process wrote itself comes last, and counts
+            text = file.read_bytes() if file.exists() else b""
+            for line in text.split(b"\n"):
+                call = _call(line)
+                if call is not None and call.judges == judges:
+                    self._left |= {key: (call, scored) for key, scored in call.scored.items()}
         self._torn = not text.endswith(b"\n") and bool(text)
 
     def replay(self, key: Key) -> Scored | None:

@@ -18,7 +18,7 @@ from qwq_rl.recipes_blocks import Domain, DomainCheck
 from qwq_rl.row_format import Row
 from qwq_rl.runfolder import StageFolder
 from qwq_rl.scoring import Scored, Scorer
-from qwq_rl.trainer.journal import Journal, Key, journal_of, keys_of
+from qwq_rl.trainer.journal import Journal, Key, journal_of, journals_beside, keys_of
 from qwq_rl.verifiers import Response, Verdict
 
 DOMAINS = {
@@ -214,6 +214,34 @@ def test_every_process_has_a_file_of_its_own(tmp_path: Path) -> None:
     folder = StageFolder(tmp_path)
 
     assert [journal_of(folder, rank).name for rank in (0, 1)] == ["verdicts.jsonl", "verdicts-1.jsonl"]
+
+
+@pytest.mark.parametrize(("world", "asked"), [(1, ["verdicts-1.jsonl"]), (2, []), (3, ["verdicts-1.jsonl"])])
+def test_another_number_of_processes_looks_into_all_journals(
+    tmp_path: Path, scored: list[Scored], world: int, asked: list[str]
+) -> None:
+    folder = StageFolder(tmp_path / "1_math_code")
+    first, second = keyed(scored[:2])
+    for rank, entry in enumerate((first, second)):
+        Journal(journal_of(folder, rank)).write(1, [entry], COUNTS)
+
+    beside = journals_beside(folder, 0, world)
+    journal = Journal(journal_of(folder, 0), others=beside)
+
+    assert [path.name for path in beside] == asked
+    assert [journal.replay(key) for key, _ in (first, second)] == [first[1], second[1] if asked else None]
+
+
+def test_a_journal_forgets_its_own_entries_and_leaves_those_of_others(tmp_path: Path, scored: list[Scored]) -> None:
+    folder = StageFolder(tmp_path / "1_math_code")
+    first, second = keyed(scored[:2])
+    for rank, entry in enumerate((first, second)):
+        Journal(journal_of(folder, rank)).write(1, [entry], COUNTS)
+
+    Journal(journal_of(folder, 0), others=[journal_of(folder, 1)]).trim(2)
+
+    assert Journal(journal_of(folder, 0)).replay(first[0]) is None
+    assert Journal(journal_of(folder, 1)).replay(second[0]) == second[1]
 
 
 UNSTEADY = """
