@@ -29,14 +29,15 @@ from qwq_rl.checkpoints import update_of, whole
 from qwq_rl.clock import Clock
 from qwq_rl.errors import UserError
 from qwq_rl.recipes_stages import RlRecipe
-from qwq_rl.runfolder import StageFolder, write_lines
+from qwq_rl.runfolder import StageFolder
 from qwq_rl.trainer.critic import Critic
 from qwq_rl.trainer.estimates import compared, expected
 from qwq_rl.trainer.forward import logprobs_of
 from qwq_rl.trainer.losses import Objective
 from qwq_rl.trainer.prepared import Prepared, from_state
 from qwq_rl.trainer.rails import Event, LimitReached, Rails
-from qwq_rl.trainer.rollouts import Line, Rollout, Sampled, added, rollout_line, summarise_round
+from qwq_rl.trainer.rollout_lines import write_down
+from qwq_rl.trainer.rollouts import Line, Rollout, Sampled, rollout_line
 from qwq_rl.trainer.rounds import Collector, Round
 from qwq_rl.trainer.sampling import by_another
 from qwq_rl.trainer.tally import Tally
@@ -190,21 +191,14 @@ class PolicyTrainer(GRPOTrainer):
             rollout_line(rollout, float(lesson.advantage.mean()))
             for rollout, lesson in zip(collected.rollouts, lessons, strict=True)
         ]
-        counts = list(collected.counts)
-        if self.accelerator.num_processes > 1:
-            gathered: list[Any] = gather_object([(lines, counts)])
-            lines = sorted((one for part, _ in gathered for one in part), key=lambda one: (one["group"], one["sample"]))
-            counts = [one for _, part in gathered for one in part]
-        summary = summarise_round(lines) | {"verifiers": added(counts)}
-        summary["groups"]["sampled"] = collected.sampled
+        rows = {str(row["id"]): row for _, row, _ in collected.outcomes}
+        place = self.folder.rollouts(update)
+        summary, events = write_down(place, lines, collected.counts, collected.sampled, self.rails, rows)
+        self.events += events
         for domain, figures in summary["domains"].items():
             for name in ("reward", "score", "tokens", "truncated", "faults"):
                 if figures[name] is not None:
                     self._metrics["train"][f"{domain}/{name}"].append(figures[name])  # for the trackers
-        if self.accelerator.is_main_process:
-            write_lines(self.folder.rollouts(update), lines)
-        rows = {str(row["id"]): row for _, row, _ in collected.outcomes}
-        self.events += self.rails.after_round(summary, lines, rows)
         return summary
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -84,6 +84,9 @@ def evaluations(stage: StageFolder) -> list[dict[str, Any]]:
 def assert_alike(found: StageFolder, expected: StageFolder, updates: int) -> None:
     """The same samples and rewards; losses, norms and values the same but for rounding."""
     assert samples(found, 1) == samples(expected, 1)
+    assert {path.name for path in (found.path / "rollouts").iterdir()} == {
+        path.name for path in (expected.path / "rollouts").iterdir()
+    }
     assert evaluations(found)[0] == evaluations(expected)[0]
     for one, other in zip(read_lines(found.metrics)[:updates], read_lines(expected.metrics)[:updates], strict=True):
         assert one["groups"] == other["groups"]
@@ -134,6 +137,19 @@ def test_the_mark_of_a_checkpoint_says_which_world_wrote_it(trained: Trained) ->
         assert '"processes": 2' in said
         assert '"sharding": "copies"' in said
         assert {"rounds-0.pt", "rounds-1.pt"} <= {file.name for file in path.iterdir()}
+
+
+def test_what_stops_a_stage_stops_all_processes_alike(small: SmallRun, tmp_path: Path) -> None:
+    run = small.beside(tmp_path, "0_cold_start")
+
+    # Cut off after two tokens, nothing is ever right.
+    process = start(small, run, "cpu_ddp", STAGE, *GRPO, "--rollout.max_tokens=2", "--limits.zero_rounds=1")
+    said = process.communicate(timeout=600)[0]
+
+    assert process.returncode != 0
+    assert said.count("update 1: every reward has been 0 since the stage began") == 2, said[-3000:]
+    assert said.count("20 of 20 were cut off at rollout.max_tokens") == 2, said[-3000:]
+    assert len(rollout_lines(run.stage(STAGE), 1)) == 20
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------
