@@ -127,7 +127,7 @@ class RlRecipe:
             yield "critic", "begins as the policy's weights, and a new model has learned nothing: use model.from"
         if self.update.delta is not None and self.update.delta <= 1 + self.update.clip[1]:
             yield "update.delta", f"must be above 1 + the upper clip, {1 + self.update.clip[1]:g}: it would clip first"
-        yield from inert_in_rl(self.trl)
+        yield from inert_in_rl(self.trl, self.rollout.server is not None)
         yield from accept_mistakes(self.accept_changes, items_of_rl(self.domains, self.reward_model is not None))
 
 

@@ -116,8 +116,11 @@ def trl_mistakes(kind: str, block: Mapping[str, Any]) -> Contradictions:
             yield key, f"TRL's {_CLASSES[kind]} has no such field{where}"
 
 
-def inert_in_rl(block: Mapping[str, Any]) -> Contradictions:
-    """Each key of the `trl:` block of an rl stage that has no effect beside the others."""
+def inert_in_rl(block: Mapping[str, Any], served: bool) -> Contradictions:
+    """Each key of the `trl:` block of an rl stage that has no effect beside the others, or beside `rollout.server`."""
+    for key in ("use_vllm", "use_transformers_continuous_batching"):
+        if served and block.get(key):
+            yield f"trl.{key}", "does nothing beside rollout.server, whose servers sample"
     for key in block:
         if key.startswith("vllm_") and not block.get("use_vllm"):
             yield f"trl.{key}", "does nothing without use_vllm: true"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwq_rl.check import check
-from qwq_rl.checkpoints import cut_back, newest_complete, progress_of, told_when_full, update_of
+from qwq_rl.checkpoints import PARTIAL, cut_back, newest_complete, progress_of, to_disk, told_when_full, update_of
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.locks import hold
 from qwq_rl.provenance import collect
@@ -171,7 +171,8 @@ def _finished(folder: StageFolder, recipe: Stage, recipe_path: Path) -> bool:
     if done is None and begun is None:
         return False
     changed = difference(folder.resolved.read_text(), resolved_yaml(recipe))
-    harmless = all(line.startswith(("steps:", "limits.", "accept_changes")) for line in changed.splitlines())
+    free = ("steps:", "limits.", "accept_changes", "rollout.server.")  # a server may be another one
+    harmless = all(line.startswith(free) for line in changed.splitlines())
     if harmless and begun and recipe.steps >= update_of(begun):
         folder.done.unlink(missing_ok=True)
         return False
@@ -199,7 +200,7 @@ def _save_final(trainer: Any, folder: StageFolder, contract: Mapping[str, Any], 
 
     from qwq_rl.stages.contract import carry_to_result
 
-    draft = folder.checkpoints / "final.partial"
+    draft = folder.checkpoints / PARTIAL
     if is_peft_model(trainer.accelerator.unwrap_model(trainer.model)):
         from qwq_rl.stages.lora import save_merged
 
@@ -211,7 +212,10 @@ def _save_final(trainer: Any, folder: StageFolder, contract: Mapping[str, Any], 
         (draft / "training_args.bin").unlink(missing_ok=True)
         carry_to_result(contract, draft)
         shutil.rmtree(folder.final, ignore_errors=True)
+        for path in (*draft.iterdir(), draft):
+            to_disk(path)  # the mark that the stage is done must not outlive its result in a loss of power
         draft.rename(folder.final)
+        to_disk(folder.checkpoints)
 
 
 def run_as_program() -> int:

@@ -148,8 +148,18 @@ REFUSED = {
     "field the recipe owns": ("--trl.learning_rate=1", "the recipe itself says this, in update.lr"),
     "misspelt field the recipe owns": ("--trl.max_completion_lenght=9", "max_completion_length in rollout.max_tokens"),
     "term that our loss does without": ("--trl.sync_ref_model=true", "does nothing: losses and references are the"),
+    "a server without an address": ("--rollout.server={urls: [h:8000]}", "is no address of a server: give http://"),
+    "no server": ("--rollout.server={urls: []}", "is empty: nobody would sample"),
     "vLLM's settings without vLLM": ("--trl.vllm_mode=server", "does nothing without use_vllm: true"),
 }
+
+
+@pytest.mark.parametrize("engine", ["use_vllm", "use_transformers_continuous_batching"])
+def test_one_engine_samples(folder: Path, engine: str) -> None:
+    server = "--rollout.server={urls: ['http://node-3:8000']}"
+    (only,) = mistakes(folder / "1_math_code.yaml", server, f"--trl.{engine}=true")
+    assert f"trl.{engine}" in only
+    assert "does nothing beside rollout.server, whose servers sample" in only
 
 
 @pytest.mark.parametrize(("override", "message"), REFUSED.values(), ids=REFUSED)

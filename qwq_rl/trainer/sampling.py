@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +19,9 @@ from qwq_rl.errors import UserError
 from qwq_rl.generation import Completion, generate
 from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.trainer.whole_model import whole_model
+
+TRL_VLLM = (0, 22), (0, 31)
+"""The versions of vLLM that TRL 1.16 supports, the first and the last."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,27 @@ def batching_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -
         return groups_of(ids, logprobs, order, int(tokenizer.eos_token_id))
 
     return sample
+
+
+def check_vllm() -> None:
+    """Raise UserError where TRL cannot have vLLM sample here: no GPU, no vLLM, or one that it does not know."""
+    instead = "or have a vLLM server of its own environment sample, `rollout.server` (docs/training.md)"
+    if not torch.cuda.is_available():
+        raise UserError(
+            "trl.use_vllm: TRL gives vLLM its weights through the memory of a GPU (colocate) or NCCL (server), and "
+            f"there is no GPU here: leave it out, {instead}, which takes them from files"
+        )
+    if find_spec("vllm") is None:
+        raise UserError(f"trl.use_vllm: vLLM is not installed here: pip install 'qwq-rl[vllm]', {instead}")
+    names = metadata.packages_distributions()["vllm"]
+    version = metadata.version("vllm" if "vllm" in names else names[0])
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if not TRL_VLLM[0] <= found <= TRL_VLLM[1]:
+        oldest, newest = (".".join(map(str, one)) for one in TRL_VLLM)
+        raise UserError(
+            f"trl.use_vllm: vLLM {version} is installed, and TRL 1.16 knows {oldest} to {newest}: "
+            f"pip install 'qwq-rl[vllm]', {instead}, which knows others too"
+        )
 
 
 def vllm_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
