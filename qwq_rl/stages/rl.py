@@ -28,7 +28,7 @@ from qwq_rl.trainer.policy import PolicyTrainer
 from qwq_rl.trainer.preference import Preference
 from qwq_rl.trainer.prompts import PromptSource
 from qwq_rl.trainer.rounds import Collector
-from qwq_rl.trainer.sampling import Sampler, batching_sampler, by_another, own_sampler, vllm_sampler
+from qwq_rl.trainer.sampling import Sampler, batching_sampler, by_another, check_vllm, own_sampler, vllm_sampler
 from qwq_rl.trainer.served_sampling import ServedSampler
 
 TOKENS_ON_CPU, TOKENS_ON_GPU = 2048, 32768
@@ -40,6 +40,8 @@ def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> Policy
     rounds = -(-recipe.steps // (recipe.update.updates_per_rollout * recipe.update.epochs))
     sources = load_sources(recipe.data, recipe.seed)
     scorer = Scorer(recipe.domains, recipe.gates)
+    if recipe.trl.get("use_vllm"):
+        check_vllm()
     if PartialState().is_main_process:
         audit_stage(mix(sources, recipe.seed, recipe.rollout.prompts, rounds), scorer, recipe, setting.folder)
     preference = None
