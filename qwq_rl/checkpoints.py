@@ -20,6 +20,8 @@ from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.runfolder import StageFolder, read_json, read_lines, write_json, write_lines
 
 COMPLETE = "COMPLETE"
+PARTIAL = "final.partial"
+"""What a stage's result is called while it is being written."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SAYS_NO_ROOM = (*map(os.strerror, _NO_ROOM), "inline_container.cc", "PytorchStreamWriter failed")
@@ -137,6 +139,8 @@ def cut_back(folder: StageFolder) -> None:
         if re.fullmatch(r"\..+\.\d+", path.name):  # as `write_json`, `write_lines` and the journal name a draft
             path.unlink()
 
+    shutil.rmtree(folder.checkpoints / PARTIAL, ignore_errors=True)
+
     def kept(path: Path, keep: Callable[[int], bool]) -> None:
         lines = read_lines(path)
         if path.exists():
@@ -170,7 +174,7 @@ def told_when_full(folder: StageFolder) -> Iterator[None]:
         if why is None:
             raise
         free = shutil.disk_usage(next(path for path in (folder.path, *folder.path.parents) if path.exists())).free
-        for path in (*saved(folder), folder.checkpoints / "final.partial"):
+        for path in (*saved(folder), folder.checkpoints / PARTIAL):
             if path.is_dir() and not (path / COMPLETE).exists():
                 shutil.rmtree(path, ignore_errors=True)
         raise DiskFull(

@@ -14,6 +14,7 @@ from stage_runs import differences
 
 from qwq_rl.checkpoints import (
     COMPLETE,
+    PARTIAL,
     DiskFull,
     cut_back,
     damage_of,
@@ -141,6 +142,16 @@ def test_half_written_files_that_a_kill_left_are_removed(folder: StageFolder) ->
     cut_back(folder)
 
     assert {path.name for path in folder.path.rglob("*")} == {name for name in names if not name.startswith(".")}
+
+
+def test_half_a_result_that_a_kill_left_is_removed(folder: StageFolder) -> None:
+    save(folder, 2)
+    (folder.checkpoints / PARTIAL).mkdir()
+    (folder.checkpoints / PARTIAL / "model.safetensors").write_bytes(b"wei")
+
+    cut_back(folder)
+
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["checkpoint-2"]
 
 
 def test_a_stage_that_recorded_nothing_has_nothing_made_up(folder: StageFolder) -> None:
