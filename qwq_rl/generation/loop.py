@@ -1,8 +1,9 @@
 """The loop over batches and tokens that turns prompts into samples.
 
 `transformers.generate` pays for its generality at every token, which on a small model is most of the time. This loop
-keeps to what sampling needs: a prompt is read once and its cache copied to its samples, prompts of like length share a
-batch, and rows that have finished leave it.
+keeps to what sampling needs: prompts of like length share a batch, rows that have finished leave it, and what several
+samples have in common, their prompt and the tokens up to where they part, is computed once. Those of a trained policy
+part late: each draws with noise of its own, and mostly the same.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 from qwq_rl.generation.model_decoder import ModelDecoder
 from qwq_rl.generation.qwen_decoder import QwenDecoder
-from qwq_rl.generation.qwen_fit import fits_qwen_decoder
+from qwq_rl.generation.qwen_fit import decoding_dtype
 from qwq_rl.generation.qwen_weights import read_weights
 from qwq_rl.generation.sampling import Completion, choose, streams, uniform
 
@@ -23,14 +24,21 @@ _NOISE_STEPS = 16
 """Random numbers are made for this many steps at once: a batch of a few rows spends its time in calls."""
 
 
+_LEFT = 0.9
+"""Texts that nobody continues are kept until no more than this share is left, since leaving them behind has a price."""
+
+
 class _Decoder(Protocol):
-    """A batch that has been read to some token: its next logits, a step, and leaving rows behind."""
+    """Texts that have been read to some token: the logits of their next ones, a step, and which of them to go on with.
+
+    `keep` may name one several times, which then parts into several.
+    """
 
     logits: torch.Tensor
 
     def advance(self, chosen: torch.Tensor) -> None: ...
 
-    def keep(self, rows: torch.Tensor) -> None: ...
+    def keep(self, texts: torch.Tensor) -> None: ...
 
 
 def generate(
@@ -66,15 +74,15 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        fused = fused and fits_qwen_decoder(model)
+        dtype = decoding_dtype(model) if fused else None
         # What a model of any kind keeps from its forward may be needed in training, so there no inference tensors.
-        with torch.inference_mode() if fused else torch.no_grad():
-            read = _reader(model, fused)
+        with torch.inference_mode() if dtype else torch.no_grad():
+            read = _reader(model, dtype, pad_token_id)
             for start in range(0, len(order), prompts_a_batch):
                 chosen = order[start : start + prompts_a_batch]
-                tokens, mask = _left_padded([prompt_ids[index] for index in chosen], pad_token_id, model.device)
+                prompts = [prompt_ids[index] for index in chosen]
                 noise = _noise(streams(seed, [keys[index] for index in chosen], samples), max_tokens, model.device)
-                rows = _decode(read(tokens, mask, samples, max_tokens), noise, max_tokens, temperature, eos_token_id)
+                rows = _decode(read(prompts, max_tokens), samples, noise, max_tokens, temperature, eos_token_id)
                 for place, index in enumerate(chosen):
                     results[index] = rows[place * samples : (place + 1) * samples]
                 if on_batch:
@@ -84,22 +92,22 @@ def generate(
     return results
 
 
-def _reader(model: Any, fused: bool) -> Callable[[torch.Tensor, torch.Tensor, int, int], _Decoder]:
+def decoder_of(model: Any) -> str:
+    """What `generate` gets its logits from, in words."""
+    dtype = decoding_dtype(model)
+    if dtype is None:
+        return f"the forward of {type(model).__name__}, one call a token"
+    return f"our decoder for Qwen, with matrices in {str(dtype).removeprefix('torch.')}"
+
+
+def _reader(
+    model: Any, dtype: torch.dtype | None, pad_token_id: int
+) -> Callable[[Sequence[Sequence[int]], int], _Decoder]:
     """What reads a batch of prompts; the weights are read here, once for all batches."""
-    if not fused:
-        return lambda *batch: ModelDecoder(model, *batch)
-    weights = read_weights(model)
-    return lambda *batch: QwenDecoder(model, weights, *batch)
-
-
-def _left_padded(
-    prompts: Sequence[Sequence[int]], pad_token_id: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both (prompts, longest), padded on the left."""
-    longest = max(len(prompt) for prompt in prompts)
-    tokens = [[pad_token_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
+    if dtype is None:
+        return lambda prompts, max_tokens: ModelDecoder(model, prompts, pad_token_id, max_tokens)
+    weights = read_weights(model, dtype)
+    return lambda prompts, max_tokens: QwenDecoder(model, weights, prompts, max_tokens)
 
 
 def _noise(row_streams: np.ndarray, max_tokens: int, device: torch.device) -> Iterator[torch.Tensor]:
@@ -110,37 +118,60 @@ def _noise(row_streams: np.ndarray, max_tokens: int, device: torch.device) -> It
 
 
 def _decode(
-    decoder: _Decoder, noise: Iterator[torch.Tensor], max_tokens: int, temperature: float, eos_token_id: int
-) -> list[Completion]:
-    """Continue a batch of sequences, (rows,), to a completion each."""
-    rows, device = len(decoder.logits), decoder.logits.device
-    written = torch.zeros(max_tokens, rows, dtype=torch.long, device=device)
-    logprobs = torch.zeros(max_tokens, rows, device=device)
-    lengths = torch.full((rows,), max_tokens, device=device)
-    alive = torch.arange(rows, device=device)
-    running = torch.ones(rows, dtype=torch.bool, device=device)
+    decoder: _Decoder, samples: int, noise: Iterator[torch.Tensor], max_tokens: int, temperature: float,
+    eos_token_id: int,
+) -> list[Completion]:  # fmt: skip
+    """Continue each text of the decoder to `samples` completions, (rows,) in all."""
+    texts, device = len(decoder.logits), decoder.logits.device
+    written = torch.zeros(max_tokens, texts * samples, dtype=torch.long, device=device)
+    logprobs = torch.zeros(max_tokens, texts * samples, device=device)
+    lengths = torch.full((texts * samples,), max_tokens, device=device)
+    alive = torch.arange(texts * samples, device=device)
+    of = torch.arange(texts, device=device).repeat_interleave(samples)
+    """The text that each row that is alive has come to."""
     for step, numbers in enumerate(noise):
-        chosen, chosen_logprobs = choose(decoder.logits, temperature, numbers[alive])
+        chosen, chosen_logprobs = choose(decoder.logits, temperature, numbers[alive], of)
         written[step, alive], logprobs[step, alive] = chosen, chosen_logprobs
-        ended = running & (chosen == eos_token_id)
-        lengths[alive[ended]] = step + 1
-        running = running & ~ended
-        left = int(running.count_nonzero())
-        if left == 0 or step + 1 == max_tokens:
+        goes_on = chosen != eos_token_id
+        if not bool(goes_on.all()):
+            lengths[alive[~goes_on]] = step + 1
+            alive, of, chosen = alive[goes_on], of[goes_on], chosen[goes_on]
+        if len(alive) == 0 or step + 1 == max_tokens:
             break
-        if left <= 0.9 * len(alive):
-            keep = _packed(running, left)
-            decoder.keep(keep)
-            chosen, alive, running = chosen[keep], alive[keep], running[keep]
-        decoder.advance(chosen)
+        of = _part(decoder, of, chosen)
     return _completions(written.T, logprobs.T, lengths, eos_token_id)
 
 
-def _packed(running: torch.Tensor, left: int) -> torch.Tensor:
-    """The `left` rows that still run, where as many as can stay in their place: the last ones fill the holes."""
-    keep = torch.arange(left, device=running.device)
-    keep[~running[:left]] = running[left:].nonzero()[:, 0] + left
-    return keep
+def _part(decoder: _Decoder, of: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Append each row's token `chosen` to its text `of`, (rows,); returns which text it has come to now."""
+    texts = len(decoder.logits)
+    keys, now = torch.unique(of << 32 | chosen, return_inverse=True)
+    before, tokens = keys >> 32, keys & 0xFFFFFFFF
+    first = torch.ones_like(before, dtype=torch.bool)
+    first[1:] = before[1:] != before[:-1]
+    if _LEFT * texts < len(before) and bool(first.all()):
+        appended = torch.zeros(texts, dtype=torch.long, device=of.device)
+        appended[before] = tokens
+        decoder.advance(appended)
+        return of
+    order = _arranged(before, first)
+    decoder.keep(before[order])
+    decoder.advance(tokens[order])
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=of.device)
+    return places[now]
+
+
+def _arranged(before: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """An order of texts, (texts,), in which as many as can stay where the ones `before` them stood.
+
+    Only the `first` of those that come from one can have its place; the others fill the holes.
+    """
+    stays = first & (before < len(before))
+    order = torch.full_like(before, -1)
+    order[before[stays]] = stays.nonzero()[:, 0]
+    order[order < 0] = (~stays).nonzero()[:, 0]
+    return order
 
 
 def _completions(

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 
 class ModelDecoder:
-    """A batch of sequences that grow by a token at a time, each prompt read once for all its samples."""
+    """Texts that begin with a prompt each and grow by a token at a time."""
 
-    def __init__(self, model: Any, tokens: torch.Tensor, mask: torch.Tensor, samples: int, max_tokens: int) -> None:
-        """Read `tokens`, (prompts, longest), padded on the left as `mask` says; `logits` are then those of its end."""
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_token_id: int, max_tokens: int) -> None:
+        """Read `prompts`; `logits` are then those of their ends."""
         self.model = model
+        tokens, mask = _left_padded(prompts, pad_token_id, model.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         output = model(tokens, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-        spread = torch.arange(len(tokens), device=tokens.device).repeat_interleave(samples)
-        self.logits: torch.Tensor = output.logits[spread, -1]
-        """Of each row's next token, (rows, vocabulary)."""
+        self.logits: torch.Tensor = output.logits[:, -1]
+        """Of each text's next token, (texts, vocabulary)."""
         self.cache = output.past_key_values
-        self.cache.reorder_cache(spread)
-        self.mask = torch.cat([mask[spread], mask.new_ones(len(spread), max_tokens)], 1)
-        self.position = positions[spread, -1:]
+        self.mask = torch.cat([mask, mask.new_ones(len(mask), max_tokens)], 1)
+        self.position = positions[:, -1:]
         self.used = tokens.shape[1]
 
     def advance(self, chosen: torch.Tensor) -> None:
-        """Append `chosen`, (rows,), and compute the logits after it."""
+        """Append `chosen`, (texts,), and compute the logits after it."""
         self.used += 1
         self.position = self.position + 1
         output = self.model(
@@ -34,7 +34,17 @@ class ModelDecoder:
         )  # fmt: skip
         self.logits = output.logits[:, -1]
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows alone, in this order."""
-        self.cache.reorder_cache(rows)
-        self.mask, self.position = self.mask[rows], self.position[rows]
+    def keep(self, texts: torch.Tensor) -> None:
+        """Go on with these texts alone, in this order, and with one as often as it is named."""
+        self.cache.reorder_cache(texts)
+        self.mask, self.position = self.mask[texts], self.position[texts]
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], pad_token_id: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both (prompts, longest), padded on the left."""
+    longest = max(len(prompt) for prompt in prompts)
+    tokens = [[pad_token_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)

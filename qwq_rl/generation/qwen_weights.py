@@ -1,7 +1,8 @@
 """The weights of a Qwen, laid out for decoding: few matrices, and the gains of the norms inside them.
 
 Float32 alone takes gains and the attention's scale into the matrices: rounded to 16 bits they would move the sampler
-away from the model that is trained, so there they stay apart.
+away from the model that is trained, so there they stay apart. Under autocast matrices alone are in 16 bits, rounded
+once here and not at every token, and what stands between them is in float32.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class QwenWeights:
     layers: tuple[LayerWeights, ...]
     final_gain: torch.Tensor
     head: torch.Tensor
-    """(vocabulary, hidden)."""
+    """(vocabulary, hidden), in the dtype of all matrices and of keys and values."""
     key_heads: int
     head_dimension: int
     epsilon: torch.Tensor
@@ -47,16 +48,19 @@ class QwenWeights:
     """For queries after rotation, where their weights do not hold it; else 1."""
 
 
-def read_weights(model: Any) -> QwenWeights:
-    """The present weights of a model that `fits_qwen_decoder`; embedding, head and output matrices are not copied."""
-    config, backbone = model.config, model.model
+def read_weights(model: Any, dtype: torch.dtype | None = None) -> QwenWeights:
+    """The present weights of a model whose `decoding_dtype` is `dtype`, the weights' own where None.
+
+    In their own dtype, embedding, head and output matrices are not copied.
+    """
+    config, backbone, dtype = model.config, model.model, dtype or model.dtype
     dimension = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    folded = model.dtype == torch.float32
+    folded = dtype == torch.float32
     return QwenWeights(
         embedding=backbone.embed_tokens.weight,
-        layers=tuple(_layer(layer, dimension, folded) for layer in backbone.layers),
+        layers=tuple(_layer(layer, dimension, dtype) for layer in backbone.layers),
         final_gain=backbone.norm.weight,
-        head=model.lm_head.weight,
+        head=model.lm_head.weight.to(dtype),
         key_heads=config.num_key_value_heads,
         head_dimension=dimension,
         epsilon=torch.tensor([config.rms_norm_eps], device=model.device),
@@ -69,7 +73,8 @@ def paired(heads: torch.Tensor) -> torch.Tensor:
     return heads.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
 
 
-def _layer(layer: Any, dimension: int, folded: bool) -> LayerWeights:
+def _layer(layer: Any, dimension: int, dtype: torch.dtype) -> LayerWeights:
+    folded = dtype == torch.float32
     attention, mlp = layer.self_attn, layer.mlp
     queries, keys, values = attention.q_proj, attention.k_proj, attention.v_proj
     key_heads = keys.out_features // dimension
@@ -81,19 +86,19 @@ def _layer(layer: Any, dimension: int, folded: bool) -> LayerWeights:
         # The norm undoes any scale before it.
         scale = 1.0
     if queries.bias is not None:
-        bias = torch.cat([_grouped(queries.bias * scale, keys.bias, key_heads, dimension), values.bias])
-    qkv = torch.cat([_grouped(queries.weight * scale, keys.weight, key_heads, dimension), values.weight])
-    gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+        bias = torch.cat([_grouped(queries.bias * scale, keys.bias, key_heads, dimension), values.bias]).to(dtype)
+    qkv = torch.cat([_grouped(queries.weight * scale, keys.weight, key_heads, dimension), values.weight]).to(dtype)
+    gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).to(dtype)
     before, between = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
     return LayerWeights(
         attention_gain=None if folded else before,
         qkv=(qkv * before if folded else qkv).T,
         qkv_bias=bias,
         head_gain=head_gain,
-        attention_out=attention.o_proj.weight.T,
+        attention_out=attention.o_proj.weight.to(dtype).T,
         mlp_gain=None if folded else between,
         gate_up=(gate_up * between if folded else gate_up).T,
-        mlp_out=mlp.down_proj.weight.T,
+        mlp_out=mlp.down_proj.weight.to(dtype).T,
     )
 
 

@@ -28,21 +28,24 @@ class Completion:
     """Of each token under the distribution it was drawn from (at the temperature; at temperature 1 where greedy)."""
 
 
-def choose(logits: torch.Tensor, temperature: float, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A token and its log-probability for each row of `logits`, (rows, vocabulary), by inverting the cumulated sum.
+def choose(
+    logits: torch.Tensor, temperature: float, noise: torch.Tensor, of: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A token and its log-probability for each row, by inverting the cumulated sum of probabilities.
 
-    `noise`, (rows,), lies in [0, 1); temperature 0 takes the likeliest token, and its log-probability at temperature 1.
+    `of`, (rows,), says which of `logits`, (texts, vocabulary), a row draws from, and `noise`, (rows,), lies in [0, 1);
+    temperature 0 takes the likeliest token, and its log-probability at temperature 1.
     """
     if temperature == 0.0:
         best = logits.argmax(-1)
-        return best, torch.log_softmax(logits.float(), -1).gather(1, best[:, None])[:, 0]
+        return best[of], torch.log_softmax(logits.float(), -1).gather(1, best[:, None])[of, 0]
     scaled = logits.float() if temperature == 1.0 else logits.float() / temperature
     probabilities = torch.softmax(scaled, -1)
-    cumulated = probabilities.cumsum(-1)
+    cumulated = probabilities.cumsum(-1)[of]
     # The last sum is 1 but for rounding; scaled by it, the noise never points past the last possible token.
     threshold = noise[:, None] * cumulated[:, -1:]
-    chosen = torch.searchsorted(cumulated, threshold, right=True).clamp_(max=logits.shape[-1] - 1)
-    return chosen[:, 0], probabilities.gather(1, chosen)[:, 0].log_()
+    chosen = torch.searchsorted(cumulated, threshold, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+    return chosen, probabilities[of, chosen].log_()
 
 
 def streams(seed: int, keys: Sequence[int], samples: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
 
 from qwq_rl.errors import UserError
-from qwq_rl.generation import Completion, generate
+from qwq_rl.generation import Completion, decoder_of, generate
 from qwq_rl.recipes_stages import RlRecipe
 from qwq_rl.trainer.whole_model import whole_model
 
@@ -52,12 +52,20 @@ def by_another(recipe: RlRecipe) -> bool:
 
 
 def own_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
-    """`qwq_rl.generation` on the weights in training, gathered from where they are sharded."""
+    """`qwq_rl.generation` on the weights in training, gathered from where they are sharded.
+
+    The main process says at first what gives the logits: a model that our decoder does not know samples more slowly.
+    """
+    said = not trainer.accelerator.is_main_process
 
     def sample(order: Order) -> list[list[Completion]]:
+        nonlocal said
         with whole_model(trainer) as model:
             if not order.prompt_ids:
                 return []
+            if not said:
+                print(f"sampling by {decoder_of(model)}", flush=True)
+                said = True
             return generate(
                 model,
                 order.prompt_ids,

@@ -7,12 +7,14 @@ from copy import deepcopy
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
-from qwq_rl.generation import Completion, generate
-from qwq_rl.generation.qwen_fit import fits_qwen_decoder
+from qwq_rl.generation import Completion, decoder_of, generate
+from qwq_rl.generation.qwen_fit import decoding_dtype, fits_qwen_decoder
 
 PAD, EOS, VOCABULARY = 0, 1, 50
 RAGGED = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 2, 30], [3, 3], [20, 21, 22, 23]]
@@ -120,6 +122,19 @@ def test_the_model_can_be_trained_after() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+def errors(model: PreTrainedModel, exact: PreTrainedModel, samples: int = 6) -> dict[str, float]:
+    """Root mean squares: of the decoder's and the forward's log-probabilities against `exact`'s, and of their gap."""
+    found: dict[str, list[torch.Tensor]] = {"decoder": [], "forward": [], "gap": []}
+    for prompt, completions in zip(RAGGED, sampled(model, samples=samples), strict=True):
+        for completion in completions:
+            said = torch.tensor(completion.logprobs)
+            own, truth = (own_logprobs(one, prompt, completion.token_ids, 1.0) for one in (model, exact))
+            found["decoder"].append(said - truth)
+            found["forward"].append(own - truth)
+            found["gap"].append(said - own)
+    return {name: float(torch.cat(values).square().mean().sqrt()) for name, values in found.items()}
+
+
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_16_bit_weights_stay_as_near_to_float32_as_the_models_own_forward(family: str) -> None:
     """Rounding parts both from the exact values; the decoder may not be part farther than the forward is."""
@@ -128,15 +143,39 @@ def test_16_bit_weights_stay_as_near_to_float32_as_the_models_own_forward(family
     exact.load_state_dict(model.state_dict())
     assert fits_qwen_decoder(model)
 
-    errors: dict[str, list[torch.Tensor]] = {"decoder": [], "forward": []}
-    for prompt, completions in zip(RAGGED, sampled(model), strict=True):
-        for completion in completions:
-            truth = own_logprobs(exact, prompt, completion.token_ids, 1.0)
-            errors["decoder"].append(torch.tensor(completion.logprobs) - truth)
-            errors["forward"].append(own_logprobs(model, prompt, completion.token_ids, 1.0) - truth)
+    found = errors(model, exact)
 
-    decoder, forward = (torch.cat(errors[name]).square().mean().sqrt() for name in ("decoder", "forward"))
-    assert decoder < 1.25 * forward
+    assert found["decoder"] < 1.25 * found["forward"]
+
+
+def in_mixed_precision(model: PreTrainedModel) -> PreTrainedModel:
+    """With what a trainer puts over its forward, which then computes in bf16 from weights in float32."""
+    try:
+        prepared: PreTrainedModel = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model)
+    finally:
+        AcceleratorState._reset_state(True)
+    return prepared
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_mixed_precision_is_rounded_as_in_the_models_own_forward(family: str) -> None:
+    exact, model = build(family), in_mixed_precision(build(family))
+    assert decoding_dtype(model) == torch.bfloat16
+    assert not fits_qwen_decoder(model)
+
+    found = errors(model, exact)
+
+    assert 1e-3 < found["decoder"] < 1.25 * found["forward"]
+    assert found["gap"] < found["forward"], "nearer to what is trained than to the exact values"
+
+
+def test_it_is_said_what_samples() -> None:
+    model = build(tied=False)
+
+    assert decoder_of(model) == "our decoder for Qwen, with matrices in float32"
+    assert decoder_of(in_mixed_precision(build())) == "our decoder for Qwen, with matrices in bfloat16"
+    _replace_a_layer(model)
+    assert decoder_of(model) == "the forward of Qwen3ForCausalLM, one call a token"
 
 
 class _Scaled(nn.Linear):
