@@ -18,7 +18,8 @@ from qwq_rl.objective.batches import plan as micro_batches
 from qwq_rl.objective.gae import moments, value_loss
 from qwq_rl.runfolder import read_json, write_json
 from qwq_rl.trainer.critic_engine import engine_for, gathered
-from qwq_rl.trainer.traces import Trace, padded
+from qwq_rl.trainer.forward import by_micro_batch
+from qwq_rl.trainer.traces import BLANK, Trace, collate, padded
 
 COUNTERS = "critic.json"
 
@@ -94,17 +95,12 @@ class Critic:
         """Whether the round to be fitted next is one in which only the critic learns."""
         return self.rounds < self.plan.warmup
 
-    @torch.no_grad()
     def values(self, traces: Sequence[Trace]) -> list[torch.Tensor]:
         """V before each token but the first, (L - 1,) in float32 on the CPU: position t reads tokens 0 to t."""
         self._engine.train(False)
-        found: list[torch.Tensor] = [torch.empty(0)] * len(traces)
-        chosen = self._micro_batches(traces, range(len(traces)))
-        for rows in self._padded_out(chosen, int(self._most([len(chosen)])[0])):
-            values = self._forward([traces[row] for row in rows]).cpu()
-            for row, line in zip(rows, values, strict=False):
-                found[row] = line[: len(traces[row].ids) - 1].clone()
-        return found
+        return by_micro_batch(
+            lambda batch: self._forward(batch.ids), traces, self.plan.tokens, self._accelerator, False
+        )
 
     def fit(
         self,
@@ -159,10 +155,9 @@ class Critic:
         counters = read_json(folder / COUNTERS) or {}
         self.rounds, self.updates = counters["rounds"], counters["updates"]
 
-    def _forward(self, traces: Sequence[Trace]) -> torch.Tensor:
-        """Values (B, L - 1). Without traces, those of two made-up tokens: other processes wait for a forward."""
-        ids = [trace.ids for trace in traces] or [torch.zeros(2, dtype=torch.int64)]
-        return self._engine.logits(padded(ids, self._device))[:, :-1, 0].float()
+    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Values (B, L - 1) of tokens (B, L)."""
+        return self._engine.logits(ids)[:, :-1, 0].float()
 
     def _loss(
         self,
@@ -171,13 +166,13 @@ class Critic:
         returns: Sequence[torch.Tensor],
         rows: Sequence[int],
     ) -> torch.Tensor:
-        """The loss of some rows, summed over their tokens; 0 with a gradient of 0 without any."""
-        values = self._forward([traces[row] for row in rows])
+        """The loss of some rows, summed over their tokens; 0 with a gradient of 0 without any: others wait for it."""
+        batch = collate([traces[row] for row in rows] or [BLANK], self._device)
+        values = self._forward(batch.ids)
         if not rows:
             return values.sum() * 0.0
-        mask = padded([traces[row].mask for row in rows], self._device)
         old, wanted = (padded([part[row] for row in rows], self._device) for part in (old_values, returns))
-        return value_loss(values, old, wanted, mask, self.plan.clip).sum()
+        return value_loss(values, old, wanted, batch.mask, self.plan.clip).sum()
 
     def _work(self, traces: Sequence[Trace], seed: int, places: Sequence[int] | None) -> list[list[list[int]]]:
         """The micro-batches that this process runs in each update."""
@@ -194,8 +189,8 @@ class Critic:
 
     def _micro_batches(self, traces: Sequence[Trace], rows: Sequence[int]) -> list[list[int]]:
         """`rows` in micro-batches of like length; none without rows."""
-        lengths = [len(traces[row].ids) for row in rows]
-        found = micro_batches(lengths, [True] * len(rows), self.plan.tokens) if rows else []
+        extents = [traces[row].extent for row in rows]
+        found = micro_batches(extents, [True] * len(rows), self.plan.tokens) if rows else []
         return [[rows[place] for place in places] for places in found]
 
     @staticmethod

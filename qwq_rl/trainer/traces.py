@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
+from qwq_rl.objective.batches import Extent
 from qwq_rl.trainer.rollouts import Sampled
 
 
@@ -23,14 +25,37 @@ class Trace:
     domain: int
     """Index among the recipe's domains, in the order of their names."""
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """How many tokens are trained on."""
         return int(self.mask.sum())
 
+    @cached_property
+    def prompt(self) -> int:
+        """How many tokens come before the first that is trained on; all but the last where none is."""
+        return int(self.mask.int().argmax()) + 1 if self.tokens else len(self.mask)
+
+    @cached_property
+    def extent(self) -> Extent:
+        """What it costs to read."""
+        key = hash(self.ids[: self.prompt].numpy().tobytes())
+        return Extent(self.prompt, len(self.ids) - self.prompt, key)
+
 
 BLANK = Trace(torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.bool), torch.zeros(1), 0)
 """Two made-up tokens of which none is trained on: for a process that has nothing while others have, and must wait."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a batch, each named once."""
+
+    rows: torch.Tensor
+    """(P,) int64: a row that begins with it."""
+    lengths: torch.Tensor
+    """(P,) int64: its tokens."""
+    of: torch.Tensor
+    """(B,) int64: which of them a row begins with."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +68,8 @@ class Batch:
     """(B, L - 1) bool."""
     sampled: torch.Tensor
     """(B, L - 1) float32."""
+    prompts: Prompts | None = None
+    """Set where the model is to read each prompt once."""
 
 
 def trace_of(rollout: Sampled, domain: int, counts: bool) -> Trace:
@@ -63,12 +90,26 @@ def trace_of(rollout: Sampled, domain: int, counts: bool) -> Trace:
     )
 
 
-def collate(traces: Sequence[Trace], device: torch.device) -> Batch:
-    """The traces as one batch on `device`."""
+def collate(traces: Sequence[Trace], device: torch.device, share: bool = False) -> Batch:
+    """The traces as one batch on `device`; with `share`, for a model that reads each prompt once."""
     return Batch(
         padded([trace.ids for trace in traces], device),
         padded([trace.mask for trace in traces], device),
         padded([trace.sampled for trace in traces], device),
+        _prompts(traces, device) if share else None,
+    )
+
+
+def _prompts(traces: Sequence[Trace], device: torch.device) -> Prompts:
+    rows: dict[Extent, int] = {}
+    keys = [replace(trace.extent, own=0) for trace in traces]
+    for row, key in enumerate(keys):
+        rows.setdefault(key, row)
+    places = {key: place for place, key in enumerate(rows)}
+    return Prompts(
+        torch.tensor(list(rows.values()), device=device),
+        torch.tensor([key.prompt for key in rows], device=device),
+        torch.tensor([places[key] for key in keys], device=device),
     )
 
 

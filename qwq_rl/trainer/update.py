@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType, gather_object
 
 from qwq_rl.objective.batches import plan
 from qwq_rl.objective.weights import row_weights
+from qwq_rl.trainer.compact_head import shares_prompts
 from qwq_rl.trainer.forward import token_logprobs
 from qwq_rl.trainer.losses import Objective, Targets, loss_of
 from qwq_rl.trainer.tally import Tally
@@ -58,13 +59,14 @@ def run_update(
     micro-batches as the one that needs most, the last ones of made-up tokens with weight 0, because sharded models and
     gradient hooks wait for each other.
     """
-    weights, own, rounds, blank = _plans(accelerator, lessons, objective, budget)
+    share = shares_prompts(accelerator.unwrap_model(model))
+    weights, own, rounds, blank = _plans(accelerator, lessons, objective, budget, share)
     total = torch.zeros((), device=accelerator.device)
     for number in range(rounds):
         if number < len(own):
-            targets = _targets([lessons[at] for at in own[number]], weights[own[number]], accelerator.device)
+            targets = _targets([lessons[at] for at in own[number]], weights[own[number]], accelerator.device, share)
         else:
-            targets = _targets([blank], torch.zeros(1), accelerator.device)
+            targets = _targets([blank], torch.zeros(1), accelerator.device, share)
         last = number + 1 == rounds
         with _unsynchronised(accelerator, model) if not last else nullcontext():
             with accelerator.autocast():
@@ -78,12 +80,12 @@ def run_update(
 
 
 def _plans(
-    accelerator: Any, lessons: Sequence[Lesson], objective: Objective, budget: Budget
+    accelerator: Any, lessons: Sequence[Lesson], objective: Objective, budget: Budget, share: bool
 ) -> tuple[torch.Tensor, list[list[int]], int, Lesson]:
     """Weights of this process's rows, (rows,), its micro-batches, how many all run, and a lesson to fill up with."""
     every = objective.needs_every_row
     facts = [
-        (len(one.trace.ids), one.trace.tokens, one.trace.domain, (every and one.trace.tokens > 0) or one.teaches)
+        (one.trace.extent, one.trace.tokens, one.trace.domain, (every and one.trace.tokens > 0) or one.teaches)
         for one in lessons
     ]
     known = [(one.old is not None, one.reference is not None) for one in lessons[:1]]
@@ -97,7 +99,8 @@ def _plans(
         None if budget.constant is None else budget.constant * max(1, len(flat)),
     )
     plans = [
-        plan([fact[0] for fact in part], [fact[3] for fact in part], budget.tokens) if part else [] for part in gathered
+        plan([fact[0] for fact in part], [fact[3] for fact in part], budget.tokens, share) if part else []
+        for part in gathered
     ]
     before = sum(len(part) for part in gathered[: accelerator.process_index])
     own = plans[accelerator.process_index]
@@ -116,8 +119,8 @@ def _blank(old: bool, reference: bool) -> Lesson:
     return Lesson(BLANK, zero, zero if old else None, zero if reference else None)
 
 
-def _targets(lessons: Sequence[Lesson], weights: torch.Tensor, device: torch.device) -> Targets:
-    batch = collate([one.trace for one in lessons], device)
+def _targets(lessons: Sequence[Lesson], weights: torch.Tensor, device: torch.device, share: bool) -> Targets:
+    batch = collate([one.trace for one in lessons], device, share)
 
     def together(rows: list[torch.Tensor | None]) -> torch.Tensor | None:
         known = [row for row in rows if row is not None]
