@@ -283,6 +283,11 @@ class RlUpdate:
         ),
     )
 
+    @property
+    def of_a_round(self) -> int:
+        """Updates that are taken from one round of rollouts."""
+        return self.updates_per_rollout * self.epochs
+
 
 @dataclass(frozen=True)
 class SupervisedUpdate:

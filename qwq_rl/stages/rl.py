@@ -37,7 +37,7 @@ TOKENS_ON_CPU, TOKENS_ON_GPU = 2048, 32768
 
 def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> PolicyTrainer:
     """The trainer of an `rl` stage, ready to train."""
-    rounds = -(-recipe.steps // (recipe.update.updates_per_rollout * recipe.update.epochs))
+    rounds = -(-recipe.steps // recipe.update.of_a_round)
     sources = load_sources(recipe.data, recipe.seed)
     scorer = Scorer(recipe.domains, recipe.gates)
     if recipe.trl.get("use_vllm"):

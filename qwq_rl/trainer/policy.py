@@ -63,6 +63,7 @@ class PolicyTrainer(GRPOTrainer):
         """`tokens`: padded tokens of a micro-batch. Call `collect_with` before training."""
         self.recipe, self.grpo = recipe, config
         self.objective: Objective = objective
+        self._domains = sorted(recipe.domains)
         self.folder, self.clock, self.micro_tokens = folder, clock, tokens
         self.collector: Collector
         self.critic: Critic | None = None
@@ -96,7 +97,7 @@ class PolicyTrainer(GRPOTrainer):
         """Collect a round where one is due, then one update; returns its loss."""
         model.train()
         update, parts = self.state.global_step + 1, self.recipe.update.updates_per_rollout
-        if self.prepared is None or update - self.prepared.first >= parts * self.recipe.update.epochs:
+        if self.prepared is None or update - self.prepared.first >= self.recipe.update.of_a_round:
             self._references = {}
             self.prepared = self._prepare(self.collector.collect(update, self._refer), update)
         lessons = self.prepared.part(update, parts, self.recipe.seed)
@@ -125,17 +126,13 @@ class PolicyTrainer(GRPOTrainer):
         constant = float(self.recipe.rollout.max_tokens) if self.objective.policy.weights == "constant" else None
         return Budget(self.micro_tokens, torch.tensor(weights), constant)
 
-    @property
-    def _domains(self) -> list[str]:
-        return sorted(self.recipe.domains)
-
     def _prepare(self, collected: Round, update: int) -> Prepared:
         self.seconds |= collected.seconds
         traces = [self._trace(one) for one in collected.rollouts]
         found, figures = self._advantages(collected, traces, update)
         reference = [self._references.get((one.group, one.sample)) for one in collected.rollouts]
         before: Sequence[torch.Tensor] = ()
-        if self.recipe.update.updates_per_rollout * self.recipe.update.epochs > 1:
+        if self.recipe.update.of_a_round > 1:
             before = self._before(traces)
         lessons = [
             Lesson(trace, advantage, reference=of)
@@ -223,7 +220,7 @@ class PolicyTrainer(GRPOTrainer):
 
     def _is_within_a_round(self) -> bool:
         done = self.state.global_step - (self.prepared.first - 1 if self.prepared else 0)
-        return 0 < done < self.recipe.update.updates_per_rollout * self.recipe.update.epochs
+        return 0 < done < self.recipe.update.of_a_round
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
