@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import marshal
 import signal
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ _SLACK, _LEAST_SLACK = 0.25, 0.05
 in that time is judged by a run alone, since neighbours cost it CPU time (caches, hyperthreads)."""
 _STARVED = 0.05
 """CPU seconds a second of wall time: who used so much when the wall limit struck was not asleep but kept waiting."""
+_MOST_TOGETHER, _TOGETHER_BYTES = 64, 1 << 16
+"""Calls of one program that may share a process, and the bytes of all of their arguments."""
 _NO_THREAD = b"can't start new thread"
 _CHECKER_LIMITS = Limits(cpu_s=10.0, wall_s=60.0, memory_mb=512, output_kb=1024)
 COMPILE_LIMITS = Limits(cpu_s=30.0, wall_s=120.0, memory_mb=2048, output_kb=1 << 18)
@@ -59,6 +62,7 @@ class _Check:
 
 
 Steps = Generator[Step, Outcome, Judged]
+Together = Generator[Step, Outcome, "list[Judged]"]
 Compilation = Generator[Step, Outcome, "bytes | Judged"]
 
 
@@ -98,9 +102,51 @@ def _compile_step(language: Language, options: Sequence[str], text: bytes) -> St
 def judging(job: Job, index: int, program: bytes) -> Steps:
     """All that leads to the verdict on one case."""
     step = _first_step(job, index, program)
-    limit = job.limits.cpu_s
-    roomy = replace(step.limits, cpu_s=limit + max(_SLACK * limit, _LEAST_SLACK))
-    wall_s, endings = yield replace(step, limits=roomy)
+    wall_s, endings = yield _roomy(step)
+    return (yield from _judging_on(job, index, step, wall_s, endings))
+
+
+def calls_of(job: Job) -> list[bytes]:
+    """The arguments of the job's first cases, as a child gets them, where these may be tried in one process."""
+    if job.language != "python" or len(job.tests) < 2 or not all("args" in test for test in job.tests):
+        return []
+    # each by itself: no two calls may share an object
+    calls = [marshal.dumps(list(test["args"])) for test in job.tests[:_MOST_TOGETHER]]
+    return calls if sum(map(len, calls)) <= _TOGETHER_BYTES else []
+
+
+def judging_together(job: Job, calls: list[bytes]) -> Together:
+    """What leads to the verdicts on the first cases in one process: on as many as it was fit for, be it none.
+
+    Only a program that keeps nothing from one call to the next is called more than once there, and only if all of its
+    calls return is anything taken from that; else its cases are judged one by one.
+    """
+    alone = _first_step(job, 0, b"")
+    payload = Payload("calls", {"code": job.code, "entry_point": job.entry_point, "calls": calls})
+    wall_s, (ending,) = yield _roomy(replace(alone, payloads=(payload,)))
+    said = ending.report.splitlines(keepends=True)
+    if _last_report(said[0] if said else b"").get("calls") != len(calls):
+        return [(yield from _judging_on(job, 0, alone, wall_s, [ending]))]
+    if len(said) != 1 + len(calls) or not _is_spotless(ending, job.limits):
+        return []
+    one = replace(ending, cpu_s=ending.cpu_s / len(calls))
+    found = [_verdict(job, at, wall_s / len(calls), [replace(one, report=text)]) for at, text in enumerate(said[1:])]
+    return [Judged(case) for case in found if case is not None]
+
+
+def _is_spotless(ending: Ending, limits: Limits) -> bool:
+    """Whether a process did nothing but end well within the limits of a single case."""
+    well = ending.shut_in and ending.exit == 0 and not ending.ended_for and ending.cpu_s <= limits.cpu_s
+    return well and not (ending.stdout or ending.stderr or ending.attempts)
+
+
+def _roomy(step: Step) -> Step:
+    limit = step.limits.cpu_s
+    return replace(step, limits=replace(step.limits, cpu_s=limit + max(_SLACK * limit, _LEAST_SLACK)))
+
+
+def _judging_on(job: Job, index: int, step: Step, wall_s: float, endings: list[Ending]) -> Steps:
+    """From how the processes of a case's first step ended to the verdict."""
     if any(_is_doubtful(ending, job.limits) for ending in endings):
         wall_s, endings = yield replace(step, alone=True)
     attempts = endings[0].attempts

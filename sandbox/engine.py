@@ -19,7 +19,7 @@ from qwq_rl.sandbox.link import Mother, MotherDied
 from qwq_rl.sandbox.outfits import Kind
 from qwq_rl.sandbox.plain import PlainMother
 from qwq_rl.sandbox.protocol import Result
-from qwq_rl.sandbox.runs import PREPARATION, Run, Waiter, answer_all, next_of
+from qwq_rl.sandbox.runs import TOGETHER, Run, Waiter, answer_all, next_of
 
 Refuse = Callable[[BaseException], None]
 _STARTED = 64
@@ -321,11 +321,13 @@ class Engine:
         if found is None:
             return  # of a job that is done again since
         run, index, _, _ = found
-        self.load.judged_cases += index != PREPARATION
+        self.load.judged_cases += index >= 0
         if not run.waiters:
             run.under_way.pop(index, None)
             return
-        self._take(run, index, run.go_on(index, (wall_s, endings)))
+        step = run.go_on(index, (wall_s, endings))
+        self.load.judged_cases += len(run.judged) * (index == TOGETHER and step is None)
+        self._take(run, index, step)
 
     def _end_idle(self) -> None:
         """End mothers that were replaced and have nothing under way."""

@@ -14,6 +14,8 @@ from qwq_rl.sandbox.protocol import CaseResult, CaseVerdict, Job, Result
 
 PREPARATION = -1
 """Stands in the place of a case's index for what all cases wait for: compiling."""
+TOGETHER = -2
+"""Stands there for the first cases, tried in one process."""
 _SKIPPED = CaseResult("skipped")
 MOST_DEATHS = 3
 """So often a mother may die under a job before it is given up."""
@@ -52,7 +54,8 @@ class Run:
     program: bytes | None = None
     """What the cases run; None until it is made."""
     judged: dict[int, Judged] = field(default_factory=dict)
-    under_way: dict[int, cases.Steps | cases.Compilation] = field(default_factory=dict)
+    under_way: dict[int, cases.Steps | cases.Compilation | cases.Together] = field(default_factory=dict)
+    tried_together: bool = False
     following: int = 0
     """The next case to start."""
     events: tuple[str, ...] = ()
@@ -83,7 +86,7 @@ class Run:
         """Whether something of it is to be started."""
         if self.program is None:
             return not self.under_way and not self.judged
-        return self.following < self.end
+        return self.following < self.end and TOGETHER not in self.under_way
 
     @property
     def finished(self) -> bool:
@@ -94,6 +97,10 @@ class Run:
         """Begin what is next: its place and its first step."""
         if self.program is None:
             return self._advance(PREPARATION, cases.compilation(self.job, programs), None)
+        if not self.tried_together:
+            self.tried_together = True
+            if calls := cases.calls_of(self.job):
+                return self._advance(TOGETHER, cases.judging_together(self.job, calls), None)
         index, self.following = self.following, self.following + 1
         return self._advance(index, cases.judging(self.job, index, self.program), None)
 
@@ -130,7 +137,7 @@ class Run:
         return Result(name, _overall(shown), passed, total, isolation, shown, self.runtime, events=events)
 
     def _advance(
-        self, index: int, steps: cases.Steps | cases.Compilation, outcome: Outcome | None
+        self, index: int, steps: cases.Steps | cases.Compilation | cases.Together, outcome: Outcome | None
     ) -> tuple[int, Step | None]:
         try:
             step = next(steps) if outcome is None else steps.send(outcome)
@@ -138,6 +145,9 @@ class Run:
             self.under_way.pop(index, None)
             if isinstance(stop.value, bytes):
                 self.program = stop.value
+            elif isinstance(stop.value, list):
+                self.judged |= enumerate(stop.value)
+                self.following = len(stop.value)
             else:
                 self.judged[max(index, 0)] = stop.value
             return index, None

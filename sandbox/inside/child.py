@@ -22,6 +22,7 @@ from qwq_rl.sandbox.inside.wire import FORKED, HIGH, PAYLOAD, READY
 ROLES = {
     "program": program.main,
     "call": program.call,
+    "calls": program.calls,
     "solve": split.solve,
     "check": split.check,
     "checker": checker.main,
