@@ -58,8 +58,8 @@ def test_an_example_in_a_recipe_loads(tmp_path: Path, name: str) -> None:
 
 def test_there_are_examples_of_what_the_page_is_about() -> None:
     assert set(EXAMPLES) == {
-        "sampling", "correction", "open_reasoner_zero", "vapo", "lora", "accepted", "vllm_colocated", "vllm_server",
-        "batching",
+        "sampling", "correction", "open_reasoner_zero", "vapo", "lora", "accepted", "vllm_server", "vllm_colocated",
+        "vllm_nccl", "batching",
     }  # fmt: skip
 
 
