@@ -24,9 +24,11 @@ def start(small: SmallRun, run: RunFolder, world: str, stage: str, *options: str
     """Start a stage in `run` by `recipes/accelerate/WORLD.yaml`."""
     config = Path(__file__).parent.parent / "recipes" / "accelerate" / f"{world}.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file={config}", "-m", "qwq_rl.train"]
+    # With the ninja that came with DeepSpeed: another one on the way would compile everything anew.
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.Popen(
         [*launch, str(small.recipes / f"{stage}.yaml"), "--run", str(run.path), *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        env={**os.environ, "PATH": tools, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -117,6 +117,23 @@ def test_ppo_on_two_processes_is_ppo_on_one(trained: Trained, world: str, option
     assert_alike(trained(world, options), trained("one", options), updates=4)
 
 
+@sharded
+def test_supervised_stages_under_zero3_learn_what_one_process_learns_and_a_reward_model_judges_alike(
+    small: SmallRun, tmp_path: Path
+) -> None:
+    one, two = (small.beside(tmp_path / name, "0_cold_start") for name in ("one", "two"))
+    general = "--model.from=0_cold_start"
+
+    for stage, options in (("1_control", ()), ("2_reward_model", ()), ("2_general", (general,))):
+        assert small.train(one, stage, *options) == 0
+        launched(small, two, "cpu_zero3", stage, *options)
+
+        names = ("loss", "gradient_norm") if stage != "2_general" else ("reward", "loss", "gradient_norm")
+        for line, other in zip(*(read_lines(run.stage(stage).metrics) for run in (two, one)), strict=True):
+            for name in names:
+                assert line[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), (stage, line["update"], name)
+
+
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_result_is_one_folder_with_the_weights_that_one_process_learns(trained: Trained, world: str) -> None:
     found, expected = (
