@@ -4,8 +4,9 @@
 
 Two small rl stages (recipes of tests/stage_runs.py): PPO with refills, adaptive sampling and rounds that two updates
 share; GRPO with a reward model and a KL term. Launcher, trainer and the whole process group are struck in turn: at a
-random instant, while a checkpoint is being written, after verdicts were written and before they are learned from, and
-between the last save and the mark that the stage is done. A line a kill; exit status 1 where weights, optimisers,
+random instant, while a checkpoint is being written, and after verdicts were written and before they are learned from.
+A stage's last kills come between its last save and the mark that it is done, at steps that are chosen: the trainer
+stands still there until it is struck (tests/stage_instants.py). A line a kill; exit status 1 where weights, optimisers,
 metrics, evaluations, rollouts or rewards are not those of the stage that was left alone, to the bit.
 """
 
@@ -22,12 +23,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
+from stage_instants import BEFORE_THE_MARK, STAND_STILL_AT, hooked
 from stage_runs import STAGES, differences, state_differences, write_recipes
 
-from qwq_rl.checkpoints import damage_of, newest_complete, saved, update_of
+from qwq_rl.checkpoints import damage_of, saved, update_of
 from qwq_rl.jobs import accelerate_command, environment
 from qwq_rl.locks import LAUNCHER
 from qwq_rl.runfolder import RunFolder, StageFolder, read_lines
@@ -58,11 +61,12 @@ class Watched:
     log: Path
     process: subprocess.Popen[bytes] = field(init=False)
 
-    def start(self) -> None:
-        """Start the command in a process group of its own."""
+    def start(self, stand_still_at: str | None = None) -> None:
+        """Start the command in a process group of its own; its trainer stops at an instant, where one is given."""
+        more = {STAND_STILL_AT: stand_still_at} | hooked(self.log.parents[1] / "hook") if stand_still_at else {}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command, stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True
+                self.command, stdout=log, stderr=log, env=ENVIRONMENT | more, start_new_session=True
             )
 
     def updates(self) -> int:
@@ -126,14 +130,13 @@ def judged(stage: Watched, draw: random.Random, goal: int) -> Due:
     return now
 
 
-def ending(stage: Watched, draw: random.Random, goal: int) -> Due:
-    """Between the last save and the mark that the stage is done."""
-
-    def saved_last() -> bool:
-        last = newest_complete(stage.folder)
-        return last is not None and update_of(last) == stage.steps
-
-    return _somewhat_after(saved_last, draw.uniform(0.0, 0.01))
+def standing(stage: Watched) -> bool:
+    """Whether the trainer stands still."""
+    trainer = stage.trainer()
+    try:
+        return trainer is not None and trainer.status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _somewhat_after(reached: Callable[[], bool], seconds: float) -> Due:
@@ -150,12 +153,12 @@ def _somewhat_after(reached: Callable[[], bool], seconds: float) -> Due:
 INSTANTS = {"training": training, "saving": saving, "verdicts written": judged, "anywhere": anywhere}
 
 
-def strike(stage: Watched, victim: str, due: Due) -> tuple[bool, str]:
+def strike(stage: Watched, victim: str, due: Due, stand_still_at: str | None = None) -> tuple[bool, str]:
     """Start the stage and kill when it is due; whether that came in time, and what was found.
 
     Raises SystemExit where something of it lives on, or where a living orphan is not named to the next start.
     """
-    stage.start()
+    stage.start(stand_still_at)
     begin = time.monotonic()
     while not due() and not stage.ended():
         time.sleep(0.001)
@@ -221,17 +224,19 @@ def watched(recipes: Path, run: Path, name: str, options: Sequence[str]) -> Watc
 
 
 def struck(stage: Watched, kills: int, first: int, draw: random.Random) -> int:
-    """Kill a stage so often, evenly over its updates, the last time at its end; how many of the kills were in time."""
-    instants, hits = list(INSTANTS), 0
+    """Kill a stage so often, evenly over its updates, and up to three times at its end; how many kills were in time."""
+    anytime, hits = kills - max(1, min(len(VICTIMS), kills // 3)), 0
     for at in range(kills):
-        goal = int((at + draw.random()) / kills * (stage.steps - 3))
-        if at < kills - 1:
-            victim, instant = VICTIMS[(first + at) % 3], instants[(first + at) % len(instants)]
+        number = first + at
+        victim, instants = VICTIMS[number % len(VICTIMS)], list(INSTANTS if at < anytime else BEFORE_THE_MARK)
+        instant = instants[number % len(instants)]
+        if at < anytime:
+            goal = int((at + draw.random()) / anytime * (stage.steps - 3))
+            hit, found = strike(stage, victim, INSTANTS[instant](stage, draw, goal))
         else:
-            victim, instant = VICTIMS[1 + (first > 0)], "the end"  # a trainer without its launcher would come to it
-        hit, found = strike(stage, victim, (INSTANTS | {"the end": ending})[instant](stage, draw, goal))
+            hit, found = strike(stage, victim, partial(standing, stage), BEFORE_THE_MARK[instant])
         hits += hit
-        print(f"{first + at + 1:3d} {stage.folder.name:12} {victim:9} {instant:17} {found}", flush=True)
+        print(f"{number + 1:3d} {stage.folder.name:12} {victim:9} {instant:26} {found}", flush=True)
     return hits
 
 
