@@ -9,6 +9,7 @@ part late: each draws with noise of its own, and mostly the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -26,6 +27,9 @@ _NOISE_STEPS = 16
 
 _LEFT = 0.9
 """Texts that nobody continues are kept until no more than this share is left, since leaving them behind has a price."""
+
+_SMALL = 500_000
+"""Parameters of a model whose operations are too short to be shared: threads would but wait for each other."""
 
 
 class _Decoder(Protocol):
@@ -76,7 +80,7 @@ def generate(
     try:
         dtype = decoding_dtype(model) if fused else None
         # What a model of any kind keeps from its forward may be needed in training, so there no inference tensors.
-        with torch.inference_mode() if dtype else torch.no_grad():
+        with torch.inference_mode() if dtype else torch.no_grad(), _threads_for(model):
             read = _reader(model, dtype, pad_token_id)
             for start in range(0, len(order), prompts_a_batch):
                 chosen = order[start : start + prompts_a_batch]
@@ -108,6 +112,18 @@ def _reader(
         return lambda prompts, max_tokens: ModelDecoder(model, prompts, pad_token_id, max_tokens)
     weights = read_weights(model, dtype)
     return lambda prompts, max_tokens: QwenDecoder(model, weights, prompts, max_tokens)
+
+
+@contextmanager
+def _threads_for(model: Any) -> Iterator[None]:
+    """Within, a small model on a CPU computes in one thread."""
+    before = torch.get_num_threads()
+    small = model.device.type == "cpu" and sum(parameter.numel() for parameter in model.parameters()) < _SMALL
+    torch.set_num_threads(1 if small else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _noise(row_streams: np.ndarray, max_tokens: int, device: torch.device) -> Iterator[torch.Tensor]:

@@ -67,3 +67,16 @@ def test_each_way_has_the_logprobs_of_the_models_own_forward(build) -> None:  # 
                 logits = model(ids).logits[0, len(prompt) - 1 : -1]
             expected = torch.log_softmax(logits / 0.3, -1).gather(1, ids[0, len(prompt) :, None])[:, 0]
             torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_a_small_model_computes_in_one_thread_and_gives_the_others_back() -> None:
+    model, seen, before = gpt2(), set(), torch.get_num_threads()
+    model.transformer.wte.register_forward_hook(lambda module, inputs, output: seen.add(torch.get_num_threads()))
+    try:
+        torch.set_num_threads(2)
+        sampled(model, samples=2, max_tokens=3, temperature=1.0)
+
+        assert seen == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
