@@ -21,6 +21,10 @@ CONFIG: dict[str, Any] = {
 }
 
 
+_READING = threading.Lock()
+"""transformers reads one model at a time: two threads that do leave each other's weights as they were made."""
+
+
 class StandIn:
     """One server on loopback; its public attributes may be changed while it runs."""
 
@@ -138,7 +142,8 @@ class StandIn:
 
     @staticmethod
     def _read(folder: Path) -> Any:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        with _READING:
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
 
 
 def _handler(server: StandIn) -> type[BaseHTTPRequestHandler]:
