@@ -12,14 +12,14 @@ import json
 import os
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qwq_rl.checkpoints import to_disk
 from qwq_rl.row_format import Row
 from qwq_rl.runfolder import StageFolder
-from qwq_rl.scoring import Scored
+from qwq_rl.scoring import Scored, verdict_lines
 from qwq_rl.verifiers import Verdict
 
 Counts = Mapping[str, Mapping[str, int]]
@@ -164,9 +164,8 @@ class Journal:
 
 
 def _entry(key: Key, scored: Scored) -> dict[str, Any]:
-    verdicts = {name: asdict(verdict) for name, verdict in scored.verdicts.items()}
-    given = {"score": scored.score, "reward": scored.reward, "verdicts": verdicts}
-    return {**asdict(key), **given, "gates": dict(scored.gates), "preference": scored.preference}
+    given = {"score": scored.score, "reward": scored.reward, "verdicts": verdict_lines(scored.verdicts)}
+    return {**vars(key), **given, "gates": dict(scored.gates), "preference": scored.preference}
 
 
 def _call(line: bytes) -> _Call | None:
