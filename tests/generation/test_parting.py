@@ -35,8 +35,8 @@ def sampled(model: PreTrainedModel, samples: int, max_tokens: int, temperature: 
 
 
 def test_a_text_is_computed_once_for_all_samples_that_begin_with_it() -> None:
-    model, rows = gpt2(), []
-    model.transformer.wte.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+    model, rows = gpt2(), list[int]()
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
 
     results = sampled(model, samples=16, max_tokens=8, temperature=0.3)
 
@@ -70,8 +70,8 @@ def test_each_way_has_the_logprobs_of_the_models_own_forward(build) -> None:  # 
 
 
 def test_a_small_model_computes_in_one_thread_and_gives_the_others_back() -> None:
-    model, seen, before = gpt2(), set(), torch.get_num_threads()
-    model.transformer.wte.register_forward_hook(lambda module, inputs, output: seen.add(torch.get_num_threads()))
+    model, seen, before = gpt2(), set[int](), torch.get_num_threads()
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: seen.add(torch.get_num_threads()))
     try:
         torch.set_num_threads(2)
         sampled(model, samples=2, max_tokens=3, temperature=1.0)
