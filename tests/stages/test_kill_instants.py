@@ -27,7 +27,7 @@ OFTEN = ("--checkpoint.every=2", "--checkpoint.keep=1", "--evaluate.every=2", "-
 PPO = ("--algorithm=ppo", "--critic={lr: 0.001, minibatches: 2}", "--rollout.refill=1", "--limits.zero_rounds=null")
 CASES = {
     "sft": ("1_control", OFTEN),
-    "grpo": ("1_math_code", (*OFTEN, "--update.updates_per_rollout=2", "--checkpoint.every=3", "--evaluate.every=3")),
+    "grpo": ("1_math_code", (*OFTEN, "--update.updates_per_rollout=2", "--checkpoint.every=3", "--steps=10")),
     "ppo": ("1_math_code", (*OFTEN, *PPO)),
     "reward model": ("2_general", OFTEN),
 }
