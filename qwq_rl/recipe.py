@@ -186,6 +186,11 @@ def difference(before: str, after: str) -> str:
     return "\n".join(lines)
 
 
+def is_free(changed: str) -> bool:
+    """Whether a stage may go on under what `difference` says: other limits, or servers at another place."""
+    return all(line.startswith(("limits.", "accept_changes", "rollout.server.")) for line in changed.splitlines())
+
+
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every scalar and empty collection by its dotted path."""
     pairs = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())

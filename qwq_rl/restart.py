@@ -8,7 +8,7 @@ from pathlib import Path
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.plan import Plan
 from qwq_rl.progress import Board
-from qwq_rl.recipe import difference, resolved_yaml
+from qwq_rl.recipe import difference, is_free, resolved_yaml
 from qwq_rl.record import Record
 from qwq_rl.runfolder import RunFolder, StageFolder, read_json
 
@@ -23,7 +23,8 @@ def refuse_edited(plan: Plan, folder: RunFolder, record: Record) -> None:
         for found in _trained_hashes(folder.stage(name)):
             times = plan.extension_of_hash(name, found)
             if times is None:
-                messages[name] = _edited(plan, folder, record, name)
+                if changes := _changes(plan, folder.stage(name), record):
+                    messages[name] = _edited(plan, folder.stage(name), changes)
             elif times > record.stage(name)["extended"]:
                 record.update(name, extended=times)
     if messages:
@@ -68,10 +69,16 @@ def _trained_hashes(stage: StageFolder) -> list[str]:
     return [record["recipe_hash"] for record in records if record is not None]
 
 
-def _edited(plan: Plan, folder: RunFolder, record: Record, name: str) -> str:
-    stage = folder.stage(name)
+def _changes(plan: Plan, stage: StageFolder, record: Record) -> str:
+    """What is not as it was when the stage began; "" where it is not done and may go on with that."""
+    if not stage.resolved.exists():
+        return "(resolved.yaml is missing)"
+    now = resolved_yaml(plan.extended(stage.name, record.stage(stage.name)["extended"]))
+    changes = difference(stage.resolved.read_text(), now)
+    return changes if stage.done.exists() or not is_free(changes) else ""
+
+
+def _edited(plan: Plan, stage: StageFolder, changes: str) -> str:
     when = "finished" if stage.done.exists() else "began"
-    now = resolved_yaml(plan.extended(name, record.stage(name)["extended"]))
-    changes = difference(stage.resolved.read_text(), now) if stage.resolved.exists() else "(resolved.yaml is missing)"
     lines = "\n".join(f"  {line}" for line in changes.splitlines())
-    return f"{plan.folder / name}.yaml, with its overrides, differs from what {stage.path} {when} with:\n{lines}"
+    return f"{plan.folder / stage.name}.yaml, with its overrides, differs from what {stage.path} {when} with:\n{lines}"

@@ -23,7 +23,7 @@ from qwq_rl.checkpoints import PARTIAL, cut_back, newest_complete, progress_of, 
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.locks import hold
 from qwq_rl.provenance import collect
-from qwq_rl.recipe import Stage, difference, recipe_hash, resolved_yaml
+from qwq_rl.recipe import Stage, difference, is_free, recipe_hash, resolved_yaml
 from qwq_rl.runfolder import RunFolder, StageFolder, read_json, write_json
 
 if TYPE_CHECKING:
@@ -171,9 +171,8 @@ def _finished(folder: StageFolder, recipe: Stage, recipe_path: Path) -> bool:
     if done is None and begun is None:
         return False
     changed = difference(folder.resolved.read_text(), resolved_yaml(recipe))
-    free = ("steps:", "limits.", "accept_changes", "rollout.server.")  # a server may be another one
-    harmless = all(line.startswith(free) for line in changed.splitlines())
-    if harmless and begun and recipe.steps >= update_of(begun):
+    but_for_steps = "\n".join(line for line in changed.splitlines() if not line.startswith("steps:"))
+    if is_free(but_for_steps) and begun and recipe.steps >= update_of(begun):
         folder.done.unlink(missing_ok=True)
         return False
     raise RunStateError(

@@ -216,6 +216,17 @@ def test_an_edited_recipe_shows_the_difference_and_asks(recipe: Path, run: RunFo
     assert not (run.path / "control.old-1").exists()
 
 
+def test_a_stage_that_is_not_done_goes_on_under_other_limits(short_recipe: Path, run: RunFolder) -> None:
+    process = start(short_recipe, run, LITTLE_UPDATE_SECONDS=0.05)
+    wait_until(lambda: len(updates(run, "reasoning")) > 12)
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130
+    edit(short_recipe, "reasoning", "steps: 20", "limits: {fault_share: 0.5}\nsteps: 20")
+    status, output = go(short_recipe, run)
+    assert status == 0, output
+    assert updates(run, "reasoning") == list(range(1, 21))
+
+
 @pytest.mark.slow
 def test_a_restart_that_was_interrupted_goes_on(short_recipe: Path, run: RunFolder) -> None:
     assert go(short_recipe, run)[0] == 0
