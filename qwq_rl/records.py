@@ -377,7 +377,7 @@ class AcceptedChange(TypedDict):
 
 
 class StageContract(TypedDict):
-    """What a stage takes for granted; hashes are `sha256:...`. The digest of the weights is in `contract.json` alone."""
+    """What a stage takes for granted; hashes are `sha256:...`. The digest of the weights is in contract.json alone."""
 
     tokenizer: str
     chat_template: str
