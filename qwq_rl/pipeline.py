@@ -54,14 +54,19 @@ class Programs:
     evaluate: Sequence[str]
     processes: int = 1
     """How many processes a trainer has; it refuses to run as fewer."""
+    launched: bool = True
+    """Whether `train` starts a launcher, whose children train."""
 
     @staticmethod
     def of_recipe(folder: Path) -> Programs:
-        """The trainer through `accelerate launch`, by the recipe's own `accelerate.yaml` where it has one."""
+        """The trainer through `accelerate launch` by the recipe's own `accelerate.yaml`; without one, by itself.
+
+        For one process a launcher does nothing, and takes seconds of importing at every stage.
+        """
         own = folder / ACCELERATE
         evaluate = (sys.executable, "-m", "qwq_rl.evaluate")
         if not own.exists():
-            return Programs((*accelerate_command(None), "-m", "qwq_rl.train"), evaluate)
+            return Programs((sys.executable, "-m", "qwq_rl.train"), evaluate, launched=False)
         try:
             settings = yaml.safe_load(own.read_text())
             processes = int(settings["num_processes"])
@@ -156,15 +161,15 @@ class _Runner:
         return self.start_final_evaluation()
 
     def start_final_evaluation(self) -> bool:
-        """Evaluate a finished stage on all its sets at once; when nothing else is left to do, share the sets out."""
+        """Evaluate a finished stage on all its sets at once; the sets of the last one are shared out."""
         unfinished = [name for name in self.plan.names if self.record.stage(name)["status"] != "done"]
-        for name in self.plan.names:
-            if name not in unfinished:
-                sets = self.not_running(name, self.results.missing_final_sets(name))
-                if sets:
-                    self.start_evaluation(name, sets if unfinished else sets[:1])
-                    return True
-        return False
+        finished = [name for name in self.plan.names if name not in unfinished]
+        missing = {name: self.not_running(name, self.results.missing_final_sets(name)) for name in finished}
+        left = [name for name in finished if missing[name]]
+        if left:
+            name, last = left[0], not unfinished and len(left) == 1
+            self.start_evaluation(name, missing[name][:1] if last else missing[name])
+        return bool(left)
 
     def not_running(self, name: str, sets: Sequence[str]) -> tuple[str, ...]:
         running = {one for stage, evaluated in self.evaluating for one in evaluated if stage == name}
@@ -216,7 +221,8 @@ class _Runner:
         started = entry["started"] or time.time()
         self.record.update(name, status="running", started=started, finished=None, attempts=entry["attempts"] + 1)
         processes = {"QWQ_RL_PROCESSES": str(self.programs.processes)}
-        job = Job(f"train {name}", [*self.programs.train, *arguments], folder.log, True, processes)
+        command = [*self.programs.train, *arguments]
+        job = Job(f"train {name}", command, folder.log, self.programs.launched, processes)
         self.training[name] = Process(job)
         self.watches[name] = StageWatch(folder, self.plan.extended(name, entry["extended"]).steps)
 

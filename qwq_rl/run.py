@@ -23,7 +23,7 @@ EPILOG = """\
 Any field of any stage can be set: --1_math_code.update.lr=5e-4 --0_cold_start.steps=600; the pipeline's own fields by
 --pipeline.parallel=1. Interrupted anywhere (Ctrl-C, a kill, a crash), the same command goes on; finished stages are not
 trained again. A recipe edited after its stage was trained is refused until --from names the stage to begin again at.
-An accelerate.yaml in the recipe's folder says how stages are launched (default: one process on this machine).
+An accelerate.yaml in the recipe's folder says how `accelerate launch` starts stages (default: one process, here).
 
 exit status: 0 done, 1 a process failed, 2 a mistake in the recipe or the command, 3 the run folder cannot be used as it
 is, 4 a gate was not passed, 130 stopped by Ctrl-C
@@ -125,7 +125,7 @@ def read_order(argv: Sequence[str]) -> Order:
     parser = argparse.ArgumentParser(
         prog="qwq-rl run",
         usage="qwq-rl run RECIPE [--name N] [--seeds 0,1,2] [--runs DIR] [--from STAGE] [--STAGE.a.b=c ...]",
-        description="Train every stage of a recipe in the order they need one another, each through accelerate launch.",
+        description="Train every stage of a recipe in the order they need one another, each in a process of its own.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

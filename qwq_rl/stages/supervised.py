@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ def build_sft(recipe: SftRecipe, setting: Setting, evaluator: Evaluator) -> SFTT
     trainer = _SftTrainer(
         model,
         args=config,
-        train_dataset=_tokenized(rows, lambda row: _sft_tokens(tokenizer, row, recipe.max_length)),
+        train_dataset=_tokenized(rows, lambda some: _sft_tokens(tokenizer, some, recipe.max_length)),
         processing_class=tokenizer,
         callbacks=[_recorder(recipe, setting, evaluator, _sft_details)],
         peft_config=adapter_of(recipe.model.lora, model, "CAUSAL_LM", recipe.seed),
@@ -90,7 +90,7 @@ def build_reward_model(recipe: RewardModelRecipe, setting: Setting) -> RewardTra
     return _RewardTrainer(
         model,
         args=config,
-        train_dataset=_tokenized(rows, lambda row: _pair_tokens(tokenizer, row, recipe.max_length)),
+        train_dataset=_tokenized(rows, lambda some: _pair_tokens(tokenizer, some, recipe.max_length)),
         processing_class=tokenizer,
         callbacks=[_recorder(recipe, setting, None, _reward_details)],
         peft_config=adapter_of(recipe.model.lora, model, "SEQ_CLS", recipe.seed),
@@ -133,31 +133,36 @@ def _reward_details(logs: Mapping[str, float]) -> Line:
     return {"accuracy": logs.get("accuracy"), "margin": logs.get("margin")}
 
 
-def _tokenized(rows: list[Row], tokens: Any) -> Dataset:
+def _tokenized(rows: list[Row], tokens: Callable[[list[Row]], list[dict[str, list[int]]]]) -> Dataset:
     """A dataset with one entry a row of `rows`; a row that comes again is tokenized once."""
     distinct = {id(row): row for row in rows}
     places = {key: place for place, key in enumerate(distinct)}
-    return Dataset.from_list([tokens(row) for row in distinct.values()]).select([places[id(row)] for row in rows])
+    return Dataset.from_list(tokens(list(distinct.values()))).select([places[id(row)] for row in rows])
 
 
-def _sft_tokens(tokenizer: PreTrainedTokenizerBase, row: Row, longest: int) -> dict[str, list[int]]:
-    texts = render_demonstration(tokenizer, row)
-    prompt, completion = (_ids(tokenizer, text) for text in texts)
-    _check_length(row, len(prompt) + len(completion), longest)
-    return {
-        "input_ids": prompt + completion,
-        "completion_mask": [0] * len(prompt) + [1] * len(completion),
-    }
+def _sft_tokens(tokenizer: PreTrainedTokenizerBase, rows: list[Row], longest: int) -> list[dict[str, list[int]]]:
+    """Labels too, or TRL would work them out, row by row and each time that a row comes."""
+    texts = [render_demonstration(tokenizer, row) for row in rows]
+    prompts, completions = (_ids(tokenizer, list(side)) for side in zip(*texts, strict=True))
+    for row, prompt, completion in zip(rows, prompts, completions, strict=True):
+        _check_length(row, len(prompt) + len(completion), longest)
+    return [
+        {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
 
 
-def _pair_tokens(tokenizer: PreTrainedTokenizerBase, row: Row, longest: int) -> dict[str, list[int]]:
-    chosen, rejected = (_ids(tokenizer, render_answered(tokenizer, row, row[side])) for side in ("chosen", "rejected"))
-    _check_length(row, max(len(chosen), len(rejected)), longest)
-    return {"chosen_ids": chosen, "rejected_ids": rejected}
+def _pair_tokens(tokenizer: PreTrainedTokenizerBase, rows: list[Row], longest: int) -> list[dict[str, list[int]]]:
+    sides = ("chosen", "rejected")
+    chosen, rejected = (_ids(tokenizer, [render_answered(tokenizer, row, row[side]) for row in rows]) for side in sides)
+    for row, one, other in zip(rows, chosen, rejected, strict=True):
+        _check_length(row, max(len(one), len(other)), longest)
+    return [{"chosen_ids": one, "rejected_ids": other} for one, other in zip(chosen, rejected, strict=True)]
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return found
 
 
 def _check_length(row: Row, length: int, longest: int) -> None:

@@ -266,8 +266,8 @@ def test_the_fused_head_scores_right_padded_rows_as_a_plain_forward_does(trainer
 
 def test_the_sft_trainer_takes_rows_that_are_tokenized_already(start: Path, tmp_path: Path) -> None:
     rows = [
-        {"input_ids": [5, 6, 7, 8], "completion_mask": [0, 0, 1, 1]},
-        {"input_ids": [5, 6, 9], "completion_mask": [0, 1, 1]},
+        {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]},
+        {"input_ids": [5, 6, 9], "labels": [-100, 6, 9]},
     ]
     config = SFTConfig(**ON_CPU, output_dir=str(tmp_path), per_device_train_batch_size=2, completion_only_loss=True,
                        max_length=None, train_sampling_strategy="sequential")  # fmt: skip
