@@ -25,7 +25,7 @@ def orthogonalised(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
@@ -61,14 +61,15 @@ class Muon(torch.optim.Optimizer):
                     self._step_adamw(p, group["lr"])
 
     def _step_matrices(self, parameters: list[torch.Tensor], lr: float) -> None:
-        by_shape: dict[torch.Size, list[torch.Tensor]] = {}
+        by_shape: dict[tuple[int, ...], list[torch.Tensor]] = {}
         for p in parameters:
-            by_shape.setdefault(p.shape, []).append(p)
-        for shape, group in by_shape.items():
-            directions = orthogonalised(torch.stack([self._nesterov(p) for p in group]))
-            scale = max(1.0, shape[0] / shape[1]) ** 0.5
-            for p, direction in zip(group, directions, strict=True):
-                p.add_(direction, alpha=-lr * scale)
+            by_shape.setdefault(tuple(sorted(p.shape)), []).append(p)
+        for group in by_shape.values():
+            # Wide ones and tall ones together: fewer products, and none is transposed on the way.
+            wide = [self._nesterov(p) if p.shape[0] <= p.shape[1] else self._nesterov(p).T for p in group]
+            for p, direction in zip(group, orthogonalised(torch.stack(wide)), strict=True):
+                scale = max(1.0, p.shape[0] / p.shape[1]) ** 0.5
+                p.add_(direction if p.shape[0] <= p.shape[1] else direction.T, alpha=-lr * scale)
 
     def _nesterov(self, p: torch.Tensor) -> torch.Tensor:
         state = self.state[p]
