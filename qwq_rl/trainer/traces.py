@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import blake2b
 
 import torch
 
@@ -38,8 +39,9 @@ class Trace:
     @cached_property
     def extent(self) -> Extent:
         """What it costs to read."""
-        key = hash(self.ids[: self.prompt].numpy().tobytes())
-        return Extent(self.prompt, len(self.ids) - self.prompt, key)
+        # Not `hash`, which differs from process to process: it orders micro-batches, and with them rounding.
+        key = blake2b(self.ids[: self.prompt].numpy().tobytes(), digest_size=8)
+        return Extent(self.prompt, len(self.ids) - self.prompt, int.from_bytes(key.digest()))
 
 
 BLANK = Trace(torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.bool), torch.zeros(1), 0)

@@ -123,3 +123,8 @@ class TestWhichModels:
         model.config.attention_dropout = 0.1
         assert not has_qwen_states(model.train())
         assert has_qwen_states(model.eval())
+
+
+def test_which_prompt_a_trace_has_is_the_same_in_every_process() -> None:
+    """It orders the rows of an update: a resumed stage must add them up as the one before it did."""
+    assert trace(3, 2, 1).extent.key == trace(3, 5, 9).extent.key == 12592495163112314332
