@@ -150,6 +150,7 @@ def test_16_bit_weights_stay_as_near_to_float32_as_the_models_own_forward(family
 
 def in_mixed_precision(model: PreTrainedModel) -> PreTrainedModel:
     """With what a trainer puts over its forward, which then computes in bf16 from weights in float32."""
+    AcceleratorState._reset_state(True)  # of what this process trained before, in float32
     try:
         prepared: PreTrainedModel = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model)
     finally:
