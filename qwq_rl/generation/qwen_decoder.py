@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from qwq_rl.generation.qwen_layer import embed, finish, project, score
-from qwq_rl.generation.qwen_weights import QwenWeights
+from qwq_rl.generation.qwen_weights import QwenWeights, rotations
 from qwq_rl.generation.shared_cache import SharedCache
 
 
@@ -24,7 +24,7 @@ class QwenDecoder:
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         # Padded on the right: what is real sees none of it, and stands where it would without.
         tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
-        self.rotations = self._rotations(model, longest + max_tokens)
+        self.rotations = rotations(model, weights, longest + max_tokens)
         hidden, cache = self._read(tokens, lengths)
         if device.type == "cpu":
             cache = cache.float()
@@ -32,13 +32,6 @@ class QwenDecoder:
         """Of each text's next token, (texts, vocabulary)."""
         self.positions = lengths - 1
         self.cache = SharedCache(cache, lengths)
-
-    def _rotations(self, model: Any, count: int) -> torch.Tensor:
-        """The model's own rotary factors as complex numbers, (count, 1, 1, head dimension / 2)."""
-        places = torch.arange(count, device=self.weights.embedding.device)[None]
-        cos, sin = model.model.rotary_emb(self.weights.embedding, places)
-        half = self.weights.head_dimension // 2
-        return torch.complex(cos[0, :, :half].float(), sin[0, :, :half].float())[:, None, None]
 
     def _read(self, tokens: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What leaves the last layer at each prompt's end, (prompts, hidden), and keys and values for `SharedCache`."""

@@ -68,6 +68,14 @@ def read_weights(model: Any, dtype: torch.dtype | None = None) -> QwenWeights:
     )
 
 
+def rotations(model: Any, weights: QwenWeights, count: int) -> torch.Tensor:
+    """The model's own rotary factors of the first `count` positions, complex, (count, 1, 1, head dimension / 2)."""
+    places = torch.arange(count, device=weights.embedding.device)[None]
+    cos, sin = model.model.rotary_emb(weights.embedding, places)
+    half = weights.head_dimension // 2
+    return torch.complex(cos[0, :, :half].float(), sin[0, :, :half].float())[:, None, None]
+
+
 def paired(heads: torch.Tensor) -> torch.Tensor:
     """The last dimension with its halves interleaved, so that the two numbers a rotation mixes stand side by side."""
     return heads.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from qwq_rl.generation.qwen_fit import fits_qwen_decoder
-from qwq_rl.generation.qwen_weights import LayerWeights, QwenWeights, read_weights
+from qwq_rl.generation.qwen_weights import LayerWeights, QwenWeights, read_weights, rotations
 from qwq_rl.trainer.traces import Prompts
 
 
@@ -36,11 +36,11 @@ def states(model: Any, ids: torch.Tensor, wanted: torch.Tensor, prompts: Prompts
     """
     layout = _layout(ids, wanted, prompts)
     weights = read_weights(model)
-    rotations = _rotations(model, weights, layout.positions)
+    turns = rotations(model, weights, int(layout.positions.max()) + 1)[layout.positions]
     hidden = functional.embedding(layout.tokens, weights.embedding)
     for layer in weights.layers:
         unit = _Unit.apply(hidden, weights.epsilon)
-        hidden = torch.addmm(hidden, _attended(unit, layer, weights, rotations, layout.blocks), layer.attention_out)
+        hidden = torch.addmm(hidden, _attended(unit, layer, weights, turns, layout.blocks), layer.attention_out)
         gates = _Unit.apply(hidden, weights.epsilon) @ layer.gate_up
         hidden = torch.addmm(hidden, _SwiGlu.apply(gates), layer.mlp_out)
     return _Unit.apply(hidden.index_select(0, layout.places), weights.epsilon) * weights.final_gain
@@ -130,16 +130,8 @@ def _block(rows: torch.Tensor, first: torch.Tensor, lengths: torch.Tensor, promp
     return _Block(rows, first[:, None] + along, real, before, bias[:, None], real.flatten().nonzero()[:, 0])
 
 
-def _rotations(model: Any, weights: QwenWeights, positions: torch.Tensor) -> torch.Tensor:
-    """The model's own rotary factors as complex numbers, (N, 1, 1, head dimension / 2)."""
-    count = int(positions.max()) + 1
-    cos, sin = model.model.rotary_emb(weights.embedding, torch.arange(count, device=positions.device)[None])
-    half = weights.head_dimension // 2
-    return torch.complex(cos[0, :, :half].float(), sin[0, :, :half].float())[positions, None, None]
-
-
 def _attended(
-    unit: torch.Tensor, layer: LayerWeights, weights: QwenWeights, rotations: torch.Tensor, blocks: Sequence[_Block]
+    unit: torch.Tensor, layer: LayerWeights, weights: QwenWeights, turns: torch.Tensor, blocks: Sequence[_Block]
 ) -> torch.Tensor:
     """(N, query heads * head dimension)."""
     product = unit @ layer.qkv if layer.qkv_bias is None else torch.addmm(layer.qkv_bias, unit, layer.qkv)
@@ -148,7 +140,7 @@ def _attended(
     heads = turning.unflatten(1, (weights.key_heads, -1, weights.head_dimension))
     if layer.head_gain is not None:
         heads = _Unit.apply(heads, weights.epsilon) * layer.head_gain
-    turned = torch.view_as_real(torch.view_as_complex(heads.unflatten(-1, (-1, 2))) * rotations).flatten(-2)
+    turned = torch.view_as_real(torch.view_as_complex(heads.unflatten(-1, (-1, 2))) * turns).flatten(-2)
     queries, keys = turned.split([turned.shape[2] - 1, 1], 2)
     return _attention(queries, keys[:, :, 0], values.unflatten(1, (weights.key_heads, -1)), blocks)
 
