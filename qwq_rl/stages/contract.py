@@ -176,7 +176,7 @@ class ContractWriter(TrainerCallback):
 
 def _resumed(recipe: Stage, then: Contract, now: Contract) -> Iterator[Change]:
     """What a stage that goes on from its own checkpoint finds changed."""
-    yield from _tokenizer_changes(recipe, then, now)
+    yield from _tokenizer_changes(then, now)
     for old, new in zip(then["lineage"], now["lineage"], strict=False):
         if old != new:
             yield Change("base", _version(old), _version(new), f"the weights of {old['name']}, which it was begun from")
@@ -189,11 +189,11 @@ def _resumed(recipe: Stage, then: Contract, now: Contract) -> Iterator[Change]:
 
 def _started(recipe: Stage, then: Contract, now: Contract) -> Iterator[Change]:
     """What a stage finds changed since the one that it starts from; verifiers that only one of them has are none."""
-    yield from _tokenizer_changes(recipe, then, now)
+    yield from _tokenizer_changes(then, now)
     yield from _verifier_changes(recipe, then, now, "its code or its parameters")
 
 
-def _tokenizer_changes(recipe: Stage, then: Contract, now: Contract) -> Iterator[Change]:
+def _tokenizer_changes(then: Contract, now: Contract) -> Iterator[Change]:
     words = {"tokenizer": "the tokenizer", "chat_template": "the chat template", "eos": "the end of sequence"}
     for item, what in words.items():
         if then[item] != now[item]:
