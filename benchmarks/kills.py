@@ -30,10 +30,10 @@ import psutil
 from stage_instants import BEFORE_THE_MARK, STAND_STILL_AT, hooked
 from stage_runs import STAGES, differences, state_differences, write_recipes
 
-from qwq_rl.checkpoints import damage_of, saved, update_of
-from qwq_rl.jobs import accelerate_command, environment
-from qwq_rl.locks import LAUNCHER
-from qwq_rl.runfolder import RunFolder, StageFolder, read_lines
+from qwq_rl.pipeline.processes import accelerate_command, environment
+from qwq_rl.run_folder.checkpoints import damage_of, saved, update_of
+from qwq_rl.run_folder.files import RunFolder, StageFolder, read_lines
+from qwq_rl.run_folder.locks import LAUNCHER
 
 OFTEN = ("--checkpoint.every=2", "--evaluate.every=8", "--evaluate.samples=1")
 STRUCK = {

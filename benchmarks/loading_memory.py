@@ -39,8 +39,8 @@ def measure(model: Path, first: str) -> None:
     from accelerate.utils import gather_object
     from transformers import AutoModelForCausalLM, TrainingArguments
 
-    from qwq_rl.stages.world import join
-    from qwq_rl.trainer.critic_engine import engine_config
+    from qwq_rl.stages.distributed import join
+    from qwq_rl.training.critic_engine import engine_config
 
     state = join()
     memory = Memory()

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from math_payloads import payloads
 
 from qwq_rl.verifiers import Response, load
-from qwq_rl.verifiers.mathematics.symbolic import shared
+from qwq_rl.verifiers.mathematics.algebra.client import shared
 
 MEMORY_MB = 2048
 MARGIN_S = 0.2

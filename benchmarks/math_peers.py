@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qwq_rl.prompts import split_thinking
+from qwq_rl.data.chat import split_thinking
 from qwq_rl.verifiers import Response, Verdict, load
 
 Grader = Callable[[str, str], float | None]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from qwq_rl.tiny.tokenizer import build_tokenizer
+from qwq_rl.data.tiny.model import build_tokenizer
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,16 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from qwq_rl.clock import Clock
-from qwq_rl.prompts import read_response, render_prompt
-from qwq_rl.recipe import load_stage, resolved_yaml
-from qwq_rl.recipes_stages import RlRecipe
-from qwq_rl.runfolder import RunFolder, read_lines
-from qwq_rl.scoring import Scorer
-from qwq_rl.stages.recorder import Stop
+from qwq_rl.config.recipe import load_stage, resolved_yaml
+from qwq_rl.config.stages import RlRecipe
+from qwq_rl.data.chat import read_response, render_prompt
+from qwq_rl.data.prompt_source import PromptSource
+from qwq_rl.rewards.scorer import Scorer
+from qwq_rl.run_folder.files import RunFolder, read_lines
+from qwq_rl.stages.callbacks import Stop
+from qwq_rl.stages.context import Setting, load_sources
 from qwq_rl.stages.rl import build_rl
-from qwq_rl.stages.setting import Setting, load_sources
-from qwq_rl.trainer.prompts import PromptSource
+from qwq_rl.training.clock import Clock
 from qwq_rl.verifiers import Problem, Response, Verdict, load, run_as
 
 

@@ -35,8 +35,8 @@ from trainer_runs import Spent, even, recipe_of, run_ours, run_stock
 from trainer_updates import CASES, Case, Ours, Rollouts, Stock, make_rollouts
 from transformers.utils import logging
 
-from qwq_rl.recipes_stages import RlRecipe
-from qwq_rl.tiny.tokenizer import build_tokenizer
+from qwq_rl.config.stages import RlRecipe
+from qwq_rl.data.tiny.model import build_tokenizer
 
 STAGE = Path(__file__).parents[1] / "recipes/tiny/1_math_code.yaml"
 LOSSES = ("grpo", "dapo")

@@ -20,14 +20,14 @@ from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from qwq_rl.objective.policy import POLICIES, Clip
+from qwq_rl.algorithms.losses import POLICIES, Clip
+from qwq_rl.data.tiny.model import build_tokenizer
+from qwq_rl.inference.fast_qwen.training_head import use_compact_head
 from qwq_rl.stages.rl import TOKENS_ON_CPU
-from qwq_rl.tiny.tokenizer import build_tokenizer
-from qwq_rl.trainer.compact_head import use_compact_head
-from qwq_rl.trainer.losses import Objective
-from qwq_rl.trainer.tally import Tally
-from qwq_rl.trainer.traces import Trace
-from qwq_rl.trainer.update import Budget, Lesson, run_update
+from qwq_rl.training.losses import Objective
+from qwq_rl.training.micro_batch import Trace
+from qwq_rl.training.tally import Tally
+from qwq_rl.training.update import Budget, Lesson, run_update
 
 LONGEST = 256
 """Tokens of the longest completion."""

@@ -14,13 +14,13 @@ from qwq_rl import __version__
 from qwq_rl.errors import UserError
 
 VERBS = {
-    "run": ("qwq_rl.run", "train every stage of a recipe, evaluate, report and export; goes on where it was"),
-    "check": ("qwq_rl.check", "every mistake of a recipe, before a model loads"),
+    "run": ("qwq_rl.pipeline.run", "train every stage of a recipe, evaluate, report and export; goes on where it was"),
+    "check": ("qwq_rl.config.check", "every mistake of a recipe, before a model loads"),
     "report": ("qwq_rl.report.build", "a run's page: one HTML file that opens offline; two runs are compared"),
-    "evaluate": ("qwq_rl.evaluate", "evaluate a checkpoint on held-out sets"),
-    "export": ("qwq_rl.export", "a stage's checkpoint as a Hugging Face folder with a model card"),
-    "verify": ("qwq_rl.verify", "judge responses with a verifier, or audit a verifier and its rows"),
-    "rescore": ("qwq_rl.rescore", "judge a run's recorded rollouts with another verifier: what would change?"),
+    "evaluate": ("qwq_rl.evals.evaluate", "evaluate a checkpoint on held-out sets"),
+    "export": ("qwq_rl.export.export", "a stage's checkpoint as a Hugging Face folder with a model card"),
+    "verify": ("qwq_rl.audit.verify", "judge responses with a verifier, or audit a verifier and its rows"),
+    "rescore": ("qwq_rl.audit.rescore", "judge a run's recorded rollouts with another verifier: what would change?"),
     "sandbox": ("qwq_rl.sandbox.cli", "judge programs as training does, in jailed processes"),
 }
 SHORT = {"eval": "evaluate"}

@@ -18,13 +18,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwq_rl.check import check
-from qwq_rl.checkpoints import PARTIAL, cut_back, newest_complete, progress_of, to_disk, told_when_full, update_of
+from qwq_rl.config.check import check
+from qwq_rl.config.recipe import Stage, difference, is_free, recipe_hash, resolved_yaml
 from qwq_rl.errors import RunStateError, UserError
-from qwq_rl.locks import hold
-from qwq_rl.provenance import collect
-from qwq_rl.recipe import Stage, difference, is_free, recipe_hash, resolved_yaml
-from qwq_rl.runfolder import RunFolder, StageFolder, read_json, write_json
+from qwq_rl.run_folder.checkpoints import (
+    PARTIAL,
+    cut_back,
+    newest_complete,
+    progress_of,
+    to_disk,
+    told_when_full,
+    update_of,
+)
+from qwq_rl.run_folder.files import RunFolder, StageFolder, read_json, write_json
+from qwq_rl.run_folder.locks import hold
+from qwq_rl.stages.provenance import collect
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -58,7 +66,7 @@ def _train(recipe: Stage, recipe_path: Path, run: RunFolder, folder: StageFolder
     import datasets
     from transformers.utils import logging
 
-    from qwq_rl.stages.world import join, watched
+    from qwq_rl.stages.distributed import join, watched
 
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
@@ -77,12 +85,12 @@ def _train_in(
 ) -> int:
     from transformers import PrinterCallback
 
-    from qwq_rl.clock import Clock
-    from qwq_rl.stages.build import build_trainer
-    from qwq_rl.stages.contract import ContractWriter, agreed_contract, tokenizer_items
-    from qwq_rl.stages.recorder import Stop
-    from qwq_rl.stages.setting import Setting
-    from qwq_rl.stages.world import check_resume, check_sharding
+    from qwq_rl.stages.callbacks import Stop
+    from qwq_rl.stages.context import Setting
+    from qwq_rl.stages.distributed import check_resume, check_sharding
+    from qwq_rl.stages.evaluator import build_trainer
+    from qwq_rl.stages.lineage import ContractWriter, agreed_contract, tokenizer_items
+    from qwq_rl.training.clock import Clock
 
     # 4. Where to go on from, unless that was made from something else than there is now.
     resume = newest_complete(folder)
@@ -197,7 +205,7 @@ def _save_final(trainer: Any, folder: StageFolder, contract: Mapping[str, Any], 
     """Write the Hugging Face folder under another name first, so that `final` is whole or absent."""
     from accelerate.utils import is_peft_model
 
-    from qwq_rl.stages.contract import carry_to_result
+    from qwq_rl.stages.lineage import carry_to_result
 
     draft = folder.checkpoints / PARTIAL
     if is_peft_model(trainer.accelerator.unwrap_model(trainer.model)):

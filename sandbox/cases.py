@@ -9,12 +9,12 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qwq_rl.sandbox import outfits
+from qwq_rl.sandbox import profiles as outfits
 from qwq_rl.sandbox.compare import same_output, same_value
 from qwq_rl.sandbox.compiled import Programs, header, keep_header
+from qwq_rl.sandbox.fork_server_link import Ending, Payload
 from qwq_rl.sandbox.inside.values import decode_json
 from qwq_rl.sandbox.languages import LANGUAGES, Language
-from qwq_rl.sandbox.link import Ending, Payload
 from qwq_rl.sandbox.protocol import CaseResult, CaseVerdict, Job, Limits, bytes_of
 
 _SHOWN_STDOUT, _SHOWN_STDERR = 1 << 16, 1 << 13

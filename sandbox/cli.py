@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _serve(argv: Sequence[str]) -> int:
     try:
-        from qwq_rl.sandbox import serve
+        from qwq_rl.sandbox.http import serve
     except ImportError as error:
         print(f"error: {error}: install the extra, pip install 'qwq-rl[sandbox-server]'", file=sys.stderr)
         return 2

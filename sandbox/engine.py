@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from qwq_rl.sandbox.bell import Bell
 from qwq_rl.sandbox.cases import Step
 from qwq_rl.sandbox.compiled import Programs
-from qwq_rl.sandbox.link import Mother, MotherDied
-from qwq_rl.sandbox.outfits import Kind
-from qwq_rl.sandbox.plain import PlainMother
+from qwq_rl.sandbox.fork_server_link import Mother, MotherDied
+from qwq_rl.sandbox.profiles import Kind
 from qwq_rl.sandbox.protocol import Result
-from qwq_rl.sandbox.runs import TOGETHER, Run, Waiter, answer_all, next_of
+from qwq_rl.sandbox.running_jobs import TOGETHER, Run, Waiter, answer_all, next_of
+from qwq_rl.sandbox.unjailed import PlainMother
 
 Refuse = Callable[[BaseException], None]
 _STARTED = 64

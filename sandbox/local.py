@@ -15,13 +15,12 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
-from qwq_rl.sandbox import languages, outfits, probes
+from qwq_rl.sandbox import languages, probes
+from qwq_rl.sandbox import profiles as outfits
 from qwq_rl.sandbox.engine import Engine, House, Load
-from qwq_rl.sandbox.judging import Deliver, Judging
-from qwq_rl.sandbox.kept_tests import KEPT_BYTES, KeptTests
-from qwq_rl.sandbox.link import Mother, MotherDied
-from qwq_rl.sandbox.outfits import Kind
-from qwq_rl.sandbox.plain import PlainMother
+from qwq_rl.sandbox.fork_server_link import Mother, MotherDied
+from qwq_rl.sandbox.interface import Deliver, Judging
+from qwq_rl.sandbox.profiles import Kind
 from qwq_rl.sandbox.protocol import (
     LANGUAGES,
     LEVELS,
@@ -29,7 +28,9 @@ from qwq_rl.sandbox.protocol import (
     JobError,
     tests_hash,
 )
-from qwq_rl.sandbox.runs import Run, Waiter, answer_all
+from qwq_rl.sandbox.running_jobs import Run, Waiter, answer_all
+from qwq_rl.sandbox.stored_tests import KEPT_BYTES, KeptTests
+from qwq_rl.sandbox.unjailed import PlainMother
 
 _MOST_SLOTS = 32
 """More than one mother can feed."""

@@ -7,9 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from qwq_rl.sandbox.link import Mother, Payload
-from qwq_rl.sandbox.plain import PlainMother
+from qwq_rl.sandbox.fork_server_link import Mother, Payload
 from qwq_rl.sandbox.protocol import LEVELS, Limits
+from qwq_rl.sandbox.unjailed import PlainMother
 
 ATTEMPTS = """
 import json, mmap, os, resource, socket, sys

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import Qwen3Config
 
-from qwq_rl.trainer.critic import CriticPlan
-from qwq_rl.trainer.traces import Trace
+from qwq_rl.training.critic import CriticPlan
+from qwq_rl.training.micro_batch import Trace
 
 WORDS = 20
 PLAN = CriticPlan(lr=3e-3, warmup=2, epochs=1, minibatches=4, clip=None, gradient_clip=1.0, tokens=256)

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qwq_rl import records
-from qwq_rl.conforms import conforms
-from qwq_rl.runfolder import RunFolder, StageFolder
+from conforms import conforms
+
+from qwq_rl.run_folder import schema as records
+from qwq_rl.run_folder.files import RunFolder, StageFolder
 
 
 def departures(run: Path) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwq_rl.evaluation import PromptRecord, evaluation_line
-from qwq_rl.runfolder import RunFolder, write_json, write_lines
+from qwq_rl.evals.estimates import PromptRecord, evaluation_line
+from qwq_rl.run_folder.files import RunFolder, write_json, write_lines
 
 PIPELINE = """\
 stages: [0_cold_start, 1_math_code, 1_control]
@@ -47,7 +47,7 @@ def write_run(folder: Path, scores: dict[str, Sequence[Sequence[float | None]]],
 
 
 def write_evaluation(run: RunFolder, stage: str, scores: Sequence[Sequence[float | None]], update: int = 10) -> None:
-    """What `qwq_rl.evaluate` leaves of a stage: half the prompts of one family, half of another."""
+    """What `qwq_rl.evals.evaluate` leaves of a stage: half the prompts of one family, half of another."""
     zeros = (0,) * len(scores[0])
     records = [
         PromptRecord(

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from qwq_rl.checkpoints import newest_complete
-from qwq_rl.runfolder import RunFolder, StageFolder, read_lines, write_lines
-from qwq_rl.tiny import sets
+from qwq_rl.data.tiny import sets
+from qwq_rl.run_folder.checkpoints import newest_complete
+from qwq_rl.run_folder.files import RunFolder, StageFolder, read_lines, write_lines
 
 TAUGHT = ("chain", "shift", "echo", "greet")
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, NotRequired, TypedDict
 
 import pytest
-
-from qwq_rl.conforms import conforms
+from conforms import conforms
 
 
 class Inner(TypedDict):

@@ -10,19 +10,20 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
+from conforms import conforms
 
-from qwq_rl import records, records_verify
-from qwq_rl.check import mistakes
-from qwq_rl.conforms import conforms
-from qwq_rl.evaluation import PromptRecord, compare, evaluation_line
-from qwq_rl.provenance import collect
-from qwq_rl.recipe import load_pipeline, load_stage, resolved_yaml
-from qwq_rl.row_format import REQUIRED, Kind, row_mistakes
-from qwq_rl.rows import checks_of
-from qwq_rl.runfolder import RunFolder
+from qwq_rl.audit.verify import main as verify
+from qwq_rl.config.check import mistakes
+from qwq_rl.config.recipe import load_pipeline, load_stage, resolved_yaml
+from qwq_rl.data.row import REQUIRED, Kind, row_mistakes
+from qwq_rl.data.sources import checks_of
+from qwq_rl.evals.estimates import PromptRecord, compare, evaluation_line
+from qwq_rl.run_folder import schema as records
+from qwq_rl.run_folder import schema_audit as records_verify
+from qwq_rl.run_folder.files import RunFolder
 from qwq_rl.sandbox import Job, LocalSandbox, Result
+from qwq_rl.stages.provenance import collect
 from qwq_rl.verifiers import BUILT_IN, Response, Verdict, load
-from qwq_rl.verify import main as verify
 
 PAGE = (Path(__file__).parent.parent / "docs" / "contracts.md").read_text()
 BLOCK = re.compile(r"<!-- example: (\w+) -->\n```(json|yaml)\n(.*?)\n```", re.S)
@@ -111,9 +112,9 @@ def test_the_example_row_to_verify_gets_the_example_line(tmp_path: Path, capsys:
 
 
 def test_what_an_audit_writes_conforms() -> None:
-    from qwq_rl.audit import audit
-    from qwq_rl.audit_report import Kind
-    from qwq_rl.scoring import grader
+    from qwq_rl.audit.audit import audit
+    from qwq_rl.audit.findings import Kind
+    from qwq_rl.rewards.scorer import grader
 
     rows = [{"id": "r", "domain": "d", "verifier": "math", "reference": "4", "solution": "5"}]
     record = audit(enumerate(rows, 1), grader()).record("rows")
@@ -233,8 +234,8 @@ def test_what_provenance_writes_conforms(tmp_path: Path) -> None:
 
 
 def test_what_a_round_of_rollouts_writes_conforms() -> None:
-    from qwq_rl.scoring import Scored
-    from qwq_rl.trainer.rollouts import Rollout, Segment, rollout_line, summarise_round
+    from qwq_rl.rewards.scorer import Scored
+    from qwq_rl.rollouts.rollout import Rollout, Segment, rollout_line, summarise_round
 
     verdict = Verdict(**example("verdict"))
     scored = Scored(1.0, 1.0, {"math": verdict}, {"finished": True}, None)

@@ -18,7 +18,7 @@ import yaml
 pytest.importorskip("fastapi", reason="the extra `sandbox-server` is not installed")
 from sandbox_servers import TOKEN, Server
 
-from qwq_rl.sandbox.serve import _parser
+from qwq_rl.sandbox.http.serve import _parser
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

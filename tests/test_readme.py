@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from test_rescore import recorded_run
 
-from qwq_rl.recipe import load_stage
-from qwq_rl.row_format import row_mistakes
+from qwq_rl.config.recipe import load_stage
+from qwq_rl.data.row import row_mistakes
 from qwq_rl.verifiers import Response, Verdict, load
 
 ROOT = Path(__file__).parent.parent

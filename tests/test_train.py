@@ -14,18 +14,18 @@ import pytest
 from stage_runs import train
 from transformers import AutoTokenizer
 
-from qwq_rl.checkpoints import mark_complete
-from qwq_rl.clock import Clock
+from qwq_rl.config.recipe import load_stage, recipe_hash, resolved_yaml
+from qwq_rl.data.tiny import sets
 from qwq_rl.errors import RecipeError, RunStateError, UserError
-from qwq_rl.locks import hold
-from qwq_rl.provenance import collect
-from qwq_rl.recipe import load_stage, recipe_hash, resolved_yaml
-from qwq_rl.runfolder import RunFolder, read_json, read_lines, write_lines
-from qwq_rl.stages.contract import agreed_contract, stage_contract, tokenizer_items
-from qwq_rl.stages.recorder import Stop
-from qwq_rl.stages.setting import Setting
-from qwq_rl.tiny import sets
+from qwq_rl.run_folder.checkpoints import mark_complete
+from qwq_rl.run_folder.files import RunFolder, read_json, read_lines, write_lines
+from qwq_rl.run_folder.locks import hold
+from qwq_rl.stages.callbacks import Stop
+from qwq_rl.stages.context import Setting
+from qwq_rl.stages.lineage import agreed_contract, stage_contract, tokenizer_items
+from qwq_rl.stages.provenance import collect
 from qwq_rl.train import _check_world, _finished, main, run_as_program
+from qwq_rl.training.clock import Clock
 
 RECIPE = """\
 kind: sft

@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 
-from qwq_rl.objective.advantages import ADVANTAGES
-from qwq_rl.objective.policy import POLICIES
-from qwq_rl.recipe import load_stage
-from qwq_rl.recipes_blocks import Limits
-from qwq_rl.recipes_stages import RlRecipe
+from qwq_rl.algorithms.advantages import ADVANTAGES
+from qwq_rl.algorithms.losses import POLICIES
+from qwq_rl.config.blocks import Limits
+from qwq_rl.config.recipe import load_stage
+from qwq_rl.config.stages import RlRecipe
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "training.md").read_text()

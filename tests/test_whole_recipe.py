@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from run_conforms import departures
 
-from qwq_rl.runfolder import RunFolder
+from qwq_rl.run_folder.files import RunFolder
 
 ROOT = Path(__file__).parent.parent
 SUPERVISED, RL = ("0_cold_start", "1_control"), ("1_math_code", "2_general")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from stage_runs import SmallRun
 
-from qwq_rl.runfolder import RunFolder
+from qwq_rl.run_folder.files import RunFolder
 
 sharded = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None or shutil.which("g++") is None,

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from qwq_rl.verifiers.outcomes import describe
+from qwq_rl.verifiers.verdicts import describe
 
 
 def find_callable(spec: str) -> Any:

@@ -14,23 +14,23 @@ from typing import Any
 from qwq_rl.errors import UserError
 from qwq_rl.verifiers.contract import Problem, Response, Running, Verdict, Verifier
 from qwq_rl.verifiers.importing import find_callable, nearest
-from qwq_rl.verifiers.outcomes import describe
 from qwq_rl.verifiers.trl_rewards import adapt
+from qwq_rl.verifiers.verdicts import describe
 
 BUILT_IN: Mapping[str, str] = {
     "math": "qwq_rl.verifiers.mathematics.verifier:math",
-    "code": "qwq_rl.verifiers.code_tests:code",
-    "json_schema": "qwq_rl.verifiers.json_schema:json_schema",
-    "tool_call": "qwq_rl.verifiers.tool_calls:tool_call",
-    "constraints": "qwq_rl.verifiers.constraints:constraints",
-    "exact": "qwq_rl.verifiers.matches:exact",
-    "set_match": "qwq_rl.verifiers.matches:set_match",
-    "list_match": "qwq_rl.verifiers.matches:list_match",
-    "choice": "qwq_rl.verifiers.choices:choice",
-    "think_format": "qwq_rl.verifiers.think_format:think_format",
-    "language_consistency": "qwq_rl.verifiers.language_rules:language_consistency",
-    "repetition": "qwq_rl.verifiers.repetition:repetition",
-    "overlong": "qwq_rl.verifiers.overlong:overlong",
+    "code": "qwq_rl.verifiers.builtin.code_tests:code",
+    "json_schema": "qwq_rl.verifiers.builtin.json_schema:json_schema",
+    "tool_call": "qwq_rl.verifiers.builtin.tool_calls:tool_call",
+    "constraints": "qwq_rl.verifiers.builtin.constraints:constraints",
+    "exact": "qwq_rl.verifiers.builtin.matches:exact",
+    "set_match": "qwq_rl.verifiers.builtin.matches:set_match",
+    "list_match": "qwq_rl.verifiers.builtin.matches:list_match",
+    "choice": "qwq_rl.verifiers.builtin.choice:choice",
+    "think_format": "qwq_rl.verifiers.builtin.format_rules:think_format",
+    "language_consistency": "qwq_rl.verifiers.builtin.language_rules:language_consistency",
+    "repetition": "qwq_rl.verifiers.builtin.repetition:repetition",
+    "overlong": "qwq_rl.verifiers.builtin.overlong:overlong",
 }
 """Name -> `module:factory`; a factory takes the recipe's parameters as keywords and returns the verifier."""
 
@@ -63,7 +63,7 @@ class Loaded:
 
 
 def load(spec: str, params: Mapping[str, Any] | None = None) -> Loaded:
-    """Resolve `spec` to a verifier; `qwq_rl.verifiers.running.judge` runs it as it declares.
+    """Resolve `spec` to a verifier; `qwq_rl.verifiers.runner.judge.judge` runs it as it declares.
 
     `spec` is a built-in name, an entry point of the group `qwq_rl.verifiers`, `package.module:name` or
     `path/to/file.py:name`. A function of (problem, response) is used as it is; anything else is called with

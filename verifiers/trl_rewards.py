@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from qwq_rl.verifiers.contract import Problem, Response, Verdict
-from qwq_rl.verifiers.outcomes import fault, shown
+from qwq_rl.verifiers.verdicts import fault, shown
 
 Item = tuple[Problem, Response]
 GIVEN = {"prompts", "completions", "completion_ids", "log_extra", "log_metric", "trainer_state"}

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from qwq_rl.errors import RunStateError
-from qwq_rl.report.compare import comparison_body
 from qwq_rl.report.load import Run, load_run, require_run, seeds
 from qwq_rl.report.page import body, document
 from qwq_rl.report.seeds import seeds_body
-from qwq_rl.runfolder import RunFolder
+from qwq_rl.report.several_runs import comparison_body
+from qwq_rl.run_folder.files import RunFolder
 
 
 def write_report(run: Path, other: Path | None = None, out: Path | None = None) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 from qwq_rl.errors import RunStateError
 from qwq_rl.report.markup import at, fields, finite, whole
-from qwq_rl.runfolder import RunFolder, StageFolder
+from qwq_rl.run_folder.files import RunFolder, StageFolder
 
 Record = Mapping[str, Any]
 

@@ -13,9 +13,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, is_peft_model
 
+from qwq_rl.config.blocks import Lora
 from qwq_rl.errors import UserError
-from qwq_rl.recipes_blocks import Lora
-from qwq_rl.trainer.critic_engine import gathered
+from qwq_rl.training.critic_engine import gathered
 
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]
 

@@ -1,4 +1,4 @@
-"""From the recipe of an `rl` stage to its trainer (`qwq_rl.trainer.policy`), ready to train."""
+"""From the recipe of an `rl` stage to its trainer (`qwq_rl.training.policy_trainer`), ready to train."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
-from qwq_rl.objective.policy import POLICIES, Clip, cispo, clipped
-from qwq_rl.provenance import digest, verifier_versions
-from qwq_rl.recipes_blocks import Correction
-from qwq_rl.recipes_stages import RlRecipe
-from qwq_rl.rows import mix
-from qwq_rl.scoring import Scorer
-from qwq_rl.stages.audit import audit_stage
+from qwq_rl.algorithms.losses import POLICIES, Clip, cispo, clipped
+from qwq_rl.audit.before_training import audit_stage
+from qwq_rl.config.blocks import Correction
+from qwq_rl.config.stages import RlRecipe
+from qwq_rl.data.prompt_source import PromptSource
+from qwq_rl.data.sources import mix
+from qwq_rl.inference.engines import Sampler, batching_sampler, by_another, check_vllm, own_sampler, vllm_sampler
+from qwq_rl.inference.fast_qwen.training_head import use_compact_head
+from qwq_rl.inference.vllm_http import ServedSampler
+from qwq_rl.rewards.preference import Preference
+from qwq_rl.rewards.scorer import Scorer
+from qwq_rl.rollouts.collect import Collector
+from qwq_rl.rollouts.scoring import Judge
+from qwq_rl.rollouts.verdict_log import Journal, journal_of, journals_beside
+from qwq_rl.stages.callbacks import Evaluator, Recorder
+from qwq_rl.stages.context import Setting, load_model, load_sources, shared_arguments
 from qwq_rl.stages.lora import adapter_of, without_wrapper
-from qwq_rl.stages.recorder import Evaluator, Recorder
-from qwq_rl.stages.setting import Setting, load_model, load_sources, shared_arguments
-from qwq_rl.trainer.compact_head import use_compact_head
-from qwq_rl.trainer.critic import Critic, CriticPlan, build_critic_model
-from qwq_rl.trainer.journal import Journal, journal_of, journals_beside
-from qwq_rl.trainer.judging import Judge
-from qwq_rl.trainer.losses import Objective
-from qwq_rl.trainer.policy import PolicyTrainer
-from qwq_rl.trainer.preference import Preference
-from qwq_rl.trainer.prompts import PromptSource
-from qwq_rl.trainer.rounds import Collector
-from qwq_rl.trainer.sampling import Sampler, batching_sampler, by_another, check_vllm, own_sampler, vllm_sampler
-from qwq_rl.trainer.served_sampling import ServedSampler
+from qwq_rl.stages.provenance import digest, verifier_versions
+from qwq_rl.training.critic import Critic, CriticPlan, build_critic_model
+from qwq_rl.training.losses import Objective
+from qwq_rl.training.policy_trainer import PolicyTrainer
 
 TOKENS_ON_CPU, TOKENS_ON_GPU = 2048, 32768
 """Padded tokens of a micro-batch where the recipe says nothing; on a CPU, what its caches hold."""

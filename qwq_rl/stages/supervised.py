@@ -10,14 +10,13 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
+from qwq_rl.config.stages import RewardModelRecipe, SftRecipe
+from qwq_rl.data.chat import render_answered, render_demonstration
+from qwq_rl.data.sources import Row
 from qwq_rl.errors import RowError
-from qwq_rl.prompts import render_answered, render_demonstration
-from qwq_rl.recipes_stages import RewardModelRecipe, SftRecipe
-from qwq_rl.rows import Row
-from qwq_rl.stages.lora import adapter_of, without_wrapper
-from qwq_rl.stages.muon import Muon, parameter_groups
-from qwq_rl.stages.recorder import Evaluator, Line, Recorder
-from qwq_rl.stages.setting import (
+from qwq_rl.inference.fast_qwen.training_head import use_compact_head
+from qwq_rl.stages.callbacks import Evaluator, Line, Recorder
+from qwq_rl.stages.context import (
     Setting,
     batch_arguments,
     load_model,
@@ -25,7 +24,8 @@ from qwq_rl.stages.setting import (
     ordered_rows,
     shared_arguments,
 )
-from qwq_rl.trainer.compact_head import use_compact_head
+from qwq_rl.stages.lora import adapter_of, without_wrapper
+from qwq_rl.stages.muon import Muon, parameter_groups
 
 
 class _OwnOptimizer:

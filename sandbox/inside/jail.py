@@ -18,7 +18,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qwq_rl.sandbox.inside import landlock, notices, rooms, seccomp
+from qwq_rl.sandbox.inside import file_tree as rooms
+from qwq_rl.sandbox.inside import landlock, seccomp
+from qwq_rl.sandbox.inside import seccomp_notify as notices
 from qwq_rl.sandbox.inside.plan import Outfit
 from qwq_rl.sandbox.inside.wire import HIGH
 

@@ -16,10 +16,10 @@ import sys
 import time
 from pathlib import Path
 
-from qwq_rl.locks import hold
-from qwq_rl.provenance import collect
-from qwq_rl.recipe import Stage, load_stage, recipe_hash, resolved_yaml
-from qwq_rl.runfolder import RunFolder, StageFolder, append_line, read_json, read_lines, write_json, write_lines
+from qwq_rl.config.recipe import Stage, load_stage, recipe_hash, resolved_yaml
+from qwq_rl.run_folder.files import RunFolder, StageFolder, append_line, read_json, read_lines, write_json, write_lines
+from qwq_rl.run_folder.locks import hold
+from qwq_rl.stages.provenance import collect
 
 ESTIMATE = {"low": 0.0, "high": 1.0}
 

@@ -15,7 +15,7 @@ from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from critic_cases import PLAN, returns_of, traces
 from transformers.integrations import HfDeepSpeedConfig
 
-from qwq_rl.trainer.critic import Critic, build_critic_model
+from qwq_rl.training.critic import Critic, build_critic_model
 
 TRACES = 22
 MINE = {1: [slice(0, 22)], 2: [slice(0, 15), slice(15, 22)]}

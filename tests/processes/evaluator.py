@@ -7,7 +7,7 @@ from pathlib import Path
 
 from counter import evaluation
 
-from qwq_rl.runfolder import RunFolder, read_json, write_json, write_lines
+from qwq_rl.run_folder.files import RunFolder, read_json, write_json, write_lines
 
 
 def main() -> None:

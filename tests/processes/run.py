@@ -9,12 +9,12 @@ from pathlib import Path
 from rich.console import Console
 
 from qwq_rl.cli import spoken
-from qwq_rl.jobs import accelerate_command
-from qwq_rl.pipeline import Programs, run_stages
-from qwq_rl.plan import Plan
-from qwq_rl.progress import Board
-from qwq_rl.recipe import load_pipeline
-from qwq_rl.runfolder import RunFolder
+from qwq_rl.config.recipe import load_pipeline
+from qwq_rl.pipeline.plan import Plan
+from qwq_rl.pipeline.processes import accelerate_command
+from qwq_rl.pipeline.scheduler import Programs, run_stages
+from qwq_rl.pipeline.terminal import Board
+from qwq_rl.run_folder.files import RunFolder
 
 HERE = Path(__file__).parent
 

@@ -9,12 +9,12 @@ from typing import Any
 from rich.console import Console
 
 from qwq_rl.cli import spoken
-from qwq_rl.pipeline import Programs
-from qwq_rl.progress import Board
+from qwq_rl.pipeline.run import execute, read_order
+from qwq_rl.pipeline.scheduler import Programs
+from qwq_rl.pipeline.terminal import Board
 from qwq_rl.report.build import write_report
-from qwq_rl.run import execute, read_order
-from qwq_rl.runfolder import RunFolder, write_json
-from qwq_rl.summary import summarise
+from qwq_rl.report.summary import summarise
+from qwq_rl.run_folder.files import RunFolder, write_json
 
 HERE = Path(__file__).parent
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from qwq_rl.check import check
-from qwq_rl.recipe import load_pipeline
-from qwq_rl.recipes_stages import RlRecipe
+from qwq_rl.config.check import check
+from qwq_rl.config.recipe import load_pipeline
+from qwq_rl.config.stages import RlRecipe
 
 TINY = Path(__file__).parent.parent.parent / "recipes" / "tiny"
 

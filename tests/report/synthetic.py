@@ -11,7 +11,7 @@ from typing import Any
 
 from synthetic_rollouts import group_of
 
-from qwq_rl.runfolder import RunFolder, write_json, write_lines
+from qwq_rl.run_folder.files import RunFolder, write_json, write_lines
 
 START = 1790000000.0
 LAUNCH = 2.0

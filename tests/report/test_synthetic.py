@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conforms import conforms
 
-from qwq_rl import records
-from qwq_rl.conforms import conforms
-from qwq_rl.runfolder import read_lines
+from qwq_rl.run_folder import schema as records
+from qwq_rl.run_folder.files import read_lines
 
 FILES: dict[str, Any] = {
     "0_cold_start/metrics.jsonl": records.SupervisedMetrics,

@@ -12,8 +12,8 @@ from queue import SimpleQueue
 import pytest
 
 from qwq_rl.sandbox import Job, LocalSandbox, SandboxUnavailable
-from qwq_rl.sandbox.admission import Bounds
-from qwq_rl.sandbox.service import Service
+from qwq_rl.sandbox.http.admission import Bounds
+from qwq_rl.sandbox.http.service import Service
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 ONE = [{"input": "", "output": "1"}]

@@ -7,7 +7,7 @@ import gc
 import pytest
 from stage_runs import STAGES, SmallRun, write_recipes
 
-from qwq_rl.runfolder import RunFolder
+from qwq_rl.run_folder.files import RunFolder
 
 
 @pytest.fixture(scope="session")

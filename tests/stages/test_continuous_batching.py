@@ -8,7 +8,7 @@ import pytest
 from stage_runs import SmallRun, rollout_lines
 
 from qwq_rl.errors import UserError
-from qwq_rl.runfolder import RunFolder, read_lines
+from qwq_rl.run_folder.files import RunFolder, read_lines
 
 BATCHING = (
     "--rollout.prompts=4", "--rollout.generations=2", "--rollout.max_tokens=8",

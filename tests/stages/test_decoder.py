@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from stage_runs import SmallRun
 
-from qwq_rl.runfolder import read_lines
+from qwq_rl.run_folder.files import read_lines
 
 SHORT = ("--steps=2", "--evaluate.limit=1", "--limits.zero_rounds=null")
 

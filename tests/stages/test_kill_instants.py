@@ -14,7 +14,7 @@ import pytest
 from stage_instants import BEFORE_THE_MARK, strike_at
 from stage_runs import SmallRun, differences, state_differences
 
-from qwq_rl.runfolder import RunFolder, StageFolder
+from qwq_rl.run_folder.files import RunFolder, StageFolder
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +63,7 @@ def instants(case: str) -> dict[str, tuple[str, int]]:
 def server() -> ForkServerContext:
     """Where processes are made in which everything is imported, and nothing has run."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["qwq_rl.stages.supervised", "qwq_rl.stages.rl", "qwq_rl.stages.build"])
+    context.set_forkserver_preload(["qwq_rl.stages.supervised", "qwq_rl.stages.rl", "qwq_rl.stages.evaluator"])
     return context
 
 

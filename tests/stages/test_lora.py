@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from stage_runs import SmallRun, differences
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from qwq_rl.checkpoints import COMPLETE
+from qwq_rl.config.blocks import Lora
 from qwq_rl.errors import RecipeError, UserError
-from qwq_rl.recipes_blocks import Lora
-from qwq_rl.runfolder import RunFolder, StageFolder, read_lines
+from qwq_rl.run_folder.checkpoints import COMPLETE
+from qwq_rl.run_folder.files import RunFolder, StageFolder, read_lines
 from qwq_rl.stages.lora import adapter_of
 
 pytest.importorskip("peft", reason="peft is not installed: the extra `lora` has it")

@@ -18,9 +18,9 @@ import psutil
 import pytest
 from stage_runs import SmallRun, differences
 
-from qwq_rl.checkpoints import COMPLETE, saved, update_of
 from qwq_rl.errors import RunStateError
-from qwq_rl.runfolder import RunFolder, StageFolder, read_json, read_lines
+from qwq_rl.run_folder.checkpoints import COMPLETE, saved, update_of
+from qwq_rl.run_folder.files import RunFolder, StageFolder, read_json, read_lines
 
 NEEDED = {
     "0_cold_start": (),

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from stage_runs import SmallRun, differences, state_differences
 
-from qwq_rl.checkpoints import COMPLETE, saved, update_of
-from qwq_rl.runfolder import RunFolder, StageFolder, read_json, read_lines, write_lines
+from qwq_rl.run_folder.checkpoints import COMPLETE, saved, update_of
+from qwq_rl.run_folder.files import RunFolder, StageFolder, read_json, read_lines, write_lines
 
 UNSTEADY = """
 import os

@@ -15,18 +15,18 @@ from safetensors.torch import load_file
 from stage_runs import SmallRun, rollout_lines
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qwq_rl.clock import Clock
-from qwq_rl.composition import win_rates
+from qwq_rl.algorithms.losses import POLICIES
+from qwq_rl.config.recipe import load_stage
+from qwq_rl.config.stages import RlRecipe
+from qwq_rl.data.sources import Row, load_rows
 from qwq_rl.errors import RecipeError, UserError
-from qwq_rl.objective.policy import POLICIES
-from qwq_rl.recipe import load_stage
-from qwq_rl.recipes_stages import RlRecipe
-from qwq_rl.reward_model import load_reward_model, score_answers
-from qwq_rl.rows import Row, load_rows
-from qwq_rl.runfolder import RunFolder, read_json, read_lines
-from qwq_rl.stages.recorder import Stop
+from qwq_rl.rewards.reward import win_rates
+from qwq_rl.rewards.reward_model import load_reward_model, score_answers
+from qwq_rl.run_folder.files import RunFolder, read_json, read_lines
+from qwq_rl.stages.callbacks import Stop
+from qwq_rl.stages.context import Setting
 from qwq_rl.stages.rl import grpo_config
-from qwq_rl.stages.setting import Setting
+from qwq_rl.training.clock import Clock
 
 Line = dict[str, Any]
 RL = ("1_math_code", "2_general")

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from stage_runs import SmallRun, rollout_lines
 
 from qwq_rl.errors import UserError
-from qwq_rl.runfolder import read_lines
-from qwq_rl.trainer import rounds
+from qwq_rl.rollouts import collect as rounds
+from qwq_rl.run_folder.files import read_lines
 
 PPO = ("--algorithm=ppo", "--critic={lr: 0.001, warmup: 1, minibatches: 2}")
 

@@ -16,11 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm_stand_in import StandIn
 
 from qwq_rl.errors import UserError
-from qwq_rl.runfolder import RunFolder, read_lines
-from qwq_rl.trainer import sampling, vllm_server
-from qwq_rl.trainer.sampling import check_vllm
-from qwq_rl.trainer.served_sampling import write_model
-from qwq_rl.trainer.vllm_server import ServerLost, ServerUnfit
+from qwq_rl.inference import engines as sampling
+from qwq_rl.inference import vllm_client as vllm_server
+from qwq_rl.inference.engines import check_vllm
+from qwq_rl.inference.vllm_client import ServerLost, ServerUnfit
+from qwq_rl.inference.vllm_http import write_model
+from qwq_rl.run_folder.files import RunFolder, read_lines
 
 REAL = os.environ.get("QWQ_RL_VLLM")
 """The address of a vLLM server that was started with the model in $QWQ_RL_VLLM_MODEL, as docs/training.md says."""

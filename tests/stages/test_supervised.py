@@ -9,16 +9,16 @@ import pytest
 from stage_runs import SmallRun
 from transformers import AutoTokenizer
 
-from qwq_rl.clock import Clock
+from qwq_rl.config.recipe import load_stage
+from qwq_rl.data.sources import load_rows
 from qwq_rl.errors import RowError, UserError
-from qwq_rl.evaluate import evaluate_model, load_model
-from qwq_rl.recipe import load_stage
-from qwq_rl.rows import load_rows
-from qwq_rl.runfolder import RunFolder, read_lines
-from qwq_rl.stages.build import build_trainer
+from qwq_rl.evals.evaluate import evaluate_model, load_model
+from qwq_rl.run_folder.files import RunFolder, read_lines
+from qwq_rl.stages.callbacks import Stop
+from qwq_rl.stages.context import Setting, ordered_rows
+from qwq_rl.stages.evaluator import build_trainer
 from qwq_rl.stages.muon import Muon
-from qwq_rl.stages.recorder import Stop
-from qwq_rl.stages.setting import Setting, ordered_rows
+from qwq_rl.training.clock import Clock
 
 
 def setting_of(small: SmallRun, path: Path, stage: str, *needed: str, world_size: int = 1) -> Setting:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwq_rl.runfolder import read_lines
+from qwq_rl.run_folder.files import read_lines
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """

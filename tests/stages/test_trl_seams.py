@@ -20,7 +20,7 @@ from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig,
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import FusedCausalLMOutput, use_adapter
 
-from qwq_rl.trainer.sampling import Order, vllm_sampler
+from qwq_rl.inference.engines import Order, vllm_sampler
 
 ON_CPU: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1, "save_strategy": "no"}
 TEMPERATURE = 0.7
@@ -297,7 +297,7 @@ def test_the_reward_trainer_takes_pairs_that_are_tokenized_already(start: Path, 
 
 
 def test_the_supervised_trainers_log_what_the_records_hold(small: SmallRun) -> None:
-    from qwq_rl.runfolder import read_lines
+    from qwq_rl.run_folder.files import read_lines
 
     for stage, names in (("1_control", ("accuracy", "entropy")), ("2_reward_model", ("accuracy", "margin"))):
         assert all(line[name] is not None for line in read_lines(small.stage(stage).metrics) for name in names)

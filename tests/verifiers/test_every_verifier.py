@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from qwq_rl.verifiers import BUILT_IN, Response, Verdict, Verifier, load
-from qwq_rl.verifiers.running import Role, judge
+from qwq_rl.verifiers.runner.judge import Role, judge
 
 CALL = {"name": "weather", "arguments": {"city": "Rome", "days": 2}}
 PASSING: dict[str, tuple[Any, str]] = {

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qwq_rl.verifiers import Problem, Response, Verdict, load
-from qwq_rl.verifiers.running import judge
+from qwq_rl.verifiers.runner.judge import judge
 
 REWARDS = """
 def by_column(completions, target, **kwargs):

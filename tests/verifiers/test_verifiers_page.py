@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from qwq_rl.recipes_blocks import DomainCheck
-from qwq_rl.scoring import GATES, Scorer
+from qwq_rl.config.blocks import DomainCheck
+from qwq_rl.rewards.scorer import GATES, Scorer
 from qwq_rl.verifiers import BUILT_IN, Response, load
-from qwq_rl.verifiers.constraints import KINDS
+from qwq_rl.verifiers.builtin.constraints import KINDS
 from qwq_rl.verifiers.mathematics.verifier import math
-from qwq_rl.verifiers.running import judge
+from qwq_rl.verifiers.runner.judge import judge
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from functools import lru_cache
 from typing import Any
 
 from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier, run_as
-from qwq_rl.verifiers.mathematics.checker import equal
-from qwq_rl.verifiers.mathematics.comparison import Rules
-from qwq_rl.verifiers.mathematics.extraction import Anchor, extract, unboxed
-from qwq_rl.verifiers.mathematics.quantities import Percent
-from qwq_rl.verifiers.mathematics.reading import LONGEST
-from qwq_rl.verifiers.mathematics.symbolic import Died, SymbolicPool, Unavailable, shared
-from qwq_rl.verifiers.outcomes import bad_reference, correct, empty_answer, no_answer, shown, wrong
+from qwq_rl.verifiers.mathematics.algebra.client import Died, SymbolicPool, Unavailable, shared
+from qwq_rl.verifiers.mathematics.comparing.checker import equal
+from qwq_rl.verifiers.mathematics.comparing.comparison import Rules
+from qwq_rl.verifiers.mathematics.comparing.quantities import Percent
+from qwq_rl.verifiers.mathematics.reading.answer import LONGEST
+from qwq_rl.verifiers.mathematics.reading.extraction import Anchor, extract, unboxed
+from qwq_rl.verifiers.verdicts import bad_reference, correct, empty_answer, no_answer, shown, wrong
 
 LONGEST_FOR_ALGEBRA = 1000
 """Characters of an answer that math-verify is still asked about."""

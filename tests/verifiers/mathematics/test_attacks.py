@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from qwq_rl.verifiers import Response, Verdict, load
-from qwq_rl.verifiers.mathematics.checker import equal
-from qwq_rl.verifiers.mathematics.comparison import Rules
+from qwq_rl.verifiers.mathematics.comparing.checker import equal
+from qwq_rl.verifiers.mathematics.comparing.comparison import Rules
 
 ATTACKS: dict[str, list[str]] = defaultdict(list)
 for line in (Path(__file__).parent / "attacks.tsv").read_text().splitlines():

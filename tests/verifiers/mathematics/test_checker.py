@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_rl.prompts import split_thinking
+from qwq_rl.data.chat import split_thinking
 from qwq_rl.verifiers import Response, Verdict, load
-from qwq_rl.verifiers.mathematics.checker import equal
-from qwq_rl.verifiers.mathematics.comparison import Rules
+from qwq_rl.verifiers.mathematics.comparing.checker import equal
+from qwq_rl.verifiers.mathematics.comparing.comparison import Rules
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "labelled_cases.jsonl").read_text().splitlines()]
 

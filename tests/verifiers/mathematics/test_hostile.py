@@ -13,7 +13,7 @@ import pytest
 
 from qwq_rl.verifiers import Response, Verdict, load
 from qwq_rl.verifiers.contract import Verifier
-from qwq_rl.verifiers.mathematics.symbolic import shared
+from qwq_rl.verifiers.mathematics.algebra.client import shared
 
 DEADLINE_S = 1.0
 MEMORY_MB = 2048

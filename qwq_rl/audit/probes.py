@@ -1,0 +1,148 @@
+"""The texts that an audit puts before a verifier: what must pass, what must not, and what must end in time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qwq_rl.data.chat import CLOSE, OPEN, split_thinking
+from qwq_rl.data.row import Check, Row
+from qwq_rl.verifiers import Response, Verifier
+
+GARBAGE = ("asdf ;; Qwerty ~~ 77~", "I am NOT sure. It could be anything, or nothing at all.")
+"""Answers that answer nothing."""
+
+_BULK = 200_000
+HOSTILE: Mapping[str, str] = {
+    "a very long word": "a" * _BULK,
+    "a very long number": rf"\boxed{{{'9' * 50_000}}}",
+    "very deep brackets": rf"\boxed{{{'(' * 5_000}1{')' * 5_000}}}",
+    "boxes that never close": r"\boxed{" * 5_000,
+    "a tower of powers": r"\boxed{9^{9^{9^{9^{9}}}}} = 9**9**9**9",
+    "very deep lists": "[" * 50_000,
+    "very many tags": "<tool_call>{" * 5_000,
+    "text that regular expressions go back over": ("the answer is " + " " * 500) * 100 + "x" * 2_000 + "!",
+}
+"""Texts that have made checkers run for minutes, by what they are."""
+
+BOX = r"\boxed{"
+_LETTER = re.compile(r"((?:\\(?:text|textbf|textrm|mathrm|mathbf)\{)?\W*)([A-Ja-j])(\W*)")
+_LONGEST = 300
+_OPPOSITES = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Responses to a row of which one must pass."""
+
+    kind: Literal["solution", "reference"]
+    responses: tuple[Response, ...]
+    needed: bool
+    """Whether the row is broken where none passes; else it is only not proven by this."""
+    wrong: tuple[str, ...] = ()
+    """For each response, the same with another reference in its place."""
+
+
+def answered(answer: str, reasoning: str = "hm") -> Response:
+    """A well-formed response with this answer."""
+    text = f"{OPEN}\n{reasoning}\n{CLOSE}\n\n{answer}"
+    return Response(text, answer.strip(), reasoning, token_ids=_tokens(text))
+
+
+def as_solution(text: str, opened: bool) -> Response:
+    """A row's `solution` as a response; `opened`: it follows a prompt that has opened the thinking."""
+    reasoning, answer = split_thinking(text, opened)
+    messages = ({"role": "assistant", "content": text},)
+    return Response(text, answer.strip(), reasoning.strip(), messages=messages, token_ids=_tokens(text))
+
+
+def _tokens(text: str) -> range:
+    """About as many token ids as the text would have, for rules that count them."""
+    return range(1 + len(text) // 4)
+
+
+def claims(row: Row, checks: Sequence[tuple[Check, Verifier]], opened: bool) -> list[Claim]:
+    """What must pass: the row's solution, and the answers that its verifiers say a reference stands for."""
+    found = []
+    solution = row.get("solution")
+    if solution is not None:
+        found.append(Claim("solution", (as_solution(solution, opened),), needed=True))
+    scoring = [(check, verifier) for check, verifier in checks if check.role == "score"]
+    for check, verifier in scoring:
+        problem = {**row, "reference": check.reference}
+        texts = self_answers(problem, verifier)
+        # Where several verifiers must pass, the answer to one of them need not be an answer to all.
+        needed = len(scoring) == 1 and (solution is None or _declared(verifier) is not None)
+        if texts:
+            found.append(Claim("reference", tuple(map(answered, texts)), needed, _wrong(problem, verifier, len(texts))))
+    return found
+
+
+def _wrong(problem: Row, verifier: Verifier, count: int) -> tuple[str, ...]:
+    """The answers that another reference stands for, `count` of them or none."""
+    if not _is_plain(problem["reference"]):
+        return ()
+    try:
+        texts = self_answers({**problem, "reference": decoy(problem["reference"])}, verifier)
+    except Exception:  # the verifier's own `self_answer` need not know what to make of a decoy
+        return ()
+    return tuple(texts) if len(texts) == count else ()
+
+
+def self_answers(problem: Row, verifier: Verifier) -> list[str]:
+    """The answers, one of which must pass, that the problem's reference stands for; empty where it is no answer.
+
+    The verifier's own `self_answer(problem) -> str | None` says it; without one, a text or a number stands for itself,
+    as it is or boxed.
+    """
+    declared = _declared(verifier)
+    if declared is not None:
+        text = declared(problem)
+        return [] if text is None else [str(text)]
+    reference = problem.get("reference")
+    return [str(reference), rf"\boxed{{{reference}}}"] if _is_plain(reference) else []
+
+
+def _declared(verifier: Verifier) -> Callable[[Row], str | None] | None:
+    found: Callable[[Row], str | None] | None = getattr(getattr(verifier, "verifier", verifier), "self_answer", None)
+    return found
+
+
+def _is_plain(reference: Any) -> bool:
+    return isinstance(reference, str | int | float) and not isinstance(reference, bool) and bool(str(reference).strip())
+
+
+def decoy(reference: Any) -> str | int:
+    """An answer like `reference` that is hardly it: another letter, the opposite, another number or text."""
+    if not isinstance(reference, str):
+        return 1003
+    text = str(reference).strip()
+    if text.startswith(BOX) and text.endswith("}"):
+        return f"{BOX}{decoy(text[len(BOX) : -1])}}}"
+    letter = _LETTER.fullmatch(text)
+    if letter:
+        other = "B" if letter[2] in "Aa" else "A"
+        return letter[1] + (other if letter[2].isupper() else other.lower()) + letter[3]
+    if text.casefold() in _OPPOSITES:
+        return _OPPOSITES[text.casefold()]
+    return "1003" if any(char.isdigit() for char in text) or "\\" in text else "neither of these"
+
+
+def unanswered(right: str) -> list[Response]:
+    """Responses without an answer, which have the right one in their thinking."""
+    return [
+        Response(f"{OPEN}\n{right}\n{CLOSE}\n\n", "", right, token_ids=_tokens(right)),
+        Response(f"{OPEN}\n{right}", "", right, token_ids=_tokens(right)),
+    ]
+
+
+def hedges(right: str, wrong: str) -> list[str]:
+    """Answers that name the right one and another; none where the right one is a whole text."""
+    if len(right) > _LONGEST or "\n" in right or "####" in right:
+        return []
+    texts = [f"{right} or {wrong}", f"{wrong}, {right}"]
+    if right.startswith(BOX) and wrong.startswith(BOX):
+        texts.append(rf"{right[:-1]} \text{{ or }} {wrong.removeprefix(BOX)}")
+    return texts

@@ -1,0 +1,196 @@
+"""`qwq-rl check`: every mistake of every stage at once, before a model loads. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qwq_rl.config.check_data import set_mistakes, sets_mistakes
+from qwq_rl.config.check_stage import Surroundings, stage_mistakes
+from qwq_rl.config.loader import Contradictions, Loaded, did_you_mean_or_all, in_order, raise_mistakes
+from qwq_rl.config.recipe import (
+    PIPELINE,
+    Control,
+    FinalEvaluation,
+    Gate,
+    Pipeline,
+    RlRecipe,
+    Stage,
+    kind_in,
+    read_pipeline,
+    read_stage,
+    split_overrides,
+    stage_files,
+    stage_names,
+)
+from qwq_rl.config.yaml_tree import Mistake, Place, joined, read_tree
+from qwq_rl.errors import RecipeError
+
+
+def check(path: Path, overrides: Sequence[str] = ()) -> dict[str, Stage]:
+    """The stages of a recipe folder by name, or the one stage of a file, with nothing wrong with them.
+
+    Overrides are `--STAGE.a.b=c` for a folder and `--a.b=c` for a file. Raises RecipeError with every mistake: those of
+    each file and those between files; data, stages, folders and verifiers that are named must be there.
+    """
+    stages, mistakes = _examine(Path(path), overrides)
+    raise_mistakes(mistakes)
+    return {name: loaded.whole() for name, loaded in stages.items()}
+
+
+def mistakes(path: Path, overrides: Sequence[str] = ()) -> list[str]:
+    """As `check`: every mistake, `file:line: what`, or none."""
+    try:
+        return [str(mistake) for mistake in in_order(_examine(Path(path), overrides)[1])]
+    except RecipeError as error:
+        return str(error).splitlines()
+
+
+def _examine(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Loaded[Stage]], list[Mistake]]:
+    if path.name == f"{PIPELINE}.yaml":
+        path = path.parent
+    if path.is_dir():
+        return _examine_folder(path, overrides)
+    if not path.exists():
+        beside = stage_files(path.parent) if path.parent.is_dir() else {}
+        names = [str(one) for one in beside.values()]
+        raise_mistakes([Mistake(Place(str(path)), f"there is no such recipe{did_you_mean_or_all(str(path), names)}")])
+    loaded = read_stage(path, overrides)
+    _add(loaded, stage_mistakes(_kind(loaded), loaded.parts, _around_file(path)))
+    return {path.stem: loaded}, loaded.mistakes
+
+
+def _examine_folder(folder: Path, overrides: Sequence[str]) -> tuple[dict[str, Loaded[Stage]], list[Mistake]]:
+    if not (folder / f"{PIPELINE}.yaml").exists():
+        text = f"has no {PIPELINE}.yaml, which names the stages; to check one stage, name its file"
+        raise_mistakes([Mistake(Place(str(folder)), text)])
+    pipeline, stages = read_pipeline(folder, split_overrides(overrides, stage_files(folder)))
+    kinds = {name: _kind(loaded) for name, loaded in stages.items()}
+    names = tuple(stage_names(pipeline.tree))
+    _add(pipeline, pipeline_mistakes(pipeline.parts, stages, names, kinds))
+    for name, loaded in stages.items():
+        around = Surroundings(name, names[: names.index(name)], names, kinds)
+        _add(loaded, stage_mistakes(kinds[name], loaded.parts, around))
+    found = [*pipeline.mistakes, *(mistake for loaded in stages.values() for mistake in loaded.mistakes)]
+    return stages, found
+
+
+def _add(loaded: Loaded[Any], found: Contradictions) -> None:
+    for path, text in list(found):
+        loaded.note(path, text)
+
+
+def _kind(loaded: Loaded[Stage]) -> Any:
+    return kind_in(loaded.tree) if loaded.tree else None
+
+
+def _around_file(path: Path) -> Surroundings:
+    """What a stage checked by itself may name: the stages of the pipeline beside it, else the stage files beside it."""
+    files, ignored = stage_files(path.parent), list[Mistake]()
+    pipeline = path.parent / f"{PIPELINE}.yaml"
+    listed = stage_names(read_tree(pipeline, ignored)) if pipeline.exists() else []
+    names = listed or list(files)
+    trees = {name: read_tree(files[name], ignored) for name in names if name in files}
+    kinds = {name: kind_in(tree) if tree else None for name, tree in trees.items()}
+    earlier = listed[: listed.index(path.stem)] if path.stem in listed else names
+    return Surroundings(path.stem, tuple(earlier), tuple(names), kinds)
+
+
+def pipeline_mistakes(
+    parts: Mapping[str, Any], stages: Mapping[str, Loaded[Stage]], names: Sequence[str], kinds: Mapping[str, Any]
+) -> Contradictions:
+    """`(path, text)` for each mistake in `parts`, the dataclasses that could be built of a pipeline, by dotted path."""
+    recipes = [loaded.value for loaded in stages.values()]
+    domains = {name for recipe in recipes if isinstance(recipe, RlRecipe) for name in recipe.domains}
+    extended: set[str] = set()
+    for path, part in parts.items():
+        named: dict[str, str] = {}
+        match part:
+            case Gate():
+                named = {"stage": part.stage}
+                yield from ((joined(path, "set"), text) for text in set_mistakes(part.set))
+                yield from _gate(path, part, domains if all(recipes) else set())
+                if part.extend and part.stage in extended:
+                    yield joined(path, "extend"), f"does nothing: an earlier gate says how {part.stage} is extended"
+                extended |= {part.stage} if part.extend else set()
+            case Control():
+                named = {"stage": part.stage, "of": part.of}
+                yield from ((joined(path, "stage"), text) for text in _other_start(part, stages))
+            case FinalEvaluation():
+                yield from sets_mistakes(joined(path, "sets"), part.sets)
+            case Pipeline():
+                named = {"release": part.release}
+        for key, name in named.items():
+            yield from ((joined(path, key), text) for text in _stage_name(name, names, kinds))
+
+
+def _gate(path: str, gate: Gate, domains: set[str]) -> Contradictions:
+    for index, requirement in enumerate(gate.require):
+        for position, name in enumerate(requirement.domains):
+            if domains and name not in domains:
+                text = f"no stage has a domain {name}{did_you_mean_or_all(name, sorted(domains))}"
+                yield joined(path, f"require.{index}.domains.{position}"), text
+
+
+def _other_start(control: Control, stages: Mapping[str, Loaded[Stage]]) -> Iterable[str]:
+    """A control shows what supervised training of the same model reaches."""
+    pair = [stages[name].parts.get("model") for name in (control.stage, control.of) if name in stages]
+    if len(pair) == 2 and None not in pair and pair[0] != pair[1]:
+        starts = " and ".join(
+            f"{name} starts from {stages[name].parts['model'].from_}" for name in (control.stage, control.of)
+        )
+        yield f"{starts}: a control starts from the same model"
+
+
+def _stage_name(name: str, names: Sequence[str], kinds: Mapping[str, Any]) -> Iterable[str]:
+    if name not in names:
+        yield f"there is no stage {name}{did_you_mean_or_all(name, names)}"
+    elif kinds.get(name) == "reward_model":
+        yield f"{name} trains a reward model, which writes no responses: name another stage"
+
+
+def table(stages: Mapping[str, Stage]) -> str:
+    """The stages in short: kind, what each starts from, data with their shares, steps, samples an update."""
+    rows = [("stage", "kind", "from", "data", "steps", "samples per update")]
+    rows += [(name, *_described(stage)) for name, stage in stages.items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(w) if i > 3 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _described(stage: Stage) -> tuple[str, str, str, str, str]:
+    whole = sum(one.weight for one in stage.data)
+    shares = [f" {one.weight / whole:.0%}" if len(stage.data) > 1 else "" for one in stage.data]
+    data = ", ".join(one.source + share for one, share in zip(stage.data, shares, strict=True))
+    source = stage.model.from_ or f"new {stage.model.new}"
+    if isinstance(stage, RlRecipe):
+        samples = stage.rollout.prompts * stage.rollout.generations // stage.update.updates_per_rollout
+        return f"rl {stage.algorithm}", source, data, str(stage.steps), str(samples)
+    return stage.kind, source, data, str(stage.steps), str(stage.batch)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`qwq-rl check PATH [--STAGE.a.b=c ...]`: prints a table of the stages, or every mistake; returns 0 or 2."""
+    parser = argparse.ArgumentParser(
+        prog="qwq-rl check",
+        usage="qwq-rl check PATH [--STAGE.a.b=c ...]",
+        description="Every mistake of every stage, before a model loads.",
+        epilog="PATH is a recipe folder or one stage's file; for a file, overrides are written --a.b=c.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("path", type=Path, metavar="PATH", help="recipe folder, or a stage's YAML file")
+    arguments, overrides = parser.parse_known_args(argv)
+    try:
+        stages = check(arguments.path, overrides)
+    except RecipeError as error:
+        count = len(str(error).splitlines())
+        print(f"{error}\n{count} mistake{'s' if count > 1 else ''} in {arguments.path}", file=sys.stderr)
+        return error.exit_status
+    print(table(stages))
+    return 0

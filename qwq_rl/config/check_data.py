@@ -1,0 +1,132 @@
+"""What can be said of data before training: that it is there, that it fits the stage, which domains it has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from qwq_rl.config.loader import Contradictions, did_you_mean_or_all
+from qwq_rl.config.recipe import DataSource
+from qwq_rl.config.yaml_tree import joined
+from qwq_rl.data.mappers import resolve_mapper
+from qwq_rl.data.row import Kind, checks_of
+from qwq_rl.data.sources import load_rows
+from qwq_rl.data.tiny import sets
+from qwq_rl.data.tiny.task import Teacher
+from qwq_rl.errors import RowError
+
+READ_AHEAD = 500
+"""Rows of a JSONL file that are read here; training reads and checks the rest."""
+
+HELD_OUT = ("tuning", "final", "harder")
+_HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+){0,2}")
+_ROWS: Mapping[str, Kind] = {"rl": "rl", "sft": "sft", "reward_model": "preference"}
+_TINY: Mapping[str, tuple[str, ...]] = {
+    "rl": tuple(sets.DOMAINS),
+    "sft": tuple(name for name in sets.NAMES if name.endswith(("_demonstrations", "_worked"))),
+    "reward_model": ("preferences",),
+}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a source's rows before training."""
+
+    domains: frozenset[str] = frozenset()
+    open: frozenset[str] = frozenset()
+    """The domains that have open rows."""
+    verifiers: frozenset[tuple[str, str]] = frozenset()
+    """Each domain with the name of a verifier that its rows check."""
+    unnamed: frozenset[str] = frozenset()
+    """The domains that have rows with a reference and no verifier, which is for the domain's single one."""
+    penalties: frozenset[tuple[str, tuple[str, ...]]] = frozenset()
+    """Each domain with the names of the penalties that one of its rows asks for."""
+    whole: bool = False
+    """Whether there are no other rows."""
+
+
+def data_source(part: DataSource, kind: Any) -> tuple[Known, list[tuple[str, str]]]:
+    """Look at a stage's source as far as that is quick: what is known of it, and `(key, text)` for each mistake."""
+    if part.mapper is not None:
+        if part.source.startswith("tiny/"):
+            return Known(), [("mapper", "does nothing on tiny/ sets, whose rows are ours already: leave it out")]
+        try:
+            resolve_mapper(part.mapper)
+        except RowError as error:
+            return Known(), [("mapper", str(error))]
+    mistakes: list[str] = []
+    known = (_tiny if part.source.startswith("tiny/") else _rows_ahead)(part, kind, mistakes)
+    return known, [("source", text) for text in mistakes]
+
+
+def _tiny(part: DataSource, kind: Any, mistakes: list[str]) -> Known:
+    source, name = part.source, part.source.removeprefix("tiny/")
+    fitting = [f"tiny/{one}" for one in _TINY.get(kind, ())]
+    if name not in sets.NAMES:
+        mistakes.append(f"there is no {source}{did_you_mean_or_all(source, [f'tiny/{one}' for one in sets.NAMES])}")
+    elif name in HELD_OUT:
+        mistakes.append(f"{source} is held out for evaluation: train on {', '.join(fitting)}")
+    elif source not in fitting:
+        mistakes.append(f"{source} has no rows for a stage of kind {kind}: use {', '.join(fitting)}")
+    elif name in sets.DOMAINS:
+        checks = [family(Random(0), "normal", Teacher()).check for family in sets.DOMAINS[name]]
+        verifiers = frozenset((name, check["verifier"]) for check in checks if check is not None)
+        return Known(frozenset({name}), frozenset({name} if None in checks else ()), verifiers, whole=True)
+    return Known()
+
+
+def _rows_ahead(part: DataSource, kind: Any, mistakes: list[str]) -> Known:
+    """What the first rows of a file say; nothing of Parquet files and Hub data sets, which only training opens."""
+    path = Path(part.source)
+    if path.suffix == ".parquet" and path.is_file():
+        return Known()
+    if path.suffix not in (".jsonl", ".parquet") and not path.exists() and _HUB_DATA.fullmatch(part.source):
+        return Known()
+    limit = min(part.limit or READ_AHEAD, READ_AHEAD)
+    try:
+        rows = load_rows(part.source, mapper=part.mapper, limit=limit, kind=_ROWS.get(kind))
+    except RowError as error:
+        mistakes += str(error).splitlines()
+        return Known()
+    if kind != "rl":
+        return Known()
+    asked = [(row, row["domain"], checks_of(row)) for row in rows]
+    unnamed = {row["id"] for row, _, checks in asked if not checks and row.get("reference") is not None}
+    unscored = [(row, domain) for row, domain, checks in asked if all(check.role != "score" for check in checks)]
+    penalties = [
+        (domain, tuple(one.verifier for one in checks if one.role == "penalty")) for _, domain, checks in asked
+    ]
+    return Known(
+        domains=frozenset(domain for _, domain, _ in asked),
+        open=frozenset(domain for row, domain in unscored if row["id"] not in unnamed),
+        verifiers=frozenset((domain, check.verifier) for _, domain, checks in asked for check in checks),
+        unnamed=frozenset(domain for row, domain in unscored if row["id"] in unnamed),
+        penalties=frozenset((domain, names) for domain, names in penalties if names),
+        whole=len(rows) < limit or limit == part.limit,
+    )
+
+
+def sets_mistakes(path: str, names: tuple[str, ...]) -> Contradictions:
+    """`(path, text)` for each evaluation set that cannot be used, in the list at `path`."""
+    for index, name in enumerate(names):
+        yield from ((joined(path, index), text) for text in set_mistakes(name))
+        if name in names[:index]:
+            yield joined(path, index), f"{name} is named twice"
+
+
+def set_mistakes(name: str) -> Iterator[str]:
+    """What keeps an evaluation from using the set `name`."""
+    if name.startswith("tiny/"):
+        held_out = [f"tiny/{one}" for one in HELD_OUT]
+        if name.removeprefix("tiny/") in sets.NAMES and name not in held_out:
+            yield f"{name} is for training: evaluate on {', '.join(held_out)}"
+        elif name not in held_out:
+            yield f"there is no {name}{did_you_mean_or_all(name, held_out)}"
+    else:
+        mistakes: list[str] = []
+        _rows_ahead(DataSource(name), "rl", mistakes)
+        yield from mistakes

@@ -1,0 +1,362 @@
+"""YAML into nested frozen dataclasses: every mistake at once, each with file, line and the nearest right name.
+
+A field's metadata, made by `about`, holds one sentence of help and the range its value may have. A dataclass may have a
+method `contradictions`, which yields `(path, text)` for what its fields, each right in itself, get wrong together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+
+from qwq_rl.config.yaml_tree import BROKEN, Dumper, Mistake, Node, Place, apply_overrides, joined, plain, read_tree
+from qwq_rl.errors import RecipeError
+
+T = TypeVar("T")
+_LIMITS = {
+    "above": ("above", lambda value, limit: value > limit),
+    "least": ("at least", lambda value, limit: value >= limit),
+    "below": ("below", lambda value, limit: value < limit),
+    "most": ("at most", lambda value, limit: value <= limit),
+}
+
+
+Contradictions = Iterator[tuple[str, str]]
+"""What is wrong within a value: dotted path inside it ('' for all of it) and text."""
+
+
+def about(
+    sentence: str,
+    *,
+    later: Mapping[str, str] | None = None,
+    some: str = "",
+    check: Callable[[Any], Contradictions] | None = None,
+    **limits: float,
+) -> dict[str, Any]:
+    """Metadata of a field: its sentence of help, and limits (`above`, `least`, `below`, `most`) of each of its numbers.
+
+    `later` says why a value that one might expect among the choices is not there; `some`, what an empty list or mapping
+    would mean, where it must not be empty; `check` looks at a value that is of the right type.
+    """
+    return {"help": sentence, "later": later or {}, "some": some, "check": check, "limits": limits}
+
+
+@dataclass
+class Loaded(Generic[T]):
+    """What a file gave: the object if it is whole, every part that is, and every mistake."""
+
+    path: Path
+    tree: Node | None = None
+    value: T | None = None
+    parts: dict[str, Any] = field(default_factory=dict)
+    """Every dataclass that could be built, by its dotted path; the whole is at the path ''."""
+    mistakes: list[Mistake] = field(default_factory=list)
+
+    def note(self, path: str, text: str) -> None:
+        """Add a mistake at a dotted path; where nothing is written there, at what encloses it."""
+        self.mistakes.append(mistake_at(self.place(path), path, text))
+
+    def place(self, path: str) -> Place:
+        """Where a dotted path is written, or what encloses it."""
+        node, place = self.tree, Place(str(self.path))
+        for key in path.split(".") if path else []:
+            children = node.value if node else None
+            if isinstance(children, dict) and key in children:
+                node = children[key]
+            elif isinstance(children, list) and key.isdecimal() and int(key) < len(children):
+                node = children[int(key)]
+            else:
+                break
+            place = node.place
+        return place
+
+    def whole(self) -> T:
+        """The object; RecipeError with every mistake if there is one."""
+        raise_mistakes(self.mistakes)
+        assert self.value is not None
+        return self.value
+
+
+def mistake_at(place: Place, path: str, text: str) -> Mistake:
+    """A mistake that names the key it is in, unless the place already does."""
+    said = not path or place.source == f"--{path}" or (place.line == 0 and place.source.endswith(f".{path}"))
+    return Mistake(place, text if said else f"{path}: {text}")
+
+
+def raise_mistakes(mistakes: Iterable[Mistake]) -> None:
+    """Raise RecipeError with every mistake, one a line, in the order of their lines; nothing where there is none."""
+    lines = [str(mistake) for mistake in in_order(mistakes)]
+    if lines:
+        raise RecipeError("\n".join(lines))
+
+
+def in_order(mistakes: Iterable[Mistake]) -> list[Mistake]:
+    """Without repeats, by line within each file, the files in the order of their first mistake."""
+    unique = list(dict.fromkeys(mistakes))
+    files = list(dict.fromkeys(mistake.place.source for mistake in unique))
+    return sorted(unique, key=lambda mistake: (files.index(mistake.place.source), mistake.place.line))
+
+
+def load(path: Path, kind: type[T], overrides: Sequence[str] = (), name: str = "") -> Loaded[T]:
+    """Read `path` as `kind`, with overrides `--a.b=c` (c is YAML) on top. Mistakes are collected, not raised.
+
+    `name` is what the overrides were addressed to on the command line, if anything.
+    """
+    loaded: Loaded[T] = Loaded(path)
+    tree = read_tree(path, loaded.mistakes)
+    if tree is not None:
+        loaded.tree = apply_overrides(tree, overrides, loaded.mistakes, name)
+        fill(loaded, kind)
+    return loaded
+
+
+def fill(loaded: Loaded[T], kind: type[T]) -> None:
+    """Build `loaded.value` from `loaded.tree`."""
+    assert loaded.tree is not None
+    value = _Builder(loaded, kind).record(kind, loaded.tree, "")
+    loaded.value = None if value is BROKEN else value
+
+
+def close_to(name: Any, names: Iterable[str]) -> str | None:
+    """The nearest of `names` to a misspelt one, if one is near."""
+    folded = {other.lower(): other for other in names}
+    close = difflib.get_close_matches(name.lower(), list(folded), n=1) if isinstance(name, str) else []
+    return folded[close[0]] if close else None
+
+
+def did_you_mean(name: Any, names: Iterable[str]) -> str:
+    """`; did you mean X?` with the nearest of `names`; nothing where none is near."""
+    close = close_to(name, names)
+    return f"; did you mean {close}?" if close else ""
+
+
+def did_you_mean_or_all(name: Any, names: Iterable[str]) -> str:
+    """`; did you mean X?` with the nearest of `names`, or the names themselves where none is near."""
+    known = list(names)
+    return did_you_mean(name, known) or (f"; there is {', '.join(known)}" if known else "")
+
+
+def key_of(name: str) -> str:
+    """The YAML key of a field: `from_` is written `from`."""
+    return name.rstrip("_")
+
+
+@cache
+def types_of(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields by field name."""
+    return typing.get_type_hints(kind)
+
+
+def records_in(kind: Any) -> Iterator[type]:
+    """The dataclasses that a type is made of: itself, an item, an alternative."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        yield kind
+    for argument in get_args(kind):
+        yield from records_in(argument)
+
+
+def blocks_of(kind: type, path: str = "") -> Iterator[tuple[str, type]]:
+    """Every dataclass inside a dataclass, with its dotted key (indices and names of entries left out)."""
+    for one in dataclasses.fields(kind):
+        here = joined(path, key_of(one.name))
+        for block in records_in(types_of(kind)[one.name]):
+            yield here, block
+            yield from blocks_of(block, here)
+
+
+def describe(kind: Any) -> str:
+    """A type in words."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (Union, UnionType):
+        return " or ".join("null" if one is NoneType else describe(one) for one in arguments)
+    if origin is tuple and Ellipsis not in arguments:
+        return "a list of " + " and ".join(describe(one) for one in arguments)
+    if origin in (tuple, list):
+        return "a list" if dataclasses.is_dataclass(arguments[0]) else f"a list, each {describe(arguments[0])}"
+    if origin in (dict, Mapping) or dataclasses.is_dataclass(kind):
+        return "a mapping"
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false", Any: "any value"}[kind]
+
+
+def _got(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    if isinstance(value, str):
+        return f"text {value!r}"
+    return "nothing" if value is None else str(value).lower()
+
+
+@dataclass
+class _Builder:
+    """Builds values from nodes; what cannot be built is BROKEN, its mistake noted in `loaded`."""
+
+    loaded: Loaded[Any]
+    root: type
+
+    def note(self, node: Node, path: str, text: str) -> Any:
+        self.loaded.mistakes.append(mistake_at(node.place, path, text))
+        return BROKEN
+
+    def record(self, kind: type, node: Node, path: str) -> Any:
+        if not isinstance(node.value, dict):
+            return self.note(node, path, f"must be a mapping, not {_got(node.value)}")
+        fields = {key_of(one.name): one for one in dataclasses.fields(kind)}
+        for key, child in node.value.items():
+            if key not in fields:
+                self.note(child, joined(path, key), f"unknown key{self.suggestion(key, path, fields)}")
+        values: dict[str, Any] = {}
+        for key, one in fields.items():
+            if key in node.value:
+                child = node.value[key]
+                values[one.name] = self.checked(types_of(kind)[one.name], child, joined(path, key), one.metadata)
+            elif one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
+                values[one.name] = self.note(node, joined(path, key), f"is missing: {one.metadata['help']}")
+        if any(value is BROKEN for value in values.values()):
+            return BROKEN
+        value = kind(**values)
+        self.loaded.parts[path] = value
+        self.contradict(path, value.contradictions() if hasattr(value, "contradictions") else ())
+        return value
+
+    def contradict(self, path: str, contradictions: Iterable[tuple[str, str]]) -> None:
+        for inner, text in contradictions:
+            self.loaded.note(joined(path, inner) if inner else path, text)
+
+    def checked(self, kind: Any, node: Node, path: str, rules: Mapping[str, Any]) -> Any:
+        value = self.build(kind, node, path, rules)
+        if rules["some"] and value is not BROKEN and not value:
+            return self.note(node, path, f"is empty: {rules['some']}")
+        if rules["check"] and value is not BROKEN:
+            self.contradict(path, rules["check"](value))
+        return value
+
+    def suggestion(self, key: str, path: str, fields: Iterable[str]) -> str:
+        """The nearest key here; else where in the recipe a key of this very name lives; else the keys there are."""
+        elsewhere = [block for block, kind in blocks_of(self.root) if key in map(key_of, types_of(kind))]
+        if elsewhere and not close_to(key, fields):
+            return f"; did you mean {joined(elsewhere[0], key)}?"
+        return did_you_mean_or_all(key, fields)
+
+    def build(self, kind: Any, node: Node, path: str, rules: Mapping[str, Any]) -> Any:
+        if node.value is BROKEN:
+            return BROKEN
+        origin = get_origin(kind)
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            return self.record(kind, node, path)
+        if kind is Any:
+            return plain(node)
+        if origin is Literal:
+            return self.choice(get_args(kind), node, path, rules)
+        if origin in (Union, UnionType):
+            return self.union(kind, node, path, rules)
+        if origin in (tuple, list):
+            return self.sequence(kind, node, path, rules)
+        if origin in (dict, Mapping):
+            return self.mapping(kind, node, path, rules)
+        return self.scalar(kind, node, path, rules)
+
+    def choice(self, choices: Sequence[Any], node: Node, path: str, rules: Mapping[str, Any]) -> Any:
+        if any(node.value == one and type(node.value) is type(one) for one in choices):
+            return node.value
+        names = [str(one) for one in choices]
+        wanted = "must be one of " + ", ".join(names) if len(names) > 1 else f"must be {names[0]}"
+        if isinstance(node.value, str) and node.value in rules["later"]:
+            return self.note(node, path, f"{rules['later'][node.value]}; {wanted}")
+        return self.note(node, path, f"{wanted}, not {_got(node.value)}{did_you_mean(node.value, names)}")
+
+    def union(self, kind: Any, node: Node, path: str, rules: Mapping[str, Any]) -> Any:
+        """The first alternative that fits; the mistakes of the one whose shape the value has, where none does."""
+        if node.value is None and NoneType in get_args(kind):
+            return None
+        alternatives = [one for one in get_args(kind) if one is not NoneType]
+        shaped = [one for one in alternatives if len(alternatives) == 1 or _shape(one) is _shape_of(node.value)]
+        for one in shaped:
+            trial = _Builder(Loaded(self.loaded.path, self.loaded.tree), self.root)
+            value = trial.build(one, node, path, rules)
+            if value is not BROKEN or one is shaped[-1]:
+                self.loaded.parts |= trial.loaded.parts
+                self.loaded.mistakes += trial.loaded.mistakes
+                return value
+        return self.note(node, path, f"must be {describe(kind)}, not {_got(node.value)}")
+
+    def sequence(self, kind: Any, node: Node, path: str, rules: Mapping[str, Any]) -> Any:
+        arguments = get_args(kind)
+        if not isinstance(node.value, list):
+            write = "" if isinstance(node.value, dict) else f"; write [{'' if node.value is None else node.value}]"
+            return self.note(node, path, f"must be {describe(kind)}, not {_got(node.value)}{write}")
+        fixed = get_origin(kind) is tuple and Ellipsis not in arguments
+        if fixed and len(node.value) != len(arguments):
+            return self.note(node, path, f"must be {describe(kind)}, not a list of {len(node.value)}")
+        kinds = arguments if fixed else [arguments[0]] * len(node.value)
+        pairs = enumerate(zip(kinds, node.value, strict=True))
+        values = [self.build(kind, item, joined(path, i), rules) for i, (kind, item) in pairs]
+        if any(value is BROKEN for value in values):
+            return BROKEN
+        return get_origin(kind)(values)
+
+    def mapping(self, kind: Any, node: Node, path: str, rules: Mapping[str, Any]) -> Any:
+        if not isinstance(node.value, dict):
+            write = "; write {} for none" if node.value is None else ""
+            return self.note(node, path, f"must be a mapping, not {_got(node.value)}{write}")
+        inner = get_args(kind)[1]
+        values = {key: self.build(inner, child, joined(path, key), rules) for key, child in node.value.items()}
+        return BROKEN if any(value is BROKEN for value in values.values()) else values
+
+    def scalar(self, kind: Any, node: Node, path: str, rules: Mapping[str, Any]) -> Any:
+        value = node.value
+        if kind is float and type(value) is int and abs(value) < 2**1023:
+            value = float(value)
+        if kind is int and type(value) is float and value.is_integer():
+            value = int(value)
+        if type(value) is not kind:
+            quote = ": quote it" if kind is str and not isinstance(value, (dict, list, NoneType)) else ""
+            return self.note(node, path, f"must be {describe(kind)}, not {_got(node.value)}{quote}")
+        for name, limit in rules["limits"].items() if kind in (int, float) else ():
+            words, holds = _LIMITS[name]
+            if not holds(value, limit):
+                return self.note(node, path, f"must be {words} {limit}, not {node.value}")
+        return value
+
+
+def _shape(kind: Any) -> type:
+    origin = get_origin(kind)
+    if dataclasses.is_dataclass(kind) or origin in (dict, Mapping):
+        return dict
+    return list if origin in (tuple, list) else object
+
+
+def _shape_of(value: Any) -> type:
+    return type(value) if isinstance(value, (dict, list)) else object
+
+
+def as_plain(value: Any) -> Any:
+    """Dataclasses as dicts by their YAML keys, tuples as lists; what is None by default and None is left out."""
+    if dataclasses.is_dataclass(value):
+        return {
+            key_of(one.name): as_plain(getattr(value, one.name))
+            for one in dataclasses.fields(value)
+            if getattr(value, one.name) is not None or one.default is not None
+        }
+    if isinstance(value, Mapping):
+        return {key: as_plain(inner) for key, inner in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [as_plain(inner) for inner in value]
+    return value
+
+
+def to_yaml(value: Any) -> str:
+    """A dataclass as YAML that `load` reads back as an equal one."""
+    return yaml.dump(
+        as_plain(value), Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110
+    )

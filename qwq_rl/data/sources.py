@@ -1,0 +1,251 @@
+"""Rows in: read a source, name every mistake in it with its line, and fix the order in which training sees the rows."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
+from itertools import count, islice
+from math import lcm
+from pathlib import Path
+from typing import Any
+
+from qwq_rl.data.mappers import Mapper, resolve_mapper
+from qwq_rl.data.row import (
+    Check,
+    Kind,
+    Row,
+    checks_of,
+    grading_checks_of,
+    kind_of,
+    nearest,
+    prompt_messages,
+    row_mistakes,
+)
+from qwq_rl.errors import RowError
+
+__all__ = ["Check", "Kind", "Row", "checks_of", "grading_checks_of", "load_rows", "mix", "prompt_messages"]
+
+SHOWN = 20
+"""How many mistakes of one source are listed; the rest are counted."""
+
+_HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
+Numbered = tuple[int, Any]
+"""A line or row number, from 1, and what stands there: the parsed value, or an `Unreadable`."""
+
+
+class Unreadable(str):
+    """Why a line holds no row."""
+
+
+def load_rows(
+    source: str, *, mapper: str | None = None, limit: int | None = None, seed: int = 0, kind: Kind | None = None
+) -> list[Row]:
+    """Read the rows of a source and check every one of them.
+
+    `source` is `tiny/NAME` (generated, from `seed`), a `.jsonl` or `.parquet` file, or a Hub id,
+    `ORG/NAME[:CONFIG[:SPLIT]]` (split `train` unless named). `mapper` turns each published row into one of ours
+    (`qwq_rl.data.mappers`). `limit` keeps the first so many rows. `kind` is the kind of rows that is needed; without it the
+    first row's columns decide.
+
+    Raises RowError: the source is missing, unreadable or has mistakes; all are listed, up to 20, with their lines.
+    """
+    mapping = resolve_mapper(mapper) if mapper else None
+    name, numbered = read_numbered(source, limit, seed)
+    rows, mistakes = _checked(numbered, map_with(mapping, mapper), kind)
+    if mistakes:
+        raise RowError("\n".join(_listed(name, mistakes)))
+    if not rows:
+        raise RowError(f"{name}: it has no rows")
+    return rows
+
+
+def _listed(name: str, mistakes: Sequence[tuple[int, str]]) -> list[str]:
+    lines = [f"{name}:{number}: {what}" for number, what in mistakes[:SHOWN]]
+    return lines + ([f"... and {len(mistakes) - SHOWN} more in {name}"] if len(mistakes) > SHOWN else [])
+
+
+def map_with(mapping: Mapper | None, spec: str | None) -> Callable[[Row], Any]:
+    """Wrap a mapper so that what it raises on a row becomes that row's mistake."""
+
+    def apply(row: Row) -> Any:
+        if mapping is None:
+            return row
+        try:
+            mapped = mapping(row)
+        except Exception as error:  # the mapper may be the user's: whatever it raises is about this row
+            said = f"column {error} is missing" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+            return Unreadable(f"the mapper `{spec}` failed: {said} (the row has {', '.join(row)})")
+        return mapped if isinstance(mapped, dict) else Unreadable(f"the mapper `{spec}` returned {mapped!r}, not a row")
+
+    return apply
+
+
+def _checked(
+    numbered: Iterable[Numbered], mapped: Callable[[Row], Any], kind: Kind | None
+) -> tuple[list[Row], list[tuple[int, str]]]:
+    rows: list[Row] = []
+    mistakes: list[tuple[int, str]] = []
+    first_of: dict[str, int] = {}
+    for number, value in numbered:
+        row = mapped(value) if isinstance(value, dict) else value
+        if isinstance(row, Unreadable):
+            mistakes.append((number, str(row)))
+            continue
+        kind = kind or kind_of(row)
+        mistakes += ((number, what) for what in row_mistakes(row, kind))
+        identity = row.get("id")
+        if isinstance(identity, str) and identity and first_of.setdefault(identity, number) != number:
+            mistakes.append(
+                (number, f"the id {identity!r} is taken by line {first_of[identity]}; every row needs its own")
+            )
+        rows.append(row)
+    return rows, mistakes
+
+
+def read_numbered(source: str, limit: int | None, seed: int) -> tuple[str, Iterator[Numbered]]:
+    """Return the source's name in messages, and its numbered values."""
+    if source.startswith("tiny/"):
+        from qwq_rl.data.tiny import sets
+
+        name = source.removeprefix("tiny/")
+        if name not in sets.NAMES:
+            raise RowError(
+                f"{source}: there is no such set{nearest(name, sets.NAMES)} (tiny/ has {', '.join(sets.NAMES)})"
+            )
+        return source, enumerate(islice(sets.rows(name, seed), limit), start=1)
+    path = Path(source)
+    if path.suffix in (".jsonl", ".parquet"):
+        if not path.is_file():
+            raise RowError(f"{source}: there is no such file{_similar(path)}")
+        return source, islice(_read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path), limit)
+    hub = _HUB.fullmatch(source)
+    if path.exists() or not hub or source.startswith(("./", "../", "~")):
+        raise RowError(
+            f"{source}: not a source of rows; it must be a .jsonl or .parquet file, tiny/NAME, "
+            "or a Hub id ORG/NAME[:CONFIG[:SPLIT]]"
+        )
+    return source, _read_hub(source, hub["id"], hub["config"], hub["split"] or "train", limit)
+
+
+def _similar(path: Path) -> str:
+    """Name the files near a missing one."""
+    if not path.parent.is_dir():
+        return f"; the folder {path.parent} does not exist either"
+    names = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix in (".jsonl", ".parquet"))
+    close = difflib.get_close_matches(path.name, names, n=3) or names[:5]
+    return f"; {path.parent} has {', '.join(close)}" if close else f"; {path.parent} has no .jsonl or .parquet file"
+
+
+def _read_jsonl(path: Path) -> Iterator[Numbered]:
+    with path.open("rb") as file:
+        yield from parse_lines(file)
+
+
+def parse_lines(lines: Iterable[bytes]) -> Iterator[Numbered]:
+    """The JSON object on each line that is not empty, or an `Unreadable`."""
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, _parse(line, first=number == 1)
+
+
+def _parse(line: bytes, first: bool) -> Any:
+    try:
+        text = line.decode("utf-8-sig" if first else "utf-8")
+        value = json.loads(text)
+    except UnicodeDecodeError as error:
+        return Unreadable(f"not UTF-8: byte {error.start + 1} of the line is 0x{line[error.start]:02x}")
+    except json.JSONDecodeError as error:
+        hint = "; one whole JSON object a line is needed" if first and text.strip() in ("[", "{") else ""
+        return Unreadable(f"not JSON: {error.msg} at column {error.colno}{hint}")
+    except RecursionError:
+        return Unreadable("not a row: it is nested too deep")
+    if not isinstance(value, dict):
+        return Unreadable(f"a JSON {type(value).__name__}, where one JSON object a line is needed")
+    return value
+
+
+def _read_parquet(path: Path) -> Iterator[Numbered]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        batches = (batch.to_pylist() for batch in table.iter_batches())
+        yield from enumerate((row for batch in batches for row in batch), start=1)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise RowError(f"{path}: not a readable Parquet file: {error}") from error
+
+
+def _read_hub(source: str, name: str, config: str | None, split: str, limit: int | None) -> Iterator[Numbered]:
+    import datasets
+
+    try:
+        # Streamed where few rows are asked for: the whole set need not be fetched then.
+        rows = datasets.load_dataset(name, config, split=split, streaming=limit is not None)
+        yield from enumerate(islice(rows, limit), start=1)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        said = str(error).strip() or type(error).__name__
+        raise RowError(f"{source}: the Hub data set cannot be loaded: {said}") from error
+
+
+def mix(sources: Sequence[tuple[Sequence[Row], float]], seed: int, prompts_per_update: int, updates: int) -> list[Row]:
+    """Return the rows of `updates` updates in the order training sees them; its length is prompts_per_update * updates.
+
+    Every place goes to the source that is furthest behind its share of the places so far (the largest remainder). So no
+    source is ever a whole row ahead of its share, each update's quotas are the shares wherever those are whole numbers,
+    and what rounding leaves over is carried into the next update. A source is walked in a fresh permutation each epoch,
+    which depends on (seed, the source's position, epoch) alone: a longer run begins with the shorter one.
+
+    Raises ValueError: a weight is negative or not finite, all are 0, or a source with weight has no rows.
+    """
+    shares = shares_of(sources)
+    walks = [_walk(rows, seed, at) for at, (rows, _) in enumerate(sources)]
+    behind = [0] * len(shares)
+    return [next(walks[furthest_behind(behind, shares)]) for _ in range(prompts_per_update * updates)]
+
+
+def shares_of(sources: Sequence[tuple[Sequence[Row], float]]) -> list[int]:
+    """The weights of the sources as whole numbers; raises ValueError as `mix` does."""
+    shares = whole_shares([weight for _, weight in sources])
+    for at, (rows, _) in enumerate(sources):
+        if shares[at] and not rows:
+            raise ValueError(f"source {at} has weight but no rows")
+    return shares
+
+
+def furthest_behind(behind: list[int], shares: Sequence[int]) -> int:
+    """Give one place to a source with a share; `behind`, how far each is behind its due, is brought up to date."""
+    for at, share in enumerate(shares):
+        behind[at] += share
+    chosen = max((at for at, share in enumerate(shares) if share), key=lambda at: (behind[at], -at))
+    behind[chosen] -= sum(shares)
+    return chosen
+
+
+def whole_shares(weights: Sequence[float | Fraction]) -> list[int]:
+    """Scale decimal weights to whole numbers in the same proportion, so that shares carry no rounding."""
+    try:
+        exact = [Fraction(str(weight)) for weight in weights]
+    except ValueError:
+        raise ValueError(f"weights must be finite numbers, not {list(weights)}") from None
+    if any(weight < 0 for weight in exact) or not any(exact):
+        raise ValueError(f"weights must not be negative, and one must be above 0, not {list(weights)}")
+    scale = lcm(*(weight.denominator for weight in exact))
+    return [int(weight * scale) for weight in exact]
+
+
+def _walk(rows: Sequence[Row], seed: int, source: int) -> Iterator[Row]:
+    """Walk `rows` for ever, each epoch in its own permutation."""
+    for epoch in count():
+        yield from (rows[at] for at in epoch_order(len(rows), seed, source, epoch))
+
+
+def epoch_order(rows: int, seed: int, source: int, epoch: int) -> list[int]:
+    """The permutation in which the epoch `epoch`, from 0, of the source at position `source` goes through its rows."""
+    permutation = list(range(rows))
+    random.Random(f"{seed}/{source}/{epoch}").shuffle(permutation)
+    return permutation

@@ -1,0 +1,1 @@
+"""A stage's model as a Hugging Face folder with a model card."""

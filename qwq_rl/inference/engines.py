@@ -1,0 +1,175 @@
+"""Prompts in, completions out: our own decoder, vLLM through TRL, or transformers' continuous batching."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import torch
+from accelerate.utils import gather_object
+from transformers import PreTrainedTokenizerBase
+from trl import GRPOTrainer
+
+from qwq_rl.config.stages import RlRecipe
+from qwq_rl.errors import UserError
+from qwq_rl.inference import Completion, decoder_of, generate
+from qwq_rl.inference.whole_model import whole_model
+
+TRL_VLLM = (0, 22), (0, 31)
+"""The versions of vLLM that TRL 1.16 supports, the first and the last."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to sample: each prompt `samples` times, at most `max_tokens` tokens each."""
+
+    prompt_ids: Sequence[Sequence[int]]
+    keys: Sequence[int]
+    """One a prompt: with `seed` and the sample's number it fixes the noise, whichever process samples it."""
+    samples: int
+    max_tokens: int
+    temperature: float
+    seed: int
+
+
+class Sampler(Protocol):
+    """Samples for one process; all processes call it together."""
+
+    def __call__(self, order: Order) -> list[list[Completion]]:
+        """One list a prompt."""
+        ...
+
+
+def by_another(recipe: RlRecipe) -> bool:
+    """Whether another engine than our own decoder samples: its log-probabilities are not quite the trainer's."""
+    engines = ("use_vllm", "use_transformers_continuous_batching")
+    return recipe.rollout.server is not None or any(recipe.trl.get(name) for name in engines)
+
+
+def own_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
+    """`qwq_rl.inference` on the weights in training, gathered from where they are sharded.
+
+    The main process says at first what gives the logits: a model that our decoder does not know samples more slowly.
+    """
+    said = not trainer.accelerator.is_main_process
+
+    def sample(order: Order) -> list[list[Completion]]:
+        nonlocal said
+        with whole_model(trainer) as model:
+            if not order.prompt_ids:
+                return []
+            if not said:
+                print(f"sampling by {decoder_of(model)}", flush=True)
+                said = True
+            return generate(
+                model,
+                order.prompt_ids,
+                samples=order.samples,
+                max_tokens=order.max_tokens,
+                temperature=order.temperature,
+                eos_token_id=int(tokenizer.eos_token_id),
+                pad_token_id=int(tokenizer.pad_token_id),
+                seed=order.seed,
+                keys=order.keys,
+            )
+
+    return sample
+
+
+def batching_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
+    """Continuous batching of transformers on the weights in training; its randomness is the engine's.
+
+    Not through TRL 1.16, which would cast float32 weights to bf16 for good first, and leaves out the log-probabilities.
+    Raises UserError for float32 weights in mixed precision: keys and values would be of another type than their cache.
+    """
+    precision, weights = trainer.accelerator.mixed_precision, trainer.accelerator.unwrap_model(trainer.model).dtype
+    if precision != "no" and weights == torch.float32:
+        raise UserError(
+            f"trl.use_transformers_continuous_batching: the weights are float32, computed with in {precision}, which "
+            f"transformers' cache does not go along with: add `{precision}: false` to the trl block, or start from a "
+            "model whose weights are bf16"
+        )
+
+    def sample(order: Order) -> list[list[Completion]]:
+        with whole_model(trainer) as model:
+            repeated = [list(ids) for ids in order.prompt_ids for _ in range(order.samples)]
+            if not repeated:
+                return []
+            settings = copy.copy(trainer.continuous_batching_config)  # the engine writes what it works out into it
+            settings.return_logprobs, settings.seed = True, (order.seed + 7919 * order.keys[0]) % 2**32
+            if weights == torch.float32:
+                settings.auto_switch_to_flash = False  # which knows no float32
+            answers = model.generate_batch(
+                repeated,
+                generation_config=trainer.generation_config,
+                continuous_batching_config=settings,
+                max_new_tokens=order.max_tokens,
+            )
+            model.train()
+        failed = [answer.error for answer in answers.values() if answer.error is not None]
+        if failed or len(answers) != len(repeated):
+            raise RuntimeError(
+                f"continuous batching answered {len(answers) - len(failed)} of {len(repeated)} prompts; {failed[:1]}"
+            )
+        ids, logprobs = zip(*((one.generated_tokens, one.logprobs) for one in answers.values()), strict=True)
+        return groups_of(ids, logprobs, order, int(tokenizer.eos_token_id))
+
+    return sample
+
+
+def check_vllm() -> None:
+    """Raise UserError where TRL cannot have vLLM sample here: no GPU, no vLLM, or one that it does not know."""
+    instead = "or have a vLLM server of its own environment sample, `rollout.server` (docs/training.md)"
+    if not torch.cuda.is_available():
+        raise UserError(
+            "trl.use_vllm: TRL gives vLLM its weights through the memory of a GPU (colocate) or NCCL (server), and "
+            f"there is no GPU here: leave it out, {instead}, which takes them from files"
+        )
+    if find_spec("vllm") is None:
+        raise UserError(f"trl.use_vllm: vLLM is not installed here: pip install 'qwq-rl[vllm]', {instead}")
+    names = metadata.packages_distributions()["vllm"]
+    version = metadata.version("vllm" if "vllm" in names else names[0])
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if not TRL_VLLM[0] <= found <= TRL_VLLM[1]:
+        oldest, newest = (".".join(map(str, one)) for one in TRL_VLLM)
+        raise UserError(
+            f"trl.use_vllm: vLLM {version} is installed, and TRL 1.16 knows {oldest} to {newest}: "
+            f"pip install 'qwq-rl[vllm]', {instead}, which knows others too"
+        )
+
+
+def vllm_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
+    """vLLM through TRL, as the recipe's `trl:` block sets it up; its randomness is the engine's."""
+
+    def sample(order: Order) -> list[list[Completion]]:
+        # A server answers all processes at once, and takes each to bring as many prompts as the others.
+        most = max(gather_object([len(order.prompt_ids)]))
+        prompts = [*order.prompt_ids, *[[int(tokenizer.eos_token_id)]] * (most - len(order.prompt_ids))]
+        repeated = [list(ids) for ids in prompts for _ in range(order.samples)]
+        if not repeated:
+            return []
+        ids, logprobs = trainer._generate_single_turn(repeated, None, {}, order.samples)
+        if logprobs is None:
+            logprobs = [[float("nan")] * len(one) for one in ids]
+        return groups_of(ids, logprobs, order, int(tokenizer.eos_token_id))[: len(order.prompt_ids)]
+
+    return sample
+
+
+def groups_of(
+    ids: Sequence[Sequence[int]], logprobs: Sequence[Sequence[Any]], order: Order, eos_token_id: int
+) -> list[list[Completion]]:
+    """An engine's flat answers as `order.samples` completions a prompt; a log-probability that is None becomes NaN."""
+    found = [_completion(*one, order.max_tokens, eos_token_id) for one in zip(ids, logprobs, strict=True)]
+    return [found[at : at + order.samples] for at in range(0, len(found), order.samples)]
+
+
+def _completion(ids: Sequence[int], logprobs: Sequence[Any], max_tokens: int, eos_token_id: int) -> Completion:
+    kept = list(ids)[:max_tokens]
+    given = [float("nan") if value is None else float(value) for value in logprobs[: len(kept)]]
+    return Completion(tuple(kept), "stop" if kept and kept[-1] == eos_token_id else "length", tuple(given))

@@ -1,0 +1,208 @@
+"""Prompts in, completions out, from vLLM servers: each new policy is written as files that they load over HTTP."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils import gather_object, is_peft_model
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers.utils import logging
+from trl import GRPOTrainer
+
+from qwq_rl.config.blocks import Served
+from qwq_rl.errors import UserError
+from qwq_rl.inference import Completion
+from qwq_rl.inference.engines import Order
+from qwq_rl.inference.sampling import streams
+from qwq_rl.inference.served_requests import answers
+from qwq_rl.inference.vllm_client import Request, ServerUnfit, VllmServer
+from qwq_rl.inference.whole_model import whole_model
+
+T = TypeVar("T")
+
+AT_ONCE = 32
+"""Prompts that a server is asked for at once, by all processes together."""
+_PROBE = "What is 7 * 8?\n<think>\n56, naïve Σ 数学</think>"
+
+
+class ServedSampler:
+    """Samples from the servers of a recipe; all processes of a stage call it together, each with its own prompts."""
+
+    def __init__(
+        self, trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase, block: Served, folder: Path, max_tokens: int
+    ) -> None:
+        """`folder`: of the stage. Raises ServerUnfit and ServerLost, for a server that is not there or cannot do it."""
+        self._trainer, self._tokenizer = trainer, tokenizer
+        self._servers = [VllmServer(url, block.timeout_s) for url in block.urls]
+        own = folder.resolve()
+        self._place = (
+            Path(block.weights).resolve() / f"{own.parent.name}-{own.name}" if block.weights else own / "served"
+        )
+        self._version = -1
+        self._is_main = bool(trainer.accelerator.is_main_process)
+        self._together(lambda: self._check(max_tokens))
+        trainer.add_callback(_Cleaner(self._place))
+
+    def __call__(self, order: Order) -> list[list[Completion]]:
+        """One list a prompt. Raises ServerUnfit and ServerLost, in all processes."""
+        if self._version != self._trainer.state.global_step:
+            self._feed(self._trainer.state.global_step)
+        return self._together(lambda: self._sample(order))
+
+    def _check(self, max_tokens: int) -> None:
+        """Every process must reach every server, and every server be fit."""
+        text = _PROBE + str(self._tokenizer.eos_token)
+        expected = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        tied = bool(self._trainer.accelerator.unwrap_model(self._trainer.model).config.tie_word_embeddings)
+        for server in self._servers:
+            server.wait(_say)
+            about = server.about()
+            if about.max_model_len <= max_tokens:
+                raise ServerUnfit(
+                    f"the vLLM server {server.url} takes {about.max_model_len} tokens of prompt and response together, "
+                    f"and rollout.max_tokens is {max_tokens}: start it with a larger --max-model-len"
+                )
+            if about.on_cpu and tied and not about.head_apart and not about.version.startswith("0.22."):
+                # Its kernels keep a copy of the head in an order of their own, which a reload leaves as it was.
+                raise ServerUnfit(
+                    f"the vLLM server {server.url} runs on a CPU, where new weights do not reach a head that is tied "
+                    "to the embeddings: start it with --hf-overrides '{\"tie_word_embeddings\": false}' and a model "
+                    "folder that holds the head too (docs/training.md)"
+                )
+            if server.tokens_of(text) != expected:
+                raise ServerUnfit(
+                    f"the vLLM server {server.url} runs {about.model}, whose vocabulary is not that of the model in "
+                    "training: start it with the model that the stage starts from"
+                )
+
+    def _feed(self, version: int) -> None:
+        """Write the policy, and have all servers load it."""
+        folder = self._place / f"version-{version:06d}"
+        precision = self._trainer.accelerator.mixed_precision
+        failed: UserError | None = None
+        with whole_model(self._trainer) as model:
+            if self._is_main:
+                try:
+                    apart = any(server.about().head_apart for server in self._servers)
+                    write_model(model, folder, torch.bfloat16 if precision == "bf16" else None, head_apart=apart)
+                except OSError as error:
+                    failed = UserError(f"cannot write the weights for the vLLM servers to {folder}: {error}")
+        _raise_together(failed)
+        started = self._together(lambda: self._load(folder) if self._is_main else [])
+        for server, when in zip(self._servers, gather_object(started), strict=True):
+            server.loaded(when)
+        if self._is_main:
+            _remove(other for other in self._place.iterdir() if other != folder)
+        self._version = version
+
+    def _load(self, folder: Path) -> list[float]:
+        """When each server's process started, which has the weights in `folder` now."""
+
+        def load(server: VllmServer) -> float:
+            server.wait(_say)  # it may have been started anew since the last round
+            return server.load(folder)
+
+        with ThreadPoolExecutor(len(self._servers), "servers") as threads:
+            return list(threads.map(load, self._servers))
+
+    def _sample(self, order: Order) -> list[list[Completion]]:
+        """This process's prompts, each from the server that has room first."""
+        requests = [self._request(order, at) for at in range(len(order.prompt_ids))]
+        world = self._trainer.accelerator.num_processes
+        found = answers(self._servers, requests, max(1, AT_ONCE // world), _say if self._is_main else _silent)
+        for server in self._servers if requests else ():
+            server.check_same()
+        return found
+
+    def _request(self, order: Order, at: int) -> Request:
+        """Prompt `at`; its seed follows from (seed, key), whichever process asks whichever server."""
+        return Request(
+            order.prompt_ids[at],
+            order.samples,
+            order.max_tokens,
+            order.temperature,
+            int(streams(order.seed, [order.keys[at]], 1)[0]) >> 2,
+            int(self._tokenizer.eos_token_id),
+        )
+
+    def _together(self, work: Callable[[], T]) -> T:
+        """What `work` returns; what it raises in one process is raised in all."""
+        failed: UserError | None = None
+        try:
+            done = work()
+        except UserError as error:
+            failed = error
+        _raise_together(failed)
+        return done
+
+
+def write_model(model: Any, folder: Path, dtype: torch.dtype | None = None, *, head_apart: bool = False) -> None:
+    """Write all weights of an unwrapped, gathered model to `folder`, at once or not at all; an adapter is merged.
+
+    `dtype`: of what is written; the weights' own where None. `head_apart` writes the head also where it is tied to the
+    embeddings. The model itself stays as it is. Raises OSError.
+    """
+    draft = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    base = model.get_base_model() if is_peft_model(model) else model
+    logging.disable_progress_bar()
+    with torch.no_grad():
+        state = {name: value if dtype is None else value.to(dtype) for name, value in _weights(base)}
+        if head_apart:
+            name = next(name for name, part in base.named_modules() if part is base.get_output_embeddings())
+            state.setdefault(f"{name}.weight", base.get_input_embeddings().weight.to(dtype, copy=True))
+        base.save_pretrained(draft, state_dict=state)
+    draft.rename(folder)
+
+
+def _weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of every weight as a model without an adapter has them; what is tied once."""
+    for name, value in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        owner = name.removesuffix(".base_layer.weight")
+        if owner != name:
+            layer: Any = model.get_submodule(owner)
+            value = value + layer.get_delta_weight(layer.active_adapters[0])
+        yield name.replace(".base_layer.", "."), value.detach()
+    for owner, part in model.named_modules():
+        for name, value in part.named_buffers(recurse=False):
+            if name not in part._non_persistent_buffers_set:
+                yield f"{owner}.{name}".lstrip("."), value
+
+
+class _Cleaner(TrainerCallback):
+    """Removes what was written for the servers when training ends."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """As transformers calls it, in every process."""
+        if state.is_world_process_zero:
+            shutil.rmtree(self._place, ignore_errors=True)
+
+
+def _raise_together(failed: UserError | None) -> None:
+    first = next((one for one in gather_object([failed]) if one is not None), None)
+    if first is not None:
+        raise first
+
+
+def _remove(folders: Iterator[Path]) -> None:
+    for folder in list(folders):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _silent(text: str) -> None:
+    pass

@@ -1,0 +1,1 @@
+"""The stages of a recipe as processes, one after another: `qwq-rl run`."""

@@ -1,0 +1,1 @@
+"""Verdicts and preferences into one reward a rollout."""

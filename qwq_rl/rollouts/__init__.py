@@ -1,0 +1,1 @@
+"""One round: prompts are sampled, scored, and sampled again where groups teach nothing."""

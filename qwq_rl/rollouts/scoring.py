@@ -1,0 +1,92 @@
+"""Scores what was sampled in a thread of its own, beside further sampling and the reference's forward pass.
+
+Verifiers mostly wait, for sandboxes and worker processes. What processes must do together, the scale of preferences,
+is done before the thread begins: collectives of two threads could cross.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from itertools import groupby
+
+from qwq_rl.config.stages import RlRecipe
+from qwq_rl.data.sources import Row
+from qwq_rl.rewards.preference import Preference
+from qwq_rl.rewards.scorer import Scored, Scorer
+from qwq_rl.rollouts.rollout import Rollout, Sampled
+from qwq_rl.rollouts.verdict_log import Counts, Journal, Key, keys_of
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Samples whose scores are on their way."""
+
+    samples: Sequence[Sampled]
+    replayed: dict[int, Scored]
+    """Position -> what an earlier process wrote down of it."""
+    counts: list[Counts]
+    """What running the verifiers came to for those."""
+    rest: Sequence[int]
+    """The positions that are judged now."""
+    judged: Future[tuple[list[Scored], Counts]] | None
+
+    def wait(self) -> tuple[list[Rollout], list[Counts]]:
+        """The rollouts, once they are scored, and what running the verifiers came to, call by call."""
+        scores, counts = dict(self.replayed), list(self.counts)
+        if self.judged is not None:
+            found, count = self.judged.result()
+            scores |= zip(self.rest, found, strict=True)
+            counts.append(count)
+        return [Rollout(**vars(one), scored=scores[at]) for at, one in enumerate(self.samples)], counts
+
+
+class Judge:
+    """Scores the samples of one process; all processes begin alike."""
+
+    def __init__(self, recipe: RlRecipe, scorer: Scorer, preference: Preference | None, journal: Journal) -> None:
+        self._recipe, self._scorer, self._preference = recipe, scorer, preference
+        self.journal = journal
+
+    def begin(self, samples: Sequence[Sampled], update: int, thread: Executor) -> Pending:
+        """Start scoring whole groups; what an earlier process wrote down of a sample is not asked again.
+
+        Preferences are worked out in any case: they come out the same, unless the scale was measured anew.
+        """
+        keys = [key for _, group in groupby(samples, lambda one: one.group) for key in _keys(list(group), update)]
+        preferences = self._preferences(samples)
+        known = [self.journal.replay(key) for key in keys]
+        same = {
+            at: one
+            for at, (one, now) in enumerate(zip(known, preferences, strict=True))
+            if one is not None and one.preference == now
+        }
+        intact = self.journal.intact(keys[at] for at in same)
+        replayed = {at: one for at, one in same.items() if keys[at] in intact}
+        rest = [at for at in range(len(samples)) if at not in replayed]
+
+        def judge() -> tuple[list[Scored], Counts]:
+            items = [(samples[at].row, samples[at].response) for at in rest]
+            scored = list(self._scorer.score(items, [preferences[at] for at in rest]))
+            counts = self._scorer.counts
+            self.journal.write(update, zip([keys[at] for at in rest], scored, strict=True), counts)
+            return scored, counts
+
+        counts = list(self.journal.counts(keys[at] for at in replayed))
+        return Pending(samples, replayed, counts, rest, thread.submit(judge) if rest else None)
+
+    def _preferences(self, samples: Sequence[Sampled]) -> Sequence[float | None]:
+        if self._preference is None:
+            return [None] * len(samples)
+        wanted = [self._wants_preference(one.row) for one in samples]
+        items = [(one.row, one.response) for one in samples]
+        return self._preference.win_rates(items, self._recipe.rollout.generations, wanted)
+
+    def _wants_preference(self, row: Row) -> bool:
+        is_open = not any(check.role == "score" for check, _ in self._scorer.checks(row))
+        return is_open or self._recipe.domains[row["domain"]].reward_model > 0
+
+
+def _keys(group: Sequence[Sampled], update: int) -> list[Key]:
+    return keys_of(update, group[0].group, group[0].row, [one.response.token_ids for one in group])

@@ -1,0 +1,408 @@
+"""The schema of every record of a run folder (docs/contracts.md); `conforms` holds values against it."""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired, TypedDict
+
+Status = Literal["waiting", "running", "done", "failed"]
+
+
+class Estimate(TypedDict):
+    """A mean and its two-sided 95 % interval, clustered by prompt."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Score(TypedDict):
+    """The score of an area (a domain or a family); an estimate is null where it was not asked for or not to be had."""
+
+    sampled: Estimate | None
+    greedy: Estimate | None
+    pass_at_k: Estimate | None
+    prompts: int
+    samples: int
+    tokens: float | None
+    truncated: float | None
+    faults: int
+
+
+class Mode(TypedDict):
+    """The responses with reasoning (worked), or without (terse)."""
+
+    mean: float | None
+    share: float
+
+
+class EvaluationLine(TypedDict):
+    """One line of `STAGE/evaluations.jsonl`."""
+
+    update: int
+    stage: str
+    set: str
+    time: float
+    cpu_seconds: float
+    samples: int
+    domains: dict[str, Score]
+    families: dict[str, Score]
+    modes: dict[str, dict[str, Mode]]
+
+
+class Agreement(TypedDict):
+    """How far the reward model agrees with the rule that grades open rows."""
+
+    reward_model_pairs: float | None
+    reward_model_auc: float | None
+    pairs: int
+    prompts: int
+
+
+class EvaluationSettings(TypedDict):
+    """How an evaluation sampled."""
+
+    samples: int
+    max_tokens: int
+    greedy: bool
+    seed: int
+
+
+class Evaluation(EvaluationLine):
+    """`evaluations/STAGE/SET.json`."""
+
+    checkpoint: str
+    settings: EvaluationSettings
+    agreement: Agreement | None
+
+
+class EvaluationPrompt(TypedDict):
+    """One line of `evaluations/STAGE/SET.jsonl`; a score of null is a fault of ours."""
+
+    id: str
+    domain: str
+    family: str
+    prompt: str
+    scores: list[float | None]
+    greedy: float | None
+    tokens: list[int]
+    terse: list[int]
+    truncated: list[int]
+    response: str
+    status: str
+    reason: str
+
+
+class Update(TypedDict):
+    """What the metrics of every kind of stage hold; seconds and samples count from the start of the stage."""
+
+    update: int
+    stage: str
+    time: float
+    wall_seconds: float
+    cpu_seconds: float
+    samples: int
+    loss: float
+    learning_rate: float | None
+    gradient_norm: float | None
+
+
+class SupervisedMetrics(Update):
+    """One line of `metrics.jsonl` of an sft or reward_model stage."""
+
+    kind: Literal["sft", "reward_model"]
+    accuracy: float | None
+    entropy: NotRequired[float | None]
+    margin: NotRequired[float | None]
+
+
+class Tokens(TypedDict):
+    """Lengths of the responses of an update."""
+
+    mean: float
+    max: int
+
+
+class Groups(TypedDict):
+    """The groups of an update by what they teach; the useful ones have two different rewards."""
+
+    total: int
+    useful: int
+    all_zero: int
+    all_full: int
+    sampled: NotRequired[int]
+    """Groups that were sampled, refills included; `total` of them are trained on."""
+
+
+class DomainMetrics(TypedDict):
+    """One domain's part in an update."""
+
+    reward: float | None
+    score: float | None
+    rollouts: int
+    groups: int
+    useful: int
+    tokens: float
+    truncated: float
+    faults: int
+
+
+class FamilyMetrics(TypedDict):
+    """One family's part in an update."""
+
+    reward: float | None
+    score: float | None
+    rollouts: int
+
+
+class RlMetrics(Update):
+    """One line of `metrics.jsonl` of an rl stage."""
+
+    kind: Literal["rl"]
+    kl: float | None
+    clipped: NotRequired[float | None]
+    entropy: float
+    reward: float | None
+    truncated: float
+    tokens: Tokens
+    groups: Groups
+    faults: int
+    domains: dict[str, DomainMetrics]
+    families: dict[str, FamilyMetrics]
+    scores: NotRequired[dict[str, float | None]]
+    statuses: dict[str, int]
+    attempts: NotRequired[int]
+    """Rollouts whose program tried to get out of the sandbox."""
+    verifiers: NotRequired[dict[str, dict[str, int]]]
+    gap: NotRequired[Gap]
+    critic: NotRequired[dict[str, float | None]]
+    """With a critic: value_loss, explained_variance, gradient_norm, value, target, updates."""
+    skipped: NotRequired[int]
+    """Updates of the stage that were not applied, up to this one."""
+    events: NotRequired[list[EventRecord]]
+    seconds: dict[str, float]
+
+
+class Gap(TypedDict):
+    """How far the sampler's log-probabilities are from the trainer's on the same weights, in nats a token."""
+
+    mean: float
+    max: float
+
+
+class EventRecord(TypedDict):
+    """An alarm of the safety rails that did not stop the stage."""
+
+    update: int
+    kind: Literal["zero_rewards", "skipped", "gap"]
+    text: str
+    figures: dict[str, float]
+
+
+class VerdictRecord(TypedDict):
+    """`qwq_rl.verifiers.Verdict` as a record."""
+
+    score: float | None
+    status: str
+    reason: str
+    answer: str | None
+    metrics: dict[str, float]
+    seconds: float
+
+
+class Segment(TypedDict):
+    """One turn of a rollout; `loss_mask` and `logprobs` have one entry a token."""
+
+    role: Literal["model", "environment"]
+    text: str
+    token_ids: list[int]
+    loss_mask: list[int]
+    logprobs: list[float] | None
+    policy_version: int
+
+
+class Rollout(TypedDict):
+    """One line of `rollouts/update-NNNNNN.jsonl`."""
+
+    id: str
+    row: str
+    domain: str
+    family: str
+    group: int
+    sample: int
+    update: int
+    prompt: str
+    segments: list[Segment]
+    finish: Literal["stop", "length", "tool_limit", "parse_error", "environment_error"]
+    gates: dict[str, bool]
+    verdicts: dict[str, VerdictRecord]
+    preference: float | None
+    score: float | None
+    reward: float | None
+    advantage: float
+
+
+class GateRecord(TypedDict):
+    """What one requirement of a gate found; `value` is null where it could not be measured."""
+
+    measure: str
+    scope: str
+    value: float | None
+    above: float
+    passed: bool
+    note: NotRequired[str]
+
+
+class StageState(TypedDict):
+    """A stage in `pipeline.json`."""
+
+    status: Status
+    recipe_hash: str | None
+    started: float | None
+    finished: float | None
+    wall_seconds: float
+    cpu_seconds: float
+    checkpoint: str | None
+    extended: int
+    attempts: int
+    gates: list[GateRecord]
+
+
+class JobState(TypedDict):
+    """A process of the run that ended."""
+
+    name: str
+    started: float
+    finished: float
+    cpu_seconds: float
+    status: int
+
+
+class PipelineState(TypedDict):
+    """`pipeline.json`."""
+
+    recipe: str
+    seed: int
+    started: float
+    release: str
+    restart: str | None
+    stages: dict[str, StageState]
+    jobs: list[JobState]
+
+
+class Done(TypedDict):
+    """`STAGE/done.json`, written last."""
+
+    update: int
+    cpu_seconds: float
+    wall_seconds: float
+    checkpoint: str
+    recipe_hash: str
+
+
+class Difference(TypedDict):
+    """A paired difference of pass@1; `lower95` is its one-sided 95 % lower bound."""
+
+    difference: Estimate
+    lower95: float
+    prompts: int
+
+
+class Compared(TypedDict):
+    """Two checkpoints on one set."""
+
+    domains: dict[str, Difference]
+    families: dict[str, Difference]
+
+
+class SetSummary(TypedDict):
+    """A stage's scores on one set."""
+
+    domains: dict[str, Score]
+    families: dict[str, Score]
+
+
+class Against(TypedDict):
+    """A stage minus the one it continues from."""
+
+    stage: str
+    sets: dict[str, Compared]
+
+
+class StageSummary(TypedDict):
+    """A stage in `summary.json`."""
+
+    cpu_seconds: float
+    wall_seconds: float
+    updates: int
+    sets: dict[str, SetSummary]
+    against: NotRequired[Against]
+
+
+class ControlSummary(TypedDict):
+    """The stage `of` minus its control; CPU seconds of the control and of the stage."""
+
+    stage: str
+    of: str
+    cpu_seconds: list[float]
+    sets: dict[str, Compared]
+
+
+class Summary(TypedDict):
+    """`summary.json` of one run."""
+
+    run: str
+    recipe: str | None
+    seed: int | None
+    release: str | None
+    stages: dict[str, StageSummary]
+    control: ControlSummary | None
+    agreement: Agreement | None
+    seconds: dict[str, float]
+
+
+class Ancestor(TypedDict):
+    """A model that a stage comes from, and what tells its weights from others."""
+
+    name: str
+    weights: str | None
+
+
+class AcceptedChange(TypedDict):
+    """A change by which a stage goes on all the same, as its recipe says; `since` is the stage or checkpoint before."""
+
+    item: str
+    then: str
+    now: str
+    since: str
+
+
+class StageContract(TypedDict):
+    """What a stage takes for granted; hashes are `sha256:...`. The digest of the weights is in contract.json alone."""
+
+    tokenizer: str
+    chat_template: str
+    eos: str
+    base: str | None
+    lineage: list[Ancestor]
+    verifiers: dict[str, str]
+    reward_model: str | None
+    compared_with: str
+    accepted: list[AcceptedChange]
+    weights: NotRequired[str | None]
+
+
+class Provenance(TypedDict):
+    """`STAGE/provenance.json`."""
+
+    stage: str
+    recipe: str
+    recipe_hash: str
+    seed: int
+    git_commit: str | None
+    git_dirty: bool | None
+    python: str
+    platform: str
+    versions: dict[str, str]
+    world_size: int
+    command: list[str]
+    contract: StageContract

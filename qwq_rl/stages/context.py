@@ -1,0 +1,121 @@
+"""What every stage kind needs besides its recipe, and the arguments that all of TRL's trainers share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from qwq_rl.config.blocks import DataSource, ModelSource, RlUpdate, SupervisedUpdate
+from qwq_rl.config.stages import Stage
+from qwq_rl.data.sources import Row, load_rows, mix
+from qwq_rl.errors import UserError
+from qwq_rl.run_folder.files import RunFolder, StageFolder
+from qwq_rl.stages.callbacks import Stop
+from qwq_rl.training.clock import Clock
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One process of one stage."""
+
+    run: RunFolder
+    folder: StageFolder
+    recipe_folder: Path
+    world_size: int
+    resume: Path | None
+    """The checkpoint to go on from."""
+    clock: Clock
+    stop: Stop
+
+    def locate(self, source: str) -> str:
+        """A model's place: the result of a stage of this run, a folder, or a Hub id."""
+        stage = self.run.stage(source)
+        if stage.final.is_dir():
+            return str(stage.final)
+        if (self.recipe_folder / f"{source}.yaml").exists():
+            raise UserError(
+                f"{self.folder.name} starts from stage {source}, which has not finished in {self.run.path}: "
+                f"run `qwq-rl run {self.recipe_folder}`, or that stage first"
+            )
+        return source
+
+
+def load_model(source: ModelSource, setting: Setting, seed: int) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The causal model and the tokenizer that a stage starts from."""
+    if source.new == "tiny":
+        from qwq_rl.data.tiny.build_model import build_model
+        from qwq_rl.data.tiny.model import build_tokenizer
+
+        tokenizer = build_tokenizer()
+        return build_model(tokenizer, seed), tokenizer
+    model = load_pretrained(AutoModelForCausalLM, source, setting, dtype="auto")
+    return model, load_pretrained(AutoTokenizer, source, setting)
+
+
+def load_pretrained(auto_class: Any, source: ModelSource, setting: Setting, **arguments: Any) -> Any:
+    """What `auto_class` of transformers makes of the place that a stage starts from; UserError where it cannot."""
+    try:
+        return auto_class.from_pretrained(setting.locate(str(source.from_)), **arguments)
+    except OSError as error:
+        raise UserError(
+            f"cannot load the model `{source.from_}` that {setting.folder.name} starts from: {error}"
+        ) from None
+
+
+def load_sources(sources: Sequence[DataSource], seed: int) -> list[tuple[list[Row], float]]:
+    """The rows of each source of a recipe, beside its weight."""
+    return [(load_rows(one.source, mapper=one.mapper, limit=one.limit, seed=seed), one.weight) for one in sources]
+
+
+def ordered_rows(sources: Sequence[DataSource], seed: int, per_update: int, updates: int) -> list[Row]:
+    """The rows of all updates, in the order training sees them."""
+    return mix(load_sources(sources, seed), seed, per_update, updates)
+
+
+def per_device(total: int, setting: Setting, what: str) -> int:
+    """`total` split over the processes; UserError where it cannot be split evenly."""
+    if total % setting.world_size:
+        raise UserError(f"{what} is {total}, which {setting.world_size} processes cannot share evenly")
+    return total // setting.world_size
+
+
+def batch_arguments(total: int, micro_batch: int | None, setting: Setting, what: str) -> dict[str, int]:
+    """How `total` rows an update are split over processes and micro-batches; UserError where that is not even."""
+    share = per_device(total, setting, what)
+    size = micro_batch or share
+    if share % size:
+        raise UserError(f"update.micro_batch is {size}, which does not divide a process's share of an update, {share}")
+    return {"per_device_train_batch_size": size, "gradient_accumulation_steps": share // size}
+
+
+def shared_arguments(recipe: Stage, setting: Setting) -> dict[str, Any]:
+    """Keyword arguments common to SFTConfig, RewardConfig and GRPOConfig, before the recipe's own `trl` block."""
+    update: RlUpdate | SupervisedUpdate = recipe.update
+    on_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(setting.folder.checkpoints),
+        "max_steps": recipe.steps,
+        "seed": recipe.seed,
+        "learning_rate": update.lr,
+        "lr_scheduler_type": "constant_with_warmup" if update.schedule == "constant" else update.schedule,
+        "warmup_steps": update.warmup,
+        "max_grad_norm": update.gradient_clip,
+        "save_strategy": "steps",
+        "save_steps": recipe.checkpoint.every,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "report_to": list(recipe.track) or "none",
+        "run_name": f"{setting.run.path.name}/{setting.folder.name}",
+        "disable_tqdm": True,
+        "bf16": on_gpu,
+        "use_cpu": not on_gpu,
+        "gradient_checkpointing": on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "ddp_find_unused_parameters": False,
+        "log_level": "error",
+    }

@@ -1,0 +1,111 @@
+"""From a recipe to the trainer of its kind, and the evaluation that runs while it trains."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from copy import copy
+from typing import Any
+
+from accelerate.utils import gather_object
+
+from qwq_rl.config.blocks import Evaluate
+from qwq_rl.config.stages import RewardModelRecipe, RlRecipe, SftRecipe, Stage
+from qwq_rl.data.sources import Row, load_rows
+from qwq_rl.evals.estimates import PromptRecord, evaluation_line
+from qwq_rl.evals.evaluate import evaluate_model, named_verifiers, require_verifiers
+from qwq_rl.stages.callbacks import Line
+from qwq_rl.stages.context import Setting
+
+
+def build_trainer(recipe: Stage, setting: Setting) -> Any:
+    """TRL's trainer of the recipe's kind, with our record of it; ready for `train()`."""
+    if isinstance(recipe, RewardModelRecipe):
+        from qwq_rl.stages.supervised import build_reward_model
+
+        return build_reward_model(recipe, setting)
+    evaluator = TrainingEvaluator(recipe, setting)
+    if isinstance(recipe, RlRecipe):
+        from qwq_rl.stages.rl import build_rl
+
+        evaluator.trainer = build_rl(recipe, setting, evaluator)
+    else:
+        from qwq_rl.stages.supervised import build_sft
+
+        evaluator.trainer = build_sft(recipe, setting, evaluator)
+    return evaluator.trainer
+
+
+class TrainingEvaluator:
+    """Evaluates the model in training, on the sets that the recipe names."""
+
+    trainer: Any
+
+    def __init__(self, recipe: RlRecipe | SftRecipe, setting: Setting) -> None:
+        self._setting = setting
+        self._max_tokens = recipe.rollout.max_tokens if isinstance(recipe, RlRecipe) else recipe.max_length
+        self._sets = {name: _limited(load_rows(name), recipe.evaluate.limit) for name in recipe.evaluate.sets}
+        recipes = [setting.folder.resolved, *sorted(setting.recipe_folder.glob("*.yaml"))]
+        self._verifiers = named_verifiers(recipes)
+        require_verifiers((row for rows in self._sets.values() for row in rows), self._verifiers)
+
+    def __call__(self, evaluate: Evaluate, update: int) -> list[Line]:
+        """One line a set; every process takes part, with its share of the rows."""
+        lines = []
+        for name, rows in self._sets.items():
+            records = self._records(rows, evaluate.samples)
+            line = evaluation_line(
+                records,
+                update=update,
+                stage=self._setting.folder.name,
+                data_set=name,
+                time=time.time(),
+                cpu_seconds=self._setting.clock.cpu_seconds(),
+            )
+            self._track(line)
+            lines.append(line)
+        return lines
+
+    def _records(self, rows: Sequence[Row], samples: int) -> list[PromptRecord]:
+        """The records of all rows, in order."""
+        from qwq_rl.inference.whole_model import whole_model
+
+        rank, world = self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
+        own, found = rows[rank::world], list[PromptRecord]()
+        with whole_model(self.trainer) as model:
+            if own:
+                found = evaluate_model(
+                    model,
+                    self.trainer.processing_class,
+                    own,
+                    samples=samples,
+                    max_tokens=self._max_tokens,
+                    greedy=False,
+                    seed=0,
+                    verifiers=self._verifiers,
+                )
+        parts: list[list[PromptRecord]] = gather_object([found])
+        return [parts[at % world][at // world] for at in range(len(rows))]
+
+    def _track(self, line: Line) -> None:
+        """Send pass@1 by domain to the trackers; the recorder, which writes updates, takes no notice."""
+        trainer = self.trainer
+        figures = {
+            f"{line['set']}/{domain}/pass@1": score["sampled"]["mean"]
+            for domain, score in line["domains"].items()
+            if score["sampled"] is not None
+        }
+        control = copy(trainer.control)  # on_log takes back that the update itself is to be logged
+        trainer.callback_handler.on_log(trainer.args, trainer.state, control, figures)
+
+
+def _limited(rows: list[Row], limit: int) -> list[Row]:
+    """The first `limit` rows of each domain; all where `limit` is 0."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        seen[row["domain"]] += 1
+        if limit == 0 or seen[row["domain"]] <= limit:
+            kept.append(row)
+    return kept

@@ -1,0 +1,1 @@
+"""The verifiers that come with the project, but for `math`: a file each."""

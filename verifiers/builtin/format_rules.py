@@ -1,0 +1,52 @@
+"""A well-formed thinking block, whoever opened it."""
+
+from __future__ import annotations
+
+from qwq_rl.errors import UserError
+from qwq_rl.verifiers.builtin.roles import placed, role_of, share
+from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier, run_as
+from qwq_rl.verifiers.verdicts import empty_answer, shown
+
+
+@run_as("inline")
+def think_format(open_tag: str = "<think>", close_tag: str = "</think>", most: float = 1.0) -> Verifier:
+    """A verifier: one thinking block that starts the response, closes exactly once and is followed by an answer.
+
+    A response does not say whether the template opened the block in the prompt. So none or one opening tag is right,
+    and one only at the very start; a text before it, a second tag of either kind and a tag in the answer are wrong.
+    The score is 0 or 1 (as a penalty -`most` or 0). Raises UserError for tags that cannot be told apart.
+    """
+    if not open_tag or not close_tag or open_tag in close_tag or close_tag in open_tag:
+        raise UserError(f"the tags must be two texts that do not hold each other, not {open_tag!r} and {close_tag!r}")
+
+    share("most", most)
+
+    def verify(problem: Problem, response: Response) -> Verdict:
+        mistake = _mistake(response.text, open_tag, close_tag, response.finish == "length")
+        role = role_of(problem, "gate")
+        if not mistake and not response.answer.rpartition(close_tag)[2].strip():
+            if role != "penalty":
+                return empty_answer(response)
+            mistake = f"there is no answer after {close_tag}"
+        reason = mistake or "one thinking block, then an answer"
+        return placed(role, float(not mistake), passes=not mistake, most=most, reason=reason)
+
+    verify.largest_penalty = most  # type: ignore[attr-defined]
+    return verify
+
+
+def _mistake(text: str, open_tag: str, close_tag: str, cut: bool) -> str:
+    """How `text` breaks the form, or an empty string."""
+    opened, closed = text.count(open_tag), text.count(close_tag)
+    if closed == 0:
+        how = "is never closed" if opened else f"never ends: there is no {close_tag}"
+        return f"the thinking {how}{'; the response ran out of tokens' if cut else ''}"
+    if closed > 1:
+        return f"{close_tag} stands {closed} times, 1 was asked"
+    before, _, after = text.partition(close_tag)
+    if open_tag in after:
+        return f"{open_tag} stands after {close_tag}"
+    if opened > 1:
+        return f"{open_tag} stands {opened} times, at most 1 was asked"
+    lead = before.partition(open_tag)[0].strip() if opened else ""
+    return f"{shown(lead)!r} stands before {open_tag}" if lead else ""

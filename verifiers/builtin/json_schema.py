@@ -1,0 +1,72 @@
+"""Answers that must be one JSON value of a given schema."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+from jsonschema.exceptions import SchemaError, best_match
+from jsonschema.validators import validator_for
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from qwq_rl.verifiers.builtin.json_formats import FORMATS
+from qwq_rl.verifiers.builtin.json_text import NotJson, parse_one, unfenced
+from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier, run_as
+from qwq_rl.verifiers.verdicts import bad_reference, correct, empty_answer, shown, wrong
+
+MOST_MISTAKES = 100
+"""So many are looked at for the one to name."""
+
+
+@run_as("process", deadline_s=5.0, cached=True)
+def json_schema() -> Verifier:
+    """A verifier: the answer is exactly one JSON value, fenced or not, that the reference, a JSON schema, accepts.
+
+    `format` counts for the formats of `json_formats`; nothing is ever fetched. A pattern or an alternative of a schema
+    can take exponential time on some answers: it runs in a process that is killed after 5 seconds, and a response that
+    does this twice scores 0, so that it is no way out.
+    """
+    return _verify
+
+
+def _verify(problem: Problem, response: Response) -> Verdict:
+    schema = problem.get("reference")
+    if not isinstance(schema, Mapping):
+        return bad_reference(f"the reference must be a JSON schema, an object, not {shown(repr(schema))}")
+    try:
+        validator = _validator(json.dumps(schema, sort_keys=True))
+    except SchemaError as error:
+        return bad_reference(f"the reference is no JSON schema: {shown(error.message, 120)}")
+    except (TypeError, ValueError, RecursionError) as error:
+        return bad_reference(f"the reference is no JSON schema: {shown(error, 120)}")
+    answer = response.answer.strip()
+    if not answer:
+        return empty_answer(response)
+    try:
+        value = parse_one(unfenced(answer))
+        mistake = best_match(islice(validator.iter_errors(value), MOST_MISTAKES))
+    except NotJson as error:
+        return wrong(f"the answer is not one JSON value: {error}", answer)
+    except Unresolvable as error:
+        return bad_reference(f"the schema refers to what it does not contain: {error}")
+    except re.error as error:
+        return bad_reference(f"a pattern of the schema is none that Python reads: {error}")
+    except (OverflowError, RecursionError) as error:
+        return wrong(f"the answer cannot be checked: {error}", answer)
+    if mistake is None:
+        return correct("the answer fits the schema", answer)
+    return wrong(f"{shown(mistake.json_path)}: {shown(mistake.message, 120)}", answer)
+
+
+@lru_cache(maxsize=1024)
+def _validator(schema: str) -> Any:
+    """A validator that never fetches a schema from elsewhere."""
+    parsed = json.loads(schema)
+    kind: Any = validator_for(parsed)
+    kind.check_schema(parsed, format_checker=FORMATS)
+    return kind(parsed, registry=Registry(), format_checker=FORMATS)

@@ -1,0 +1,1 @@
+"""Symbolic algebra in a process of its own, which may hang or die."""

@@ -1,0 +1,1 @@
+"""Runs verifiers in worker processes, with deadlines, retries and a cache; a fault costs one verdict."""

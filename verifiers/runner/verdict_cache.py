@@ -1,0 +1,56 @@
+"""Verdicts of a verifier by what they depend on, where it declares that this is the answer and the reference alone."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from dataclasses import replace
+
+from qwq_rl.verifiers.contract import Verdict
+from qwq_rl.verifiers.runner.calls import Item, Role
+
+MOST = 8192
+LONGEST = 4096
+"""Characters of an answer or a reference; longer ones rarely come twice and would fill the memory."""
+
+Key = tuple[Role, str, str, str]
+
+
+def key_of(item: Item, role: Role) -> Key | None:
+    """What the verdict depends on; None where the reference is no JSON or something is too long to keep."""
+    problem, response = item
+    if len(response.answer) > LONGEST:
+        return None
+    try:
+        reference = json.dumps(problem.get("reference"), sort_keys=True, ensure_ascii=False)
+    except (TypeError, ValueError):
+        return None
+    return (role, response.answer, response.finish, reference) if len(reference) <= LONGEST else None
+
+
+class VerdictCache:
+    """The last `most` verdicts asked for; what could not be judged is never kept. Safe to use from any thread."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Key, Verdict] = OrderedDict()
+
+    def get(self, key: Key) -> Verdict | None:
+        """The verdict for `key`, which took no time."""
+        with self._lock:
+            verdict = self._kept.get(key)
+            if verdict is not None:
+                self._kept.move_to_end(key)
+            return verdict
+
+    def put(self, key: Key, verdict: Verdict) -> None:
+        """Keep a verdict that the verifier gave; a timeout or crash may have been the machine's."""
+        if verdict.score is None or verdict.status in ("timeout", "crash"):
+            return
+        with self._lock:
+            self._kept[key] = replace(verdict, seconds=0.0)
+            self._kept.move_to_end(key)
+            if len(self._kept) > self._most:
+                self._kept.popitem(last=False)
