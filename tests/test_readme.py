@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_rescore import recorded_run
+from recorded_run import recorded_run
 
 from qwq_rl.config.recipe import load_stage
 from qwq_rl.data.row import row_mistakes

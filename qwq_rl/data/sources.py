@@ -48,8 +48,8 @@ def load_rows(
 
     `source` is `tiny/NAME` (generated, from `seed`), a `.jsonl` or `.parquet` file, or a Hub id,
     `ORG/NAME[:CONFIG[:SPLIT]]` (split `train` unless named). `mapper` turns each published row into one of ours
-    (`qwq_rl.data.mappers`). `limit` keeps the first so many rows. `kind` is the kind of rows that is needed; without it the
-    first row's columns decide.
+    (`qwq_rl.data.mappers`). `limit` keeps the first so many rows. `kind` is the kind of rows that is needed; without it
+    the first row's columns decide.
 
     Raises RowError: the source is missing, unreadable or has mistakes; all are listed, up to 20, with their lines.
     """

@@ -242,7 +242,7 @@ def _copy_training(run: Path, lineage: Sequence[str], to: Path) -> None:
 
 def _license() -> str:
     """The text of our licence: beside the package in a checkout, in its metadata where it is installed."""
-    beside = Path(__file__).resolve().parent.parent / "LICENSE"
+    beside = Path(__file__).resolve().parent.parent.parent / "LICENSE"
     if beside.exists():
         return beside.read_text()
     text = metadata.distribution("qwq-rl").read_text("licenses/LICENSE")

@@ -84,8 +84,8 @@ def verifier_versions(domains: Mapping[str, Domain]) -> dict[str, str]:
 def verifier_version(name: str, entry: Any) -> str:
     """A hash of a verifier's parameters and source: it changes where the verdicts can.
 
-    The source is its file, with the files beside it where they are a package other than `qwq_rl.verifiers`. `entry` is
-    the recipe's under `domains.X.verifiers.NAME`.
+    The source is its file, with the files beside it and below it where they are a package other than
+    `qwq_rl.verifiers.builtin`. `entry` is the recipe's under `domains.X.verifiers.NAME`.
     """
     file, parameters = verifier_source(name, entry), chosen(name, entry)[1]
     source = "".join(path.read_text() for path in _files(file)) if file else ""
@@ -101,8 +101,9 @@ def verifier_source(name: str, entry: Any) -> Path | None:
 
 def _files(file: Path) -> list[Path]:
     folder = file.resolve().parent
-    several = (folder / "__init__.py").exists() and folder != Path(inspect.getfile(load)).resolve().parent
-    return sorted(folder.glob("*.py")) if several else [file]
+    built_in = Path(inspect.getfile(load)).resolve().with_name("builtin")
+    several = (folder / "__init__.py").exists() and folder != built_in
+    return sorted(folder.rglob("*.py")) if several else [file]
 
 
 def digest(text: str) -> str:

@@ -42,7 +42,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
         done = subprocess.run(
             [sys.executable, "-c", READ, json.dumps(sources)],
             env=environment,
-            cwd=Path(__file__).parent.parent,
+            cwd=Path(__file__).parent.parent.parent,
             capture_output=True,
             text=True,
             timeout=120,

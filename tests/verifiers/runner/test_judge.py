@@ -30,7 +30,7 @@ def test_an_exception_costs_one_verdict_and_says_where() -> None:
     assert good.score == 1.0
     assert (bad.score, bad.status) == (None, "fault")
     assert "ZeroDivisionError" in bad.reason
-    assert "test_running.py" in bad.reason
+    assert "test_judge.py" in bad.reason
 
 
 def test_a_checker_that_ends_the_process_costs_its_own_verdict() -> None:
