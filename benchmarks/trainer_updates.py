@@ -20,14 +20,13 @@ from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from qwq_rl.algorithms.losses import POLICIES, Clip
+from qwq_rl.algorithms.losses import Clip
+from qwq_rl.algorithms.named import ALGORITHMS
 from qwq_rl.data.tiny.model import build_tokenizer
 from qwq_rl.inference.fast_qwen.training_head import use_compact_head
 from qwq_rl.stages.rl import TOKENS_ON_CPU
-from qwq_rl.training.losses import Objective
 from qwq_rl.training.micro_batch import Trace
-from qwq_rl.training.tally import Tally
-from qwq_rl.training.update import Budget, Lesson, run_update
+from qwq_rl.training.update import Budget, Lesson, Objective, Tally, run_update
 
 LONGEST = 256
 """Tokens of the longest completion."""
@@ -161,8 +160,8 @@ class Ours:
         add_fused_lm_head(self._model)
         use_compact_head(self._model, every_field=False)
         self._accelerator = Accelerator(cpu=True)
-        self._objective = Objective(POLICIES[loss], {"clip": Clip(LOW, HIGH)})
-        constant = float(LONGEST) if self._objective.policy.weights == "constant" else None
+        self._objective = Objective(ALGORITHMS[loss], {"clip": Clip(LOW, HIGH)})
+        constant = float(LONGEST) if self._objective.algorithm.weights == "constant" else None
         self._budget = Budget(tokens, torch.ones(1), constant)
         self._lessons = [
             Lesson(_trace(rollouts.prompts[number // SAMPLES], ids), advantages[number].reshape(1))

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwq_rl.config.check import check
-from qwq_rl.config.recipe import Stage, difference, is_free, recipe_hash, resolved_yaml
+from qwq_rl.config.recipe import difference, is_free, recipe_hash, resolved_yaml
+from qwq_rl.config.stages import RewardModelRecipe, RlRecipe, Stage
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.run_folder.checkpoints import (
     PARTIAL,
@@ -36,6 +37,8 @@ from qwq_rl.stages.provenance import collect
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+    from qwq_rl.stages.context import Setting
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,7 +91,6 @@ def _train_in(
     from qwq_rl.stages.callbacks import Stop
     from qwq_rl.stages.context import Setting
     from qwq_rl.stages.distributed import check_resume, check_sharding
-    from qwq_rl.stages.evaluator import build_trainer
     from qwq_rl.stages.lineage import ContractWriter, agreed_contract, tokenizer_items
     from qwq_rl.training.clock import Clock
 
@@ -199,6 +201,26 @@ def _check_world(processes: int) -> None:
             f"{wanted} processes were asked for and {processes} run. On CPUs accelerate needs "
             "`distributed_type: MULTI_GPU` with `use_cpu: true` (recipes/accelerate/)"
         )
+
+
+def build_trainer(recipe: Stage, setting: Setting) -> Any:
+    """TRL's trainer of the recipe's kind, with our record of it; ready for `train()`."""
+    if isinstance(recipe, RewardModelRecipe):
+        from qwq_rl.stages.supervised import build_reward_model
+
+        return build_reward_model(recipe, setting)
+    from qwq_rl.stages.evaluator import TrainingEvaluator
+
+    evaluator = TrainingEvaluator(recipe, setting)
+    if isinstance(recipe, RlRecipe):
+        from qwq_rl.stages.rl import build_rl
+
+        evaluator.trainer = build_rl(recipe, setting, evaluator)
+    else:
+        from qwq_rl.stages.supervised import build_sft
+
+        evaluator.trainer = build_sft(recipe, setting, evaluator)
+    return evaluator.trainer
 
 
 def _save_final(trainer: Any, folder: StageFolder, contract: Mapping[str, Any], main_process: bool) -> None:

@@ -6,13 +6,13 @@ All of its state is its own; others put calls into its inbox and wake it.
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from qwq_rl.sandbox.bell import Bell
 from qwq_rl.sandbox.cases import Step
 from qwq_rl.sandbox.compiled import Programs
 from qwq_rl.sandbox.fork_server_link import Mother, MotherDied
@@ -385,3 +385,31 @@ class Engine:
         self._end(run)
         for waiter in run.waiters:
             waiter.answer(error)
+
+
+class Bell:
+    """What an eventfd is, on systems that have none, too."""
+
+    def __init__(self) -> None:
+        self._heard, self._rung = os.pipe()
+        os.set_blocking(self._heard, False)
+        os.set_blocking(self._rung, False)
+
+    def fileno(self) -> int:
+        """Readable once it rang."""
+        return self._heard
+
+    def ring(self) -> None:
+        """Wake it; ringing again before it heard does nothing more."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._rung, b"!")
+
+    def hear(self) -> None:
+        """Be quiet until it rings again."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._heard, 4096)
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._heard)
+        os.close(self._rung)

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qwq_rl.sandbox.inside import seccomp
-from qwq_rl.sandbox.inside.plan import Plan
-from qwq_rl.sandbox.inside.wire import FILES, PROCESS, READY, REPLY, REQUEST
+from qwq_rl.sandbox.inside.wire import FILES, PROCESS, READY, REPLY, REQUEST, Plan
 from qwq_rl.sandbox.protocol import Limits
 
 _START = """
@@ -27,7 +26,7 @@ for name, path in {packages!r}:
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [path]
 from qwq_rl.sandbox.inside import fork_server as mother
-from qwq_rl.sandbox.inside.plan import Outfit, Plan
+from qwq_rl.sandbox.inside.wire import Outfit, Plan
 os.register_at_fork = register
 mother.main({fd}, {plan!r})
 """

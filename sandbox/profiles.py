@@ -11,7 +11,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from qwq_rl.sandbox.compiled import header_folder
-from qwq_rl.sandbox.inside.plan import Outfit, Plan
+from qwq_rl.sandbox.inside.wire import Outfit, Plan
 
 Kind = Literal["lean", "scientific", "native"]
 """Warm Pythons with the standard library; those with numpy and the like besides; everything that is executed."""

@@ -1,4 +1,4 @@
-"""What several tests share: where the published data lies, and where the project does."""
+"""What several tests share: where the project and the published data lie, and one small run of all stages."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import gc
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from stage_runs import SmallRun
 
 # A runner in the background has SIGINT ignored, and so would every process that a test of Ctrl-C starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,6 +39,21 @@ def pytest_collection_finish() -> None:
 def root() -> Path:
     """The project's folder."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """A small run for all tests: cold start, rl stage, reward model and general stage, a few updates each."""
+    from stage_runs import STAGES, SmallRun, write_recipes  # imports torch, which most tests need not
+
+    from qwq_rl.run_folder.files import RunFolder
+
+    folder = tmp_path_factory.mktemp("small")
+    made = SmallRun(write_recipes(folder / "recipes"), RunFolder(folder / "run"))
+    for name in STAGES:
+        assert made.train(made.run, name) == 0
+        gc.freeze()  # every trainer collects garbage several times, and need not look through what torch and trl are
+    return made
 
 
 @pytest.fixture(scope="session")

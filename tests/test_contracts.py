@@ -234,7 +234,7 @@ def test_what_provenance_writes_conforms(tmp_path: Path) -> None:
 
 
 def test_what_a_round_of_rollouts_writes_conforms() -> None:
-    from qwq_rl.rewards.scorer import Scored
+    from qwq_rl.rewards.reward import Scored
     from qwq_rl.rollouts.rollout import Rollout, Segment, rollout_line, summarise_round
 
     verdict = Verdict(**example("verdict"))

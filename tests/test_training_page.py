@@ -10,8 +10,7 @@ import pytest
 import torch
 import yaml
 
-from qwq_rl.algorithms.advantages import ADVANTAGES
-from qwq_rl.algorithms.losses import POLICIES
+from qwq_rl.algorithms.named import ALGORITHMS
 from qwq_rl.config.blocks import Limits
 from qwq_rl.config.recipe import load_stage
 from qwq_rl.config.stages import RlRecipe
@@ -68,8 +67,8 @@ def test_the_table_of_algorithms_is_the_code() -> None:
     found = {name: (baseline.strip("`"), scale.strip("`"), *rest) for name, baseline, scale, *rest in rows}
 
     assert found == {
-        name: (*ADVANTAGES.get(name, ("critic", "whitened")), policy.level, policy.loss.__name__, policy.weights)
-        for name, policy in POLICIES.items()
+        name: (one.baseline or "critic", one.scale or "whitened", one.level, one.loss.__name__, one.weights)
+        for name, one in ALGORITHMS.items()
     }
 
 

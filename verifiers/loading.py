@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import hashlib
+import importlib
+import importlib.util
 import inspect
 import json
 import os
-from collections.abc import Awaitable, Mapping
+import sys
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from qwq_rl.errors import UserError
 from qwq_rl.verifiers.contract import Problem, Response, Running, Verdict, Verifier
-from qwq_rl.verifiers.importing import find_callable, nearest
 from qwq_rl.verifiers.trl_rewards import adapt
 from qwq_rl.verifiers.verdicts import describe
 
@@ -28,9 +34,9 @@ BUILT_IN: Mapping[str, str] = {
     "list_match": "qwq_rl.verifiers.builtin.matches:list_match",
     "choice": "qwq_rl.verifiers.builtin.choice:choice",
     "think_format": "qwq_rl.verifiers.builtin.format_rules:think_format",
-    "language_consistency": "qwq_rl.verifiers.builtin.language_rules:language_consistency",
+    "language_consistency": "qwq_rl.verifiers.builtin.language:language_consistency",
     "repetition": "qwq_rl.verifiers.builtin.repetition:repetition",
-    "overlong": "qwq_rl.verifiers.builtin.overlong:overlong",
+    "overlong": "qwq_rl.verifiers.builtin.format_rules:overlong",
 }
 """Name -> `module:factory`; a factory takes the recipe's parameters as keywords and returns the verifier."""
 
@@ -173,3 +179,56 @@ def _misfit(spec: str, found: Any, signature: inspect.Signature, params: Mapping
     unknown = [f"`{name}`{nearest(name, known)}" for name in params if name not in known]
     wrong = f"has no parameter {', '.join(unknown)}" if unknown else error
     return f"verifier `{spec}` {wrong} (parameters: {', '.join(known) or 'none'})"
+
+
+def find_callable(spec: str) -> Any:
+    """Return the function, class or other callable that `spec` names; a module is imported once a process.
+
+    Raises LookupError with one line: the file or name that does not exist and the nearest one that does, the error of
+    an import, or that the object cannot be called.
+    """
+    place, mark, name = spec.rpartition(":")
+    if not (mark and place and name):
+        raise LookupError(f"`{spec}` names no function: write `package.module:name` or `path/to/file.py:name`")
+    module = _file_module(Path(place).expanduser()) if place.endswith(".py") else _package_module(place)
+    found = getattr(module, name, None)
+    if callable(found):
+        return found
+    if found is not None:
+        raise LookupError(f"`{name}` is {found!r}, not a function")
+    functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    raise LookupError(f"{getattr(module, '__file__', None) or place} has no `{name}`{nearest(name, functions)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean X?` for the known name closest to `name`, or nothing where none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _package_module(name: str) -> ModuleType:
+    if str(Path.cwd()) not in sys.path:  # a console script lacks the folder that `python -m` adds
+        sys.path.append(str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # a script calls sys.exit
+        raise LookupError(f"module `{name}` cannot be imported: {describe(error)}") from error
+
+
+def _file_module(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise LookupError(f"there is no file {path} (looked in {Path.cwd()})")
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]  # two files may have one name
+    name = f"qwq_rl_user_{path.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    source = importlib.util.spec_from_file_location(name, path)
+    assert source is not None, "a .py file always has a loader"
+    module = importlib.util.module_from_spec(source)
+    sys.modules[name] = module  # dataclasses of the file look themselves up there
+    try:
+        source.loader.exec_module(module)  # type: ignore[union-attr]
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise LookupError(f"{path} cannot be imported: {describe(error)}") from error
+    return module

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -14,22 +13,6 @@ Scale = Literal["group", "domain", "none"]
 
 EPSILON = 1e-4
 """Added to every standard deviation, as TRL does."""
-
-ADVANTAGES: Mapping[str, tuple[Baseline, Scale]] = {
-    "grpo": ("group", "group"),  # DeepSeekMath, arXiv 2402.03300, section 4.1.2
-    "dr_grpo": ("group", "none"),  # Understanding R1-Zero-Like Training, arXiv 2503.20783: no division, it is biased
-    "dapo": ("group", "group"),  # arXiv 2503.14476, equation 9
-    "bnpo": ("group", "group"),  # GRPO's; the name is TRL's for another normaliser
-    "gspo": ("group", "group"),  # arXiv 2507.18071, equation 6
-    "cispo": ("group", "group"),  # MiniMax-M1, arXiv 2506.13585, section 3.1
-    "sapo": ("group", "group"),  # arXiv 2511.20347
-    "luspo": ("group", "group"),  # arXiv 2602.05261: GSPO without its length bias
-    "vespo": ("group", "group"),  # arXiv 2602.10693, in TRL's setting
-    "rloo": ("leave_one_out", "none"),  # Back to Basics, arXiv 2402.14740, and Kool et al. 2019
-    "reinforce_pp": ("none", "domain"),  # REINFORCE++, arXiv 2501.03262
-    "reinforce_pp_baseline": ("group", "domain"),  # the same paper, "w/ Baseline"
-}
-"""Algorithm -> its baseline and scale. PPO is not among them: its advantages come from a critic (`gae`)."""
 
 
 def advantages(

@@ -8,13 +8,15 @@ nothing outside the mask. All take the same first four arguments, whether they n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from qwq_rl.algorithms.ratios import LARGEST_LOG, Level
-from qwq_rl.algorithms.weights import Kind
+from qwq_rl.algorithms.ratios import LARGEST_LOG
+
+RowWeighting = Literal["sequence_mean", "sequence_sum", "token_mean", "constant"]
+"""A mean over rows of each row's mean over tokens, the same of its sum, one mean over all tokens, a fixed divisor."""
 
 
 @dataclass(frozen=True)
@@ -109,28 +111,87 @@ def truncated_tokens(log_ratios: torch.Tensor, ceiling: float) -> torch.Tensor:
     return log_ratios.exp() > ceiling
 
 
-@dataclass(frozen=True)
-class Policy:
-    """What an algorithm is made of, its advantages aside: per-token loss, level of the ratio, weights of the rows."""
+def kl_k3(logprobs: torch.Tensor, reference: torch.Tensor, log_ratios: torch.Tensor | None = None) -> torch.Tensor:
+    """KL(policy || reference) of each token, (B, T) in nats, never negative: q/p - log(q/p) - 1 on the sampled token.
 
-    loss: Callable[..., torch.Tensor]
-    level: Level
-    weights: Kind
+    The k3 estimate of http://joschu.net/blog/kl-approx.html, GRPO's (arXiv 2402.03300, equation 4). It holds for tokens
+    that the policy now would sample; where they come from the policy before the update, `log_ratios` (B, T) correct it:
+    k3 times the ratio, gradient included (DeepSeek-V3.2, arXiv 2512.02556; TRL's `use_bias_correction_kl`).
+    """
+    gap = reference - logprobs
+    found = gap.exp() - gap - 1
+    return found if log_ratios is None else found * log_ratios.exp()
 
 
-POLICIES: Mapping[str, Policy] = {
-    "grpo": Policy(clipped, "token", "sequence_mean"),
-    "dr_grpo": Policy(clipped, "token", "constant"),
-    "dapo": Policy(clipped, "token", "token_mean"),
-    "bnpo": Policy(clipped, "token", "token_mean"),
-    "gspo": Policy(clipped, "sequence", "sequence_mean"),
-    "luspo": Policy(clipped, "sequence", "sequence_sum"),
-    "cispo": Policy(cispo, "token", "token_mean"),
-    "sapo": Policy(sapo, "token", "sequence_mean"),
-    "vespo": Policy(vespo, "token", "token_mean"),
-    "rloo": Policy(clipped, "joint", "sequence_mean"),
-    "reinforce_pp": Policy(clipped, "token", "token_mean"),
-    "reinforce_pp_baseline": Policy(clipped, "token", "token_mean"),
-    "ppo": Policy(clipped, "token", "token_mean"),
-}
-"""Algorithm -> its policy loss; `advantages.ADVANTAGES` has the papers."""
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """The entropy in nats of the distributions that `logits` (..., V) give, (...) in float32; gradients flow.
+
+    A logit of minus infinity, a token that cannot be sampled, adds nothing.
+    """
+    logs = logits.float().log_softmax(-1)
+    return -(logs.exp() * logs.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
+
+
+def entropy_threshold(entropies: torch.Tensor, mask: torch.Tensor, share: float) -> float:
+    """The entropy that the `share` (0 to 1) most uncertain tokens reach, of all tokens in the mask.
+
+    The loss of tokens below it is left out (Beyond the 80/20 Rule, arXiv 2506.01939; TRL's `top_entropy_quantile`).
+    `entropies` and `mask` have one shape and hold the tokens of all processes. Without a token: 0.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"the share is {share}; it must be above 0 and at most 1")
+    found = entropies[mask.bool()].float()
+    if found.numel() == 0:
+        return 0.0
+    # Rounded first, for 1 - share is not exact; torch.quantile itself refuses more than 16 million tokens.
+    place = math.ceil(round((1 - share) * (found.numel() - 1), 6))
+    return float(found.kthvalue(place + 1).values)
+
+
+def row_weights(
+    lengths: torch.Tensor,
+    domains: torch.Tensor,
+    domain_weights: torch.Tensor,
+    kind: RowWeighting,
+    constant: float | None = None,
+) -> torch.Tensor:
+    """w (N,), float32, so that the loss of an update is sum over rows i of w_i * sum over tokens t of mask_it loss_it.
+
+    All N rows of the update on all processes are here, those without an advantage too, since they count in the
+    denominators: `lengths` (N,) tokens that the mask leaves in, `domains` (N,) integers that index `domain_weights`
+    (D,). Micro-batches add their parts; where gradients are averaged over processes, multiply by their number.
+
+    With a weight of 1 for all, N rows in all and L tokens in the domain d of row i, of which N_d rows:
+
+    - "sequence_mean", 1 / (N length_i): GRPO, GSPO, SAPO.
+    - "sequence_sum", 1 / N: LUSPO.
+    - "token_mean", (N_d / N) / L_d: DAPO, CISPO, BNPO, VESPO. With one domain that is 1 / L; with several each is
+      divided by its own tokens and counts by its share of the rows, so that a domain of long responses does not
+      outweigh one of short ones.
+    - "constant", 1 / `constant`: Dr. GRPO with N times the longest allowed response (arXiv 2503.20783).
+
+    A domain's weight multiplies that. A row without a token gets 0. Raises ValueError for an unknown kind, a missing
+    or unasked `constant`, one that is not positive, and a domain without a weight.
+    """
+    if (kind == "constant") != (constant is not None):
+        raise ValueError(
+            f"kind {kind!r} with constant {constant!r}: a constant belongs to kind 'constant', and only there"
+        )
+    if constant is not None and not constant > 0:
+        raise ValueError(f"the constant is {constant}; it must be positive")
+    if lengths.shape != domains.shape or (len(domains) and int(domains.max()) >= len(domain_weights)):
+        raise ValueError(f"{len(lengths)} lengths, {len(domains)} domains, {len(domain_weights)} weights do not match")
+    rows, exact = len(lengths), lengths.double()
+    if kind == "sequence_mean":
+        share = 1 / (rows * exact.clamp(min=1))
+    elif kind == "sequence_sum":
+        share = torch.full_like(exact, 1 / max(rows, 1))
+    elif kind == "token_mean":
+        size = len(domain_weights)
+        tokens = exact.new_zeros(size).index_add(0, domains, exact).clamp(min=1)
+        share = (domains.bincount(minlength=size) / max(rows, 1) / tokens)[domains]
+    elif constant is not None:
+        share = torch.full_like(exact, 1 / constant)
+    else:
+        raise ValueError(f"unknown kind {kind!r}; known are sequence_mean, sequence_sum, token_mean, constant")
+    return torch.where(lengths > 0, share * domain_weights.double()[domains], 0.0).float()

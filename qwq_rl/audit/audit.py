@@ -15,7 +15,8 @@ from typing import Protocol
 from qwq_rl.audit.findings import Finding, Kind, Report
 from qwq_rl.audit.probes import GARBAGE, HOSTILE, Claim, answered, claims, hedges, unanswered
 from qwq_rl.data.row import Check, Row
-from qwq_rl.rewards.scorer import Scored, names_of
+from qwq_rl.rewards.reward import Scored
+from qwq_rl.rewards.scorer import names_of
 from qwq_rl.verifiers import Response, Verdict, Verifier
 from qwq_rl.verifiers.runner.judge import judge
 from qwq_rl.verifiers.verdicts import describe, shown

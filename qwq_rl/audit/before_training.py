@@ -15,8 +15,8 @@ from qwq_rl.config.stages import RlRecipe
 from qwq_rl.data.sources import Row
 from qwq_rl.errors import UserError
 from qwq_rl.rewards.scorer import Scorer
+from qwq_rl.rewards.versions import digest, verifier_versions
 from qwq_rl.run_folder.files import StageFolder, read_json, write_json
-from qwq_rl.stages.provenance import digest, verifier_versions
 
 ROWS = 64
 """Rows of each domain that are audited: the first ones that the stage trains on."""

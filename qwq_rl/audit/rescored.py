@@ -13,7 +13,8 @@ from qwq_rl.data.chat import opens_thinking, split_thinking
 from qwq_rl.data.row import Row, nearest
 from qwq_rl.data.sources import load_rows
 from qwq_rl.errors import RunStateError, UserError
-from qwq_rl.rewards.scorer import Scored, Scorer
+from qwq_rl.rewards.reward import Scored
+from qwq_rl.rewards.scorer import Scorer
 from qwq_rl.run_folder.files import RunFolder, StageFolder, read_json, read_lines
 from qwq_rl.verifiers import Response
 

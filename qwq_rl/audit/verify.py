@@ -13,21 +13,26 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from qwq_rl.audit.arguments import Chosen, check_out, choose, parser
-from qwq_rl.audit.counting import counting
+from qwq_rl.audit.audit import Alone, audit
+from qwq_rl.audit.findings import told
 from qwq_rl.audit.responses import Asked, Mistake, read_asked
-from qwq_rl.audit.verify_summary import Tally
+from qwq_rl.data.row import Row, checks_of
 from qwq_rl.data.sources import SHOWN
 from qwq_rl.errors import RowError, UserError
+from qwq_rl.run_folder.files import write_json
 from qwq_rl.verifiers import Verdict, Verifier, load
 from qwq_rl.verifiers.runner.judge import judge
 
@@ -43,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.audit and asked.jobs > 1:
         raise UserError("--jobs does nothing with --audit: leave it out")
     if asked.audit:
-        from qwq_rl.audit.verify_audit import audit_rows
+        from qwq_rl.audit.verify import audit_rows
 
         verifier = load(chosen.spec, chosen.params)
         return audit_rows(chosen.name, verifier, _rows(asked, chosen), asked.rows, asked.thinking_opened, asked.out)
@@ -194,3 +199,107 @@ def _start_worker(spec: str, params: Mapping[str, Any], folder: str) -> None:
 
 def _judge_in_worker(batch: Sequence[Asked]) -> list[Verdict]:
     return judge_batch(_of_worker, batch)
+
+
+def audit_rows(
+    name: str, verifier: Verifier, rows: Iterable[Asked | Mistake], source: str, opened: bool, out: Path | None
+) -> int:
+    """Audit, tell, and write the report to `out`; 0 where nothing is wrong, else 1. Raises RowError for bad rows."""
+    mistakes: list[Mistake] = []
+
+    def numbered() -> Iterator[tuple[int, Row]]:
+        for one in rows:
+            if isinstance(one, Mistake):
+                mistakes.append(one)
+            else:
+                yield one.line, {**one.row, "id": one.id, "checks": [asdict(one.check)]}
+
+    with counting("auditing") as on_rows:
+        report = audit(numbered(), Alone(verifier, lambda row: checks_of(row)[0]), opened=opened, on_rows=on_rows)
+    if not report.rows and not mistakes:
+        raise RowError(f"{source}: it has no rows")
+    what = f"{name} on {source}"
+    print(told(report, what))
+    if out is not None:
+        write_json(out, report.record(what))
+    if mistakes:
+        lines = [f"{source}:{mistake.line}: {mistake.what}" for mistake in mistakes[:SHOWN]]
+        raise RowError("\n".join([*lines, f"{len(mistakes)} rows are malformed; the others were audited"]))
+    sys.stdout.flush()
+    return 0 if report.passed else 1
+
+
+@dataclass
+class Tally:
+    """Counts verdicts as they come; 8 bytes each are kept, for the percentiles."""
+
+    rows: int = 0
+    scored: int = 0
+    total: float = 0.0
+    """Sum of the scores."""
+    full: int = 0
+    """Verdicts with score 1."""
+    statuses: Counter[str] = field(default_factory=Counter)
+    seconds: array[float] = field(default_factory=lambda: array("d"))
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, verdict: Verdict) -> None:
+        """Count one verdict."""
+        self.rows += 1
+        self.statuses[verdict.status] += 1
+        self.seconds.append(verdict.seconds)
+        if verdict.score is not None:
+            self.scored += 1
+            self.total += verdict.score
+            self.full += verdict.score == 1
+
+    @property
+    def faults(self) -> int:
+        """How many could not be judged."""
+        return self.rows - self.scored
+
+    @property
+    def fault_share(self) -> float:
+        """Their share, 0 of nothing."""
+        return self.faults / self.rows if self.rows else 0.0
+
+    def text(self, name: str) -> str:
+        """The summary, a few lines."""
+        took = time.monotonic() - self.started
+        mean = f"{self.total / self.scored:.4f}" if self.scored else "-"
+        statuses = ", ".join(
+            f"{status} {count} ({count / self.rows:.1%})" for status, count in self.statuses.most_common()
+        )
+        return "\n".join(
+            (
+                f"{name}: {self.rows} rows in {took:.1f} s ({self.rows / took if took else 0:.0f} rows/s)",
+                f"  score   mean {mean}, {self.full} of {self.scored} have 1",
+                f"  status  {statuses or '-'}",
+                f"  seconds p50 {percentile(self.seconds, 50):.6f}, p99 {percentile(self.seconds, 99):.6f}, "
+                f"most {max(self.seconds, default=0.0):.6f}",
+                f"  faults  {self.faults} ({self.fault_share:.1%})",
+            )
+        )
+
+
+def percentile(values: array[float], share: int) -> float:
+    """The smallest value that `share` percent of the values do not exceed; 0 where there is none."""
+    if not values:
+        return 0.0
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * share // 100) - 1)]
+
+
+@contextmanager
+def counting(what: str, total: int | None = None, *, show: bool = True) -> Iterator[Callable[[int], None]]:
+    """Yield a function to call with how much is done of `total` (None: not known)."""
+    if not (show and sys.stderr.isatty()):
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.update(task, completed=done)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -20,9 +20,34 @@ from qwq_rl.config.blocks import (
     Rollout,
     SupervisedUpdate,
 )
-from qwq_rl.config.loader import Contradictions, about
-from qwq_rl.config.recipes_contract import OF_EVERY_STAGE, accept_mistakes, items_of_rl
+from qwq_rl.config.loader import Contradictions, about, did_you_mean
 from qwq_rl.config.trl_block import inert_in_rl, trl_mistakes
+
+OF_EVERY_STAGE = ("tokenizer", "chat_template", "eos", "base")
+VERIFIERS = "verifiers"
+
+
+def items_of_rl(domains: Mapping[str, Domain], with_reward_model: bool) -> list[str]:
+    """What an rl stage may name: all verifiers, those of a domain, or a single one, beside what every stage has."""
+    found = [*OF_EVERY_STAGE, *["reward_model"] * with_reward_model, VERIFIERS]
+    for name, domain in domains.items():
+        own = dict.fromkeys([*domain.verifiers, *(check.verifier for check in domain.checks)])
+        found += [f"{VERIFIERS}.{name}", *(f"{VERIFIERS}.{name}.{verifier}" for verifier in own)]
+    return found
+
+
+def accepts(names: Iterable[str], item: str) -> bool:
+    """Whether one of `names` stands for `item`: by itself, or as what it is a part of."""
+    return any(item == name or item.startswith(f"{name}.") for name in names)
+
+
+def accept_mistakes(names: Sequence[str], known: Sequence[str]) -> Contradictions:
+    """Each name that stands for nothing a stage could find changed."""
+    for place, name in enumerate(names):
+        if name not in known:
+            nearest = did_you_mean(name, known) or f"; there is {', '.join(known)}"
+            yield f"accept_changes.{place}", f"there is no {name} in this stage's contract{nearest}"
+
 
 Tracker = Literal["wandb", "tensorboard", "trackio"]
 ResponseGate = Literal["think_closed", "finished", "answered"]
@@ -188,3 +213,9 @@ KINDS: dict[str, type[RlRecipe] | type[SftRecipe] | type[RewardModelRecipe]] = {
     "sft": SftRecipe,
     "reward_model": RewardModelRecipe,
 }
+
+
+def by_another(recipe: RlRecipe) -> bool:
+    """Whether another engine than our own decoder samples: its log-probabilities are not quite the trainer's."""
+    engines = ("use_vllm", "use_transformers_continuous_batching")
+    return recipe.rollout.server is not None or any(recipe.trl.get(name) for name in engines)

@@ -1,6 +1,6 @@
 """Which prompts a round of RL takes, and which more it takes for groups that taught nothing.
 
-"uniform" goes through each source epoch by epoch, as `qwq_rl.data.sources.mix` does: where nothing is refilled, the
+"uniform" goes through each source epoch by epoch, as `qwq_rl.data.order.mix` does: where nothing is refilled, the
 rows come exactly in its order. "adaptive" draws within a source in proportion to what a prompt has to teach
 (`adaptive`). It has no epochs: what is always or never solved comes back rarely, what is solved at times comes back
 often, and what was never tried counts as its family does, so that no row is ever out of reach. The shares of the
@@ -12,21 +12,23 @@ and "adaptive" lowers how many there are.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from qwq_rl.data.adaptive import Successes, weighted_order, weights
-from qwq_rl.data.order import Walk
-from qwq_rl.data.problems import number_problems
+from qwq_rl.data.order import Walk, furthest_behind, shares_of, whole_shares
 from qwq_rl.data.row import Row
-from qwq_rl.data.sources import furthest_behind, shares_of, whole_shares
 from qwq_rl.errors import RunStateError
 
 Sampling = Literal["uniform", "adaptive"]
+
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class PromptSource:
     """
 
     def __init__(self, sources: Sequence[tuple[Sequence[Row], float]], seed: int, sampling: Sampling) -> None:
-        """`sources`: rows and weight of each; raises ValueError as `qwq_rl.data.sources.mix` does."""
+        """`sources`: rows and weight of each; raises ValueError as `qwq_rl.data.order.mix` does."""
         self._shares = shares_of(sources)
         self._rows = [rows for rows, _ in sources]
         self._problems = number_problems(self._rows)
@@ -203,3 +205,57 @@ def _noise(key: str, count: int) -> np.ndarray:
     """(count,) numbers in (0, 1), from `key` alone; NumPy keeps the stream of raw bits, not of its distributions."""
     bits = np.random.Philox(key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16])).random_raw(count)
     return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Every problem has a number, from 0 in the order of the sources."""
+
+    of_source: tuple[np.ndarray, ...]
+    """For each source (rows,): the problems of its rows."""
+    domains: np.ndarray
+    """(problems,): the number of each problem's domain."""
+    families: np.ndarray
+    """(problems,): the number of each problem's family; that of its domain where the row names none."""
+    domain_numbers: Mapping[str, int]
+    digest: str
+    """Changes with the rows' ids, domains, families and order."""
+    _rows: Sequence[Row]
+    _with_id: Mapping[str, Sequence[int]]
+
+    def number(self, row: Row) -> int:
+        """The problem that `row`, or an equal copy, is; raises ValueError where no source has it."""
+        known = self._with_id.get(row["id"], ())
+        for problem in known:
+            if len(known) == 1 or self._rows[problem] is row or self._rows[problem] == row:
+                return problem
+        raise ValueError(f"no source has the row {row['id']!r}")
+
+
+def number_problems(sources: Sequence[Sequence[Row]]) -> Problems:
+    """Number the rows of all sources. An id is unique in its source only, so rows are one problem if they are equal."""
+    rows: list[Row] = []
+    with_id: dict[str, Sequence[int]] = {}
+    digest = hashlib.sha256()
+    of_source = []
+    for source in sources:
+        numbers = []
+        for row in source:
+            same = with_id.get(row["id"], ())
+            number = next((problem for problem in same if rows[problem] == row), -1) if same else -1
+            if number < 0:
+                number = len(rows)
+                with_id[row["id"]] = (*same, number)
+                rows.append(row)
+            numbers.append(number)
+        of_source.append(np.array(numbers, dtype=np.int64))
+        digest.update(json.dumps([(row["id"], row["domain"], row.get("family")) for row in source]).encode())
+    domains, domain_numbers = _numbered([row["domain"] for row in rows])
+    families, _ = _numbered([(row["domain"], row.get("family") or row["domain"]) for row in rows])
+    return Problems(tuple(of_source), domains, families, domain_numbers, digest.hexdigest(), rows, with_id)
+
+
+def _numbered(names: Sequence[Name]) -> tuple[np.ndarray, dict[Name, int]]:
+    numbers: dict[Name, int] = {}
+    column = np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
+    return column, numbers

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from qwq_rl.inference import Completion
-    from qwq_rl.rewards.scorer import Scored
+    from qwq_rl.rewards.reward import Scored
     from qwq_rl.verifiers import Response
 
 Progress = Callable[[str, int, int], None]

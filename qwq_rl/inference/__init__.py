@@ -6,6 +6,6 @@
 """
 
 from qwq_rl.inference.local import decoder_of, generate
-from qwq_rl.inference.sampling import Completion
+from qwq_rl.inference.sampler import Completion
 
 __all__ = ["Completion", "decoder_of", "generate"]

@@ -4,51 +4,26 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
 
-from qwq_rl.config.stages import RlRecipe
 from qwq_rl.errors import UserError
 from qwq_rl.inference import Completion, decoder_of, generate
-from qwq_rl.inference.whole_model import whole_model
+from qwq_rl.inference.sampler import Order, Sampler
 
 TRL_VLLM = (0, 22), (0, 31)
 """The versions of vLLM that TRL 1.16 supports, the first and the last."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """What to sample: each prompt `samples` times, at most `max_tokens` tokens each."""
-
-    prompt_ids: Sequence[Sequence[int]]
-    keys: Sequence[int]
-    """One a prompt: with `seed` and the sample's number it fixes the noise, whichever process samples it."""
-    samples: int
-    max_tokens: int
-    temperature: float
-    seed: int
-
-
-class Sampler(Protocol):
-    """Samples for one process; all processes call it together."""
-
-    def __call__(self, order: Order) -> list[list[Completion]]:
-        """One list a prompt."""
-        ...
-
-
-def by_another(recipe: RlRecipe) -> bool:
-    """Whether another engine than our own decoder samples: its log-probabilities are not quite the trainer's."""
-    engines = ("use_vllm", "use_transformers_continuous_batching")
-    return recipe.rollout.server is not None or any(recipe.trl.get(name) for name in engines)
 
 
 def own_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
@@ -173,3 +148,52 @@ def _completion(ids: Sequence[int], logprobs: Sequence[Any], max_tokens: int, eo
     kept = list(ids)[:max_tokens]
     given = [float("nan") if value is None else float(value) for value in logprobs[: len(kept)]]
     return Completion(tuple(kept), "stop" if kept and kept[-1] == eos_token_id else "length", tuple(given))
+
+
+@contextmanager
+def whole_model(trainer: Any) -> Iterator[Any]:
+    """The unwrapped model of a trainer of TRL's; all processes must enter, and may do different things within."""
+    with (
+        unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
+        _without_deepspeed_hooks(model),
+        unsharded(model),
+    ):
+        yield model
+
+
+@contextmanager
+def _without_deepspeed_hooks(model: nn.Module) -> Iterator[None]:
+    """Within, no forward hook runs of a model that ZeRO-3 has sharded.
+
+    TRL takes away those that gather weights, and leaves one of DeepSpeed 0.19 that compares notes with the other
+    processes at every forward, of which they may run fewer.
+    """
+    kept: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        for part in model.modules():
+            kept += [(hooks, dict(hooks)) for hooks in (part._forward_pre_hooks, part._forward_hooks)]
+    for hooks, _ in kept:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, before in kept:
+            hooks.update(before)
+
+
+@contextmanager
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Within, what FSDP2 has sharded is whole, and no forward shards it again: other processes may run fewer of them.
+
+    Does nothing for a model without such parts.
+    """
+    parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(True, recurse=False)

@@ -15,11 +15,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
+from qwq_rl.inference.fast_qwen.decoder import QwenDecoder
 from qwq_rl.inference.fast_qwen.fit import decoding_dtype
-from qwq_rl.inference.fast_qwen.qwen_decoder import QwenDecoder
 from qwq_rl.inference.fast_qwen.weights import read_weights
-from qwq_rl.inference.model_decoder import ModelDecoder
-from qwq_rl.inference.sampling import Completion, choose, streams, uniform
+from qwq_rl.inference.sampler import Completion
 
 _NOISE_STEPS = 16
 """Random numbers are made for this many steps at once: a batch of a few rows spends its time in calls."""
@@ -30,6 +29,9 @@ _LEFT = 0.9
 
 _SMALL = 500_000
 """Parameters of a model whose operations are too short to be shared: threads would but wait for each other."""
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class _Decoder(Protocol):
@@ -198,3 +200,86 @@ def _completions(
         finish: Literal["stop", "length"] = "stop" if ids[length - 1] == eos_token_id else "length"
         completions.append(Completion(tuple(ids[:length]), finish, tuple(probabilities[:length])))
     return completions
+
+
+def choose(
+    logits: torch.Tensor, temperature: float, noise: torch.Tensor, of: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A token and its log-probability for each row, by inverting the cumulated sum of probabilities.
+
+    `of`, (rows,), says which of `logits`, (texts, vocabulary), a row draws from, and `noise`, (rows,), lies in [0, 1);
+    temperature 0 takes the likeliest token, and its log-probability at temperature 1.
+    """
+    if temperature == 0.0:
+        best = logits.argmax(-1)
+        return best[of], torch.log_softmax(logits.float(), -1).gather(1, best[:, None])[of, 0]
+    scaled = logits.float() if temperature == 1.0 else logits.float() / temperature
+    probabilities = torch.softmax(scaled, -1)
+    cumulated = probabilities.cumsum(-1)[of]
+    # The last sum is 1 but for rounding; scaled by it, the noise never points past the last possible token.
+    threshold = noise[:, None] * cumulated[:, -1:]
+    chosen = torch.searchsorted(cumulated, threshold, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+    return chosen, probabilities[of, chosen].log_()
+
+
+def streams(seed: int, keys: Sequence[int], samples: int) -> np.ndarray:
+    """The start of each row's stream of random numbers, (prompts * samples,), from (seed, key, sample)."""
+    state = _mixed(np.array([seed % 2**64], dtype=np.uint64) + _GOLDEN)
+    state = _mixed(state ^ np.array([key % 2**64 for key in keys], dtype=np.uint64) + _GOLDEN)
+    return _mixed((state[:, None] ^ np.arange(samples, dtype=np.uint64)) + _GOLDEN).reshape(-1)
+
+
+def uniform(streams: np.ndarray, first: int, count: int) -> np.ndarray:
+    """Numbers `first` to `first + count - 1` of every stream, (count, rows): float32 in [0, 1)."""
+    steps = np.array([(int(_GOLDEN) * (step + 1)) % 2**64 for step in range(first, first + count)], dtype=np.uint64)
+    bits = _mixed(streams + steps[:, None])
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): 64 bits in, 64 well-mixed bits out."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+class ModelDecoder:
+    """Texts that begin with a prompt each and grow by a token at a time."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_token_id: int, max_tokens: int) -> None:
+        """Read `prompts`; `logits` are then those of their ends."""
+        self.model = model
+        tokens, mask = _left_padded(prompts, pad_token_id, model.device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        output = model(tokens, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+        self.logits: torch.Tensor = output.logits[:, -1]
+        """Of each text's next token, (texts, vocabulary)."""
+        self.cache = output.past_key_values
+        self.mask = torch.cat([mask, mask.new_ones(len(mask), max_tokens)], 1)
+        self.position = positions[:, -1:]
+        self.used = tokens.shape[1]
+
+    def advance(self, chosen: torch.Tensor) -> None:
+        """Append `chosen`, (texts,), and compute the logits after it."""
+        self.used += 1
+        self.position = self.position + 1
+        output = self.model(
+            chosen[:, None], attention_mask=self.mask[:, : self.used], position_ids=self.position,
+            past_key_values=self.cache, use_cache=True,
+        )  # fmt: skip
+        self.logits = output.logits[:, -1]
+
+    def keep(self, texts: torch.Tensor) -> None:
+        """Go on with these texts alone, in this order, and with one as often as it is named."""
+        self.cache.reorder_cache(texts)
+        self.mask, self.position = self.mask[texts], self.position[texts]
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], pad_token_id: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both (prompts, longest), padded on the left."""
+    longest = max(len(prompt) for prompt in prompts)
+    tokens = [[pad_token_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)

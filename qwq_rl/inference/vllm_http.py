@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,17 +19,19 @@ from trl import GRPOTrainer
 from qwq_rl.config.blocks import Served
 from qwq_rl.errors import UserError
 from qwq_rl.inference import Completion
-from qwq_rl.inference.engines import Order
-from qwq_rl.inference.sampling import streams
-from qwq_rl.inference.served_requests import answers
-from qwq_rl.inference.vllm_client import Request, ServerUnfit, VllmServer
-from qwq_rl.inference.whole_model import whole_model
+from qwq_rl.inference.engines import whole_model
+from qwq_rl.inference.local import streams
+from qwq_rl.inference.sampler import Order
+from qwq_rl.inference.vllm_client import Request, ServerUnfit, Stopped, VllmServer
 
 T = TypeVar("T")
 
 AT_ONCE = 32
 """Prompts that a server is asked for at once, by all processes together."""
 _PROBE = "What is 7 * 8?\n<think>\n56, naïve Σ 数学</think>"
+
+
+_SAY_EVERY_S = 60.0
 
 
 class ServedSampler:
@@ -206,3 +210,53 @@ def _say(text: str) -> None:
 
 def _silent(text: str) -> None:
     pass
+
+
+def answers(
+    servers: Sequence[VllmServer], requests: Sequence[Request], at_once: int, say: Callable[[str], None]
+) -> list[list[Completion]]:
+    """What the servers answer, in the order of `requests`; each is asked `at_once` at a time.
+
+    Raises what the first failed request raised, once all others have ended.
+    """
+    found: list[list[Completion]] = [[] for _ in requests]
+    waiting, stop, failures = iter(range(len(requests))), threading.Event(), list[BaseException]()
+    lock = threading.Lock()
+
+    def work(server: VllmServer) -> None:
+        while not stop.is_set():
+            with lock:
+                at = next(waiting, None)
+            if at is None:
+                return
+            try:
+                found[at] = server.complete(requests[at], lambda: not stop.is_set())
+            except Stopped:
+                return
+            except BaseException as error:
+                failures.append(error)
+                stop.set()
+
+    for server in servers:
+        server.begin()
+    lines = min(at_once, -(-len(requests) // len(servers)))
+    threads = [threading.Thread(target=work, args=(server,), daemon=True) for _ in range(lines) for server in servers]
+    for thread in threads:
+        thread.start()
+    try:
+        _wait(threads, lambda: sum(map(bool, found)), len(requests), say)
+    finally:
+        stop.set()
+    if failures:
+        raise failures[0]
+    return found
+
+
+def _wait(threads: Sequence[threading.Thread], done: Callable[[], int], total: int, say: Callable[[str], None]) -> None:
+    began = said = time.monotonic()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(1.0)
+            if time.monotonic() - said > _SAY_EVERY_S:
+                said = time.monotonic()
+                say(f"sampling from vLLM: {done()} of {total} prompts of this process in {said - began:.0f} s")

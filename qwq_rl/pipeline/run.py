@@ -12,10 +12,9 @@ from rich.console import Console
 
 from qwq_rl.config.recipe import PIPELINE, load_pipeline, split_overrides, stage_files
 from qwq_rl.errors import GateFailed
-from qwq_rl.pipeline.closing import print_closing
 from qwq_rl.pipeline.plan import Plan
 from qwq_rl.pipeline.scheduler import Programs, run_stages
-from qwq_rl.pipeline.terminal import Board
+from qwq_rl.pipeline.terminal import Board, print_closing
 from qwq_rl.run_folder.files import RunFolder, write_json
 from qwq_rl.run_folder.locks import hold
 

@@ -6,18 +6,19 @@ the folder (`done.json`, evaluations), never what an earlier start meant to do.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from types import FrameType
+from typing import Any, TypeVar
 
 import yaml
 
 from qwq_rl.errors import GateFailed, RecipeError, RunStateError, UserError
 from qwq_rl.pipeline.changed_recipe import refuse_edited, set_aside
-from qwq_rl.pipeline.gates import GateResult
 from qwq_rl.pipeline.plan import Plan
 from qwq_rl.pipeline.processes import (
     GRACE_SECONDS,
@@ -28,9 +29,7 @@ from qwq_rl.pipeline.processes import (
     explain_failure,
     reported_status,
 )
-from qwq_rl.pipeline.results import Results
-from qwq_rl.pipeline.state import Record
-from qwq_rl.pipeline.stopping import Stop
+from qwq_rl.pipeline.state import GateResult, Record, Results
 from qwq_rl.pipeline.terminal import Board, StageView, StageWatch
 from qwq_rl.run_folder.files import RunFolder
 from qwq_rl.run_folder.locks import hold, holder, refusal
@@ -38,6 +37,12 @@ from qwq_rl.run_folder.locks import hold, holder, refusal
 POLL_SECONDS = 0.1
 SHOW_SECONDS = 0.5
 ACCELERATE = "accelerate.yaml"
+
+
+K = TypeVar("K")
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StageFailed(UserError):
@@ -81,6 +86,34 @@ class Programs:
         except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise RecipeError(f"{own}: `num_processes: N` must be there, as `accelerate config` writes it") from error
         return Programs((*accelerate_command(own), "-m", "qwq_rl.train"), evaluate, processes)
+
+
+class Stop:
+    """While it is entered, Ctrl-C, SIGTERM and a closed terminal only set `number` (0: not asked) and `count`.
+
+    A signal that the caller of the program had ignored (nohup, a shell's background job) stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.count = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Stop:
+        for number in _SIGNALS:
+            before = signal.getsignal(number)
+            if before is not signal.SIG_IGN:
+                self._before[number] = before
+                signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.number = self.number or number
+        self.count += 1
 
 
 def run_stages(plan: Plan, folder: RunFolder, programs: Programs, board: Board, restart: str | None = None) -> None:
@@ -323,9 +356,6 @@ class _Runner:
                 views.append(StageView(name, entry["status"], seconds=entry["wall_seconds"]))
         others = [(f"{p.job.name} on {', '.join(sets)}", now - p.started) for (_, sets), p in self.evaluating.items()]
         self.board.show(views, others)
-
-
-K = TypeVar("K")
 
 
 def _take_ended(processes: dict[K, Process]) -> dict[K, Ended]:

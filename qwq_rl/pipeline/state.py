@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from qwq_rl.pipeline.gates import GateResult
+from qwq_rl.config.recipe import Requirement
+from qwq_rl.pipeline.plan import Plan
 from qwq_rl.pipeline.processes import Ended
-from qwq_rl.run_folder.files import RunFolder, read_json, write_json
+from qwq_rl.run_folder.files import RunFolder, read_json, read_lines, write_json
 
 
 class Record:
@@ -101,3 +102,125 @@ def _waiting(old: Mapping[str, Any] | None) -> dict[str, Any]:
         "gates": [],
     }
     return fresh | dict(old or {}) | {"status": "waiting"}
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One requirement on one domain or family. `value` is None where it could not be measured; `note` says why."""
+
+    measure: str
+    scope: str
+    value: float | None
+    above: float
+    passed: bool
+    note: str = ""
+
+    def describe(self) -> str:
+        """One line: what, where, how much, and how much it must be."""
+        value = "not measured" if self.value is None else f"{self.value:.3f}"
+        verdict = "passed" if self.passed else "failed"
+        note = f", {self.note}" if self.note else ""
+        return f"{self.measure} of {self.scope} {verdict}: {value}, must be above {self.above:g}{note}"
+
+
+def judge(requirements: Sequence[Requirement], evaluation: Mapping[str, Any]) -> list[GateResult]:
+    """Measure every requirement on `evaluation` (one line of evaluations.jsonl): a result a domain or family."""
+    return [result for requirement in requirements for result in _judge_one(requirement, evaluation)]
+
+
+def _judge_one(requirement: Requirement, evaluation: Mapping[str, Any]) -> list[GateResult]:
+    results = []
+    for domain in requirement.domains or sorted(evaluation["domains"]):
+        if domain not in evaluation["domains"]:
+            results.append(_result(requirement, domain, None, False, "the set has no prompt of this domain"))
+        elif requirement.measure == "worked_minus_terse":
+            results.append(_worked_minus_terse(requirement, domain, evaluation["modes"].get(domain)))
+        elif requirement.over == "families":
+            families = [name for name in sorted(evaluation["families"]) if name.split("/")[0] == domain]
+            results += [_score(requirement, name, evaluation["families"][name]) for name in families]
+        else:
+            results.append(_score(requirement, domain, evaluation["domains"][domain]))
+    return results
+
+
+def _score(requirement: Requirement, scope: str, area: Mapping[str, Any]) -> GateResult:
+    estimate = area["pass_at_k" if requirement.measure == "pass_at_k" else "sampled"]
+    if estimate is None or estimate["mean"] is None:
+        return _result(requirement, scope, None, False, "no response of it could be judged")
+    return _result(requirement, scope, estimate["mean"], estimate["mean"] > requirement.above)
+
+
+def _worked_minus_terse(requirement: Requirement, domain: str, modes: Mapping[str, Any] | None) -> GateResult:
+    """Worked answers must beat terse ones; without terse answers there is nothing to collapse into."""
+    if modes is None or not modes["worked"]["share"]:
+        return _result(requirement, domain, None, False, "no response reasons before it answers")
+    if not modes["terse"]["share"]:
+        return _result(requirement, domain, None, True, "no terse responses")
+    if modes["worked"]["mean"] is None or modes["terse"]["mean"] is None:
+        return _result(requirement, domain, None, False, "no response of a kind could be judged")
+    value = modes["worked"]["mean"] - modes["terse"]["mean"]
+    return _result(requirement, domain, value, value > requirement.above)
+
+
+def _result(requirement: Requirement, scope: str, value: float | None, passed: bool, note: str = "") -> GateResult:
+    return GateResult(requirement.measure, scope, value, requirement.above, passed, note)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Answers from the files alone: nothing here remembers."""
+
+    plan: Plan
+    folder: RunFolder
+    record: Record
+
+    def done(self, name: str) -> dict[str, Any] | None:
+        """The stage's `done.json`, if its result is there, of the recipe as it stands, lengthened as was decided."""
+        done = read_json(self.folder.stage(name).done)
+        if done is None or not self.folder.stage(name).final.is_dir():
+            return None
+        times = self.plan.extension_of_hash(name, done["recipe_hash"])
+        return done if times == self.record.stage(name)["extended"] else None
+
+    def evaluation(self, name: str, data_set: str) -> dict[str, Any] | None:
+        """`evaluations/STAGE/SET.json`, if it is of the stage's checkpoint, evaluated as the pipeline now says."""
+        done, found = self.done(name), read_json(self.folder.evaluation(name, data_set))
+        if done is None or found is None or found["update"] != done["update"]:
+            return None
+        asked = self.plan.pipeline.evaluate
+        if any(found["settings"][name] != getattr(asked, name) for name in ("samples", "max_tokens")):
+            return None
+        return found if found["time"] >= self.folder.stage(name).done.stat().st_mtime else None
+
+    def gate_evaluation(self, name: str, data_set: str) -> dict[str, Any] | None:
+        """The evaluation of the stage's last update on a set: the stage's own, or one made afterwards."""
+        done = self.done(name)
+        for line in reversed(read_lines(self.folder.stage(name).evaluations)):
+            if done is not None and line["set"] == data_set and line["update"] == done["update"]:
+                return line
+        return self.evaluation(name, data_set)
+
+    def missing_gate_sets(self, name: str) -> list[str]:
+        """The sets on which a trained stage must still be evaluated for its gates."""
+        if self.done(name) is None:
+            return []
+        sets = dict.fromkeys(gate.set for gate in self.plan.gates(name))
+        return [data_set for data_set in sets if self.gate_evaluation(name, data_set) is None]
+
+    def missing_final_sets(self, name: str) -> list[str]:
+        """The sets on which a trained stage must still be evaluated for the report."""
+        return [data_set for data_set in self.plan.final_sets(name) if self.evaluation(name, data_set) is None]
+
+    def judge_gates(self, name: str) -> list[GateResult]:
+        """What the gates of a stage say; every set they need must be there."""
+        results: list[GateResult] = []
+        for gate in self.plan.gates(name):
+            evaluation: Mapping[str, Any] | None = self.gate_evaluation(name, gate.set)
+            assert evaluation is not None
+            results += judge(gate.require, evaluation)
+        return results
+
+    def all_need_done(self, name: str) -> bool:
+        """Whether every stage that this one needs is done, its gates passed."""
+        needed: Sequence[str] = sorted(self.plan.needs(name))
+        return all(self.record.stage(other)["status"] == "done" for other in needed)

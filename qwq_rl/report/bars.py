@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qwq_rl.report.charts import Frame, pixel, plot
+from qwq_rl.report.charts import Frame, pixel, plot, seconds_axis
 from qwq_rl.report.markup import at, duration, esc, finite, interval, number, signed
-from qwq_rl.report.scales import seconds_axis
 
 
 def micro_score(estimate: object, colour: int) -> str:

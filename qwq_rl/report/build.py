@@ -11,8 +11,7 @@ from pathlib import Path
 from qwq_rl.errors import RunStateError
 from qwq_rl.report.load import Run, load_run, require_run, seeds
 from qwq_rl.report.page import body, document
-from qwq_rl.report.seeds import seeds_body
-from qwq_rl.report.several_runs import comparison_body
+from qwq_rl.report.several_runs import comparison_body, seeds_body
 from qwq_rl.run_folder.files import RunFolder
 
 

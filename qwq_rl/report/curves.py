@@ -7,10 +7,9 @@ from functools import partial
 from statistics import mean
 from typing import Any
 
-from qwq_rl.report.charts import UNIT, Frame, Point, Series, Vertical, line_chart
+from qwq_rl.report.charts import UNIT, Frame, Point, Series, TimeLine, Vertical, bare, line_chart, seconds_of, time_line
 from qwq_rl.report.load import Run, Stage, domains, families
 from qwq_rl.report.markup import at, esc, finite, folded, interval, listed, number, table, title, whole
-from qwq_rl.report.scales import TimeLine, bare, seconds_of, time_line
 
 SMALL = Vertical(0.0, 1.0, (0.0, 0.5, 1.0))
 

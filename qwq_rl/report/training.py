@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qwq_rl.report.charts import Frame, Point, Series, Vertical, fitted, line_chart
+from qwq_rl.report.charts import Frame, Point, Series, Vertical, fitted, line_chart, plain_axis
 from qwq_rl.report.curves import colour_of
 from qwq_rl.report.load import Stage
 from qwq_rl.report.markup import at, esc, finite, folded, listed, short, table, whole
-from qwq_rl.report.scales import plain_axis
 
 Reading = Callable[[Mapping[str, Any]], object]
 FRAME = Frame(262, 150, left=36, right=12, top=10, bottom=22)

@@ -10,7 +10,11 @@ model judges, is the case v = 1, w = 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qwq_rl.verifiers import Verdict
 
 
 def win_rates(scores: Sequence[float | None], tau: float) -> list[float | None]:
@@ -69,3 +73,25 @@ def _check(score: float | None, preference: float | None, weight: float, penalti
 def _sigmoid(x: float) -> float:
     """Stable for any finite x."""
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one response got."""
+
+    score: float | None
+    """The lowest verdict of role `score`, 0..1; None on open rows, and where one could not be judged."""
+    reward: float | None
+    """0..1; None: could not be judged, so it takes no part in learning."""
+    verdicts: Mapping[str, Verdict]
+    """By verifier name, the domain's rules last; a name that is asked again gets `#2` and so on."""
+    gates: Mapping[str, bool]
+    """The recipe's gates and the checks of role `gate`, as far as they could be judged."""
+    preference: float | None
+    """The within-group win rate q, where a reward model took part."""
+
+
+def verdict_lines(verdicts: Mapping[str, Verdict]) -> dict[str, dict[str, Any]]:
+    """Verdicts by name as JSON objects, for what is recorded of a response."""
+    # dataclasses.asdict copies every value deeply, which took longer than all else that is done to record a round.
+    return {name: {**vars(verdict), "metrics": dict(verdict.metrics)} for name, verdict in verdicts.items()}

@@ -6,13 +6,12 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from qwq_rl.data.chat import CLOSE
 from qwq_rl.data.row import Check, Row, checks_of, grading_checks_of
 from qwq_rl.errors import RowError, UserError
-from qwq_rl.rewards.reward import compose
+from qwq_rl.rewards.reward import Scored, compose
 from qwq_rl.verifiers import Response, Verdict, Verifier, load
 from qwq_rl.verifiers.loading import resolvable
 from qwq_rl.verifiers.runner.judge import Call, judge_all
@@ -59,28 +58,6 @@ class DomainLike(Protocol):
     @property
     def checks(self) -> Sequence[DomainCheckLike]:
         """The rules for all of its rows."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What one response got."""
-
-    score: float | None
-    """The lowest verdict of role `score`, 0..1; None on open rows, and where one could not be judged."""
-    reward: float | None
-    """0..1; None: could not be judged, so it takes no part in learning."""
-    verdicts: Mapping[str, Verdict]
-    """By verifier name, the domain's rules last; a name that is asked again gets `#2` and so on."""
-    gates: Mapping[str, bool]
-    """The recipe's gates and the checks of role `gate`, as far as they could be judged."""
-    preference: float | None
-    """The within-group win rate q, where a reward model took part."""
-
-
-def verdict_lines(verdicts: Mapping[str, Verdict]) -> dict[str, dict[str, Any]]:
-    """Verdicts by name as JSON objects, for what is recorded of a response."""
-    # dataclasses.asdict copies every value deeply, which took longer than all else that is done to record a round.
-    return {name: {**vars(verdict), "metrics": dict(verdict.metrics)} for name, verdict in verdicts.items()}
 
 
 class Scorer:

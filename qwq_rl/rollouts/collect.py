@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -18,9 +19,7 @@ from qwq_rl.data.chat import read_response, render_prompt
 from qwq_rl.data.prompt_source import Drawn, PromptSource
 from qwq_rl.data.sources import Row
 from qwq_rl.inference import Completion
-from qwq_rl.inference.engines import Order, Sampler
-from qwq_rl.rollouts.lengths import length_limit
-from qwq_rl.rollouts.refill import choose, lacking, useful
+from qwq_rl.inference.sampler import Order, Sampler
 from qwq_rl.rollouts.rollout import Rollout, Sampled, Segment
 from qwq_rl.rollouts.scoring import Judge, Pending
 from qwq_rl.rollouts.verdict_log import Counts
@@ -180,3 +179,49 @@ def _known(rewards: Sequence[float | None]) -> list[float]:
 def _success(rewards: Sequence[float | None]) -> float:
     judged = _known(rewards)
     return math.fsum(judged) / len(judged)
+
+
+def useful(rewards: Sequence[float | None]) -> bool:
+    """Whether two rewards of a group differ, among those that could be judged (neither None nor nan)."""
+    return len({reward for reward in rewards if reward is not None and not isnan(reward)}) > 1
+
+
+def lacking(quota: Mapping[str, int], groups: Sequence[tuple[str, bool]]) -> dict[str, int]:
+    """How many useful groups each domain is short of its quota; a domain that has enough is left out.
+
+    `groups` are those of the round so far: domain, whether useful.
+    """
+    have = Counter(domain for domain, teaches in groups if teaches)
+    return {domain: due - have[domain] for domain, due in quota.items() if due > have[domain]}
+
+
+def choose(groups: Sequence[tuple[int, str, bool]], quota: Mapping[str, int]) -> list[int]:
+    """The places, ascending, of the groups that train, out of (place, domain, whether useful).
+
+    Each domain fills its quota with its useful groups in order of place, then with its useless ones in order of place,
+    so that the size of a round does not depend on how many were found; it gets fewer only where it has fewer groups.
+    """
+    left = Counter(quota)
+    chosen = []
+    for place, domain, _ in sorted(groups, key=lambda group: (not group[2], group[0])):
+        if left[domain] > 0:
+            left[domain] -= 1
+            chosen.append(place)
+    return sorted(chosen)
+
+
+def length_limit(update: int, max_tokens: int, start: int | None, over: int) -> int:
+    """The longest response, in tokens, that is sampled in `update`, counted from 1.
+
+    It grows linearly from `start` in update 1 to `max_tokens` in update `over` + 1, where it stays, rounded down; it is
+    `max_tokens` throughout where `start` is None or `over` is 0. Raises ValueError: `update` or `start` is below 1,
+    `over` below 0, or `start` above `max_tokens`.
+    """
+    if update < 1 or over < 0:
+        raise ValueError(f"update is {update}, over is {over}: updates count from 1, and over is not negative")
+    if start is None:
+        return max_tokens
+    if not 1 <= start <= max_tokens:
+        raise ValueError(f"the limit starts at {start}; it must lie between 1 and max_tokens, {max_tokens}")
+    done = update - 1
+    return max_tokens if done >= over else start + (max_tokens - start) * done // over

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qwq_rl.data.sources import Row
-from qwq_rl.rewards.scorer import Scored, verdict_lines
+from qwq_rl.rewards.reward import Scored, verdict_lines
 from qwq_rl.verifiers import Response
 
 Line = dict[str, Any]

@@ -13,8 +13,9 @@ from itertools import groupby
 
 from qwq_rl.config.stages import RlRecipe
 from qwq_rl.data.sources import Row
-from qwq_rl.rewards.preference import Preference
-from qwq_rl.rewards.scorer import Scored, Scorer
+from qwq_rl.rewards.reward import Scored
+from qwq_rl.rewards.reward_model import Preference
+from qwq_rl.rewards.scorer import Scorer
 from qwq_rl.rollouts.rollout import Rollout, Sampled
 from qwq_rl.rollouts.verdict_log import Counts, Journal, Key, keys_of
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qwq_rl.data.row import Row
-from qwq_rl.rewards.scorer import Scored, verdict_lines
+from qwq_rl.rewards.reward import Scored, verdict_lines
 from qwq_rl.run_folder.checkpoints import to_disk
 from qwq_rl.run_folder.files import StageFolder
 from qwq_rl.verifiers import Verdict

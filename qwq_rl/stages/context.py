@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from qwq_rl.config.blocks import DataSource, ModelSource, RlUpdate, SupervisedUpdate
 from qwq_rl.config.stages import Stage
-from qwq_rl.data.sources import Row, load_rows, mix
+from qwq_rl.data.order import mix
+from qwq_rl.data.sources import Row, load_rows
 from qwq_rl.errors import UserError
 from qwq_rl.run_folder.files import RunFolder, StageFolder
 from qwq_rl.stages.callbacks import Stop
@@ -48,8 +49,7 @@ class Setting:
 def load_model(source: ModelSource, setting: Setting, seed: int) -> tuple[Any, PreTrainedTokenizerBase]:
     """The causal model and the tokenizer that a stage starts from."""
     if source.new == "tiny":
-        from qwq_rl.data.tiny.build_model import build_model
-        from qwq_rl.data.tiny.model import build_tokenizer
+        from qwq_rl.data.tiny.model import build_model, build_tokenizer
 
         tokenizer = build_tokenizer()
         return build_model(tokenizer, seed), tokenizer

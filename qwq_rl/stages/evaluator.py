@@ -11,30 +11,12 @@ from typing import Any
 from accelerate.utils import gather_object
 
 from qwq_rl.config.blocks import Evaluate
-from qwq_rl.config.stages import RewardModelRecipe, RlRecipe, SftRecipe, Stage
+from qwq_rl.config.stages import RlRecipe, SftRecipe
 from qwq_rl.data.sources import Row, load_rows
 from qwq_rl.evals.estimates import PromptRecord, evaluation_line
 from qwq_rl.evals.evaluate import evaluate_model, named_verifiers, require_verifiers
 from qwq_rl.stages.callbacks import Line
 from qwq_rl.stages.context import Setting
-
-
-def build_trainer(recipe: Stage, setting: Setting) -> Any:
-    """TRL's trainer of the recipe's kind, with our record of it; ready for `train()`."""
-    if isinstance(recipe, RewardModelRecipe):
-        from qwq_rl.stages.supervised import build_reward_model
-
-        return build_reward_model(recipe, setting)
-    evaluator = TrainingEvaluator(recipe, setting)
-    if isinstance(recipe, RlRecipe):
-        from qwq_rl.stages.rl import build_rl
-
-        evaluator.trainer = build_rl(recipe, setting, evaluator)
-    else:
-        from qwq_rl.stages.supervised import build_sft
-
-        evaluator.trainer = build_sft(recipe, setting, evaluator)
-    return evaluator.trainer
 
 
 class TrainingEvaluator:
@@ -69,7 +51,7 @@ class TrainingEvaluator:
 
     def _records(self, rows: Sequence[Row], samples: int) -> list[PromptRecord]:
         """The records of all rows, in order."""
-        from qwq_rl.inference.whole_model import whole_model
+        from qwq_rl.inference.engines import whole_model
 
         rank, world = self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
         own, found = rows[rank::world], list[PromptRecord]()

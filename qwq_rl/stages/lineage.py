@@ -25,14 +25,13 @@ from transformers import (
 from transformers.utils import cached_file
 
 from qwq_rl.config.blocks import ModelSource
-from qwq_rl.config.recipes_contract import VERIFIERS, accepts
-from qwq_rl.config.stages import RlRecipe, Stage
+from qwq_rl.config.stages import VERIFIERS, RlRecipe, Stage, accepts
 from qwq_rl.data.tiny.model import build_tokenizer
 from qwq_rl.errors import RunStateError
 from qwq_rl.rewards.scorer import entries_of
+from qwq_rl.rewards.versions import digest, verifier_source, verifier_versions
 from qwq_rl.run_folder.files import read_json, write_json
 from qwq_rl.stages.context import Setting, load_pretrained
-from qwq_rl.stages.provenance import digest, verifier_source, verifier_versions
 
 CONTRACT = "contract.json"
 """Its name in `checkpoint-N` and `final`, where it also has the digest of the weights beside it."""

@@ -9,27 +9,29 @@ from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
-from qwq_rl.algorithms.losses import POLICIES, Clip, cispo, clipped
+from qwq_rl.algorithms.losses import Clip, cispo, clipped
+from qwq_rl.algorithms.named import ALGORITHMS
 from qwq_rl.audit.before_training import audit_stage
 from qwq_rl.config.blocks import Correction
-from qwq_rl.config.stages import RlRecipe
+from qwq_rl.config.stages import RlRecipe, by_another
+from qwq_rl.data.order import mix
 from qwq_rl.data.prompt_source import PromptSource
-from qwq_rl.data.sources import mix
-from qwq_rl.inference.engines import Sampler, batching_sampler, by_another, check_vllm, own_sampler, vllm_sampler
+from qwq_rl.inference.engines import batching_sampler, check_vllm, own_sampler, vllm_sampler
 from qwq_rl.inference.fast_qwen.training_head import use_compact_head
+from qwq_rl.inference.sampler import Sampler
 from qwq_rl.inference.vllm_http import ServedSampler
-from qwq_rl.rewards.preference import Preference
+from qwq_rl.rewards.reward_model import Preference
 from qwq_rl.rewards.scorer import Scorer
+from qwq_rl.rewards.versions import digest, verifier_versions
 from qwq_rl.rollouts.collect import Collector
 from qwq_rl.rollouts.scoring import Judge
 from qwq_rl.rollouts.verdict_log import Journal, journal_of, journals_beside
 from qwq_rl.stages.callbacks import Evaluator, Recorder
 from qwq_rl.stages.context import Setting, load_model, load_sources, shared_arguments
 from qwq_rl.stages.lora import adapter_of, without_wrapper
-from qwq_rl.stages.provenance import digest, verifier_versions
 from qwq_rl.training.critic import Critic, CriticPlan, build_critic_model
-from qwq_rl.training.losses import Objective
 from qwq_rl.training.policy_trainer import PolicyTrainer
+from qwq_rl.training.update import Objective
 
 TOKENS_ON_CPU, TOKENS_ON_GPU = 2048, 32768
 """Padded tokens of a micro-batch where the recipe says nothing; on a CPU, what its caches hold."""
@@ -133,17 +135,17 @@ def _sampler(recipe: RlRecipe, trainer: PolicyTrainer, tokenizer: PreTrainedToke
 
 def objective_of(recipe: RlRecipe) -> Objective:
     """The loss that the recipe asks for."""
-    update, policy = recipe.update, POLICIES[recipe.algorithm]
+    update, algorithm = recipe.update, ALGORITHMS[recipe.algorithm]
     parameters: dict[str, Any] = {}
-    if policy.loss is clipped:
+    if algorithm.loss is clipped:
         parameters["clip"] = Clip(update.clip[0], update.clip[1], update.delta)
-    elif policy.loss is cispo:
+    elif algorithm.loss is cispo:
         parameters["ceiling"] = 1 + update.clip[1]
     correction = update.correction
     if correction is None and by_another(recipe):
         correction = Correction()  # their log-probabilities may be off by more than rounding
     bounds = vars(correction) if correction is not None else None
-    return Objective(policy, parameters, update.kl, update.entropy, bounds)
+    return Objective(algorithm, parameters, update.kl, update.entropy, bounds)
 
 
 def grpo_config(recipe: RlRecipe, setting: Setting) -> GRPOConfig:

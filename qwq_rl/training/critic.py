@@ -16,10 +16,9 @@ from transformers import AutoConfig, AutoModelForTokenClassification
 
 from qwq_rl.algorithms.gae import moments, value_loss
 from qwq_rl.run_folder.files import read_json, write_json
-from qwq_rl.training.batches import plan as micro_batches
 from qwq_rl.training.critic_engine import engine_for, gathered
-from qwq_rl.training.forward import by_micro_batch
-from qwq_rl.training.micro_batch import BLANK, Trace, collate, padded
+from qwq_rl.training.micro_batch import BLANK, Trace, by_micro_batch, collate, padded
+from qwq_rl.training.micro_batch import plan as micro_batches
 
 COUNTERS = "critic.json"
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
+from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 
+from qwq_rl.inference.fast_qwen.training_head import shares_prompts
+from qwq_rl.inference.fast_qwen.training_states import Prompts
 from qwq_rl.rollouts.rollout import Sampled
-from qwq_rl.training.batches import Extent
 
 
 @dataclass(frozen=True)
@@ -46,18 +49,6 @@ class Trace:
 
 BLANK = Trace(torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.bool), torch.zeros(1), 0)
 """Two made-up tokens of which none is trained on: for a process that has nothing while others have, and must wait."""
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """The prompts of a batch, each named once."""
-
-    rows: torch.Tensor
-    """(P,) int64: a row that begins with it."""
-    lengths: torch.Tensor
-    """(P,) int64: its tokens."""
-    of: torch.Tensor
-    """(B,) int64: which of them a row begins with."""
 
 
 @dataclass(frozen=True)
@@ -120,3 +111,103 @@ def padded(rows: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
     if not rows:
         return torch.zeros(0, 1, device=device)
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)
+
+
+def token_logprobs(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probabilities and, where the head works them out, entropies of the trained tokens; (B, L - 1), 0 elsewhere.
+
+    `model` is wrapped as it trains and has TRL's fused head or ours (`compact_head`), which divides by the temperature.
+    """
+    labels = torch.full_like(batch.ids, -100)
+    labels[:, 1:] = torch.where(batch.mask, batch.ids[:, 1:], -100)
+    shared = {} if batch.prompts is None else {"prompts": batch.prompts}
+    output = model(input_ids=batch.ids, labels=labels, fused_lm_head=True, **shared)
+    return output.log_probs, output.entropy
+
+
+def logprobs_of(model: Any, traces: Sequence[Trace], tokens: int, accelerator: Any) -> list[torch.Tensor]:
+    """Log-probabilities (L_i - 1,) on the CPU of each trace's trained tokens, `tokens` padded tokens at a time."""
+
+    def work(batch: Batch) -> torch.Tensor:
+        with accelerator.autocast():
+            return token_logprobs(model, batch)[0]
+
+    return by_micro_batch(work, traces, tokens, accelerator, shares_prompts(accelerator.unwrap_model(model)))
+
+
+@torch.no_grad()
+def by_micro_batch(
+    work: Callable[[Batch], torch.Tensor], traces: Sequence[Trace], tokens: int, accelerator: Any, share: bool
+) -> list[torch.Tensor]:
+    """What `work` makes of each trace's tokens, from (B, L - 1) a micro-batch to (L_i - 1,) float32 on the CPU.
+
+    All processes take part, those without traces too, and call `work` as often as the one that needs most.
+    """
+    plans = plan([trace.extent for trace in traces], [True] * len(traces), tokens, share) if traces else []
+    found: list[torch.Tensor] = [torch.empty(0)] * len(traces)
+    for number in range(max(gather_object([len(plans)]))):
+        places = plans[number] if number < len(plans) else []
+        rows = work(collate([traces[place] for place in places] or [BLANK], accelerator.device, share)).float().cpu()
+        for place, row in zip(places, rows, strict=False):  # without places, the row is of no trace
+            found[place] = row[: len(traces[place].mask)].clone()
+    return found
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Tokens of a row: those of its prompt, which other rows may begin with too, and its own after them."""
+
+    prompt: int
+    own: int
+    key: int = 0
+    """Which prompt it is."""
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return self.prompt + self.own
+
+
+def plan(extents: Sequence[Extent], live: Sequence[bool], tokens: int, share: bool = False) -> list[list[int]]:
+    """The live rows in micro-batches, the longest first: indices into `extents`.
+
+    A micro-batch takes at most `tokens` tokens: rows times its longest row, for padding is read too; with `share`, for
+    a model that reads no padding and each prompt once, the rows' own tokens and each prompt's. What is more than that
+    by itself stands alone. There is always one micro-batch, for a process without one would leave the others waiting:
+    with no live row it is the shortest, whose loss the caller weights by 0; so are the further ones that a caller adds
+    where processes must run equally many. Raises ValueError without any row, or if `tokens` is not positive.
+    """
+    if not extents or len(extents) != len(live) or tokens < 1:
+        raise ValueError(f"{len(extents)} rows, {len(live)} marks and {tokens} tokens: no plan can be made")
+    rows = [row for row, alive in enumerate(live) if alive]
+    rows = rows or [min(range(len(extents)), key=lambda row: extents[row].tokens)]
+    return _by_prompt(rows, extents, tokens) if share else _by_length(rows, extents, tokens)
+
+
+def _by_length(rows: Sequence[int], extents: Sequence[Extent], tokens: int) -> list[list[int]]:
+    left = sorted(rows, key=lambda row: -extents[row].tokens)
+    found = []
+    while left:
+        size = max(1, tokens // max(1, extents[left[0]].tokens))
+        found.append(left[:size])
+        left = left[size:]
+    return found
+
+
+def _by_prompt(rows: Sequence[int], extents: Sequence[Extent], tokens: int) -> list[list[int]]:
+    """The rows of a prompt in a row, the prompt of the longest row first."""
+    longest: dict[int, int] = {}
+    for row in rows:
+        longest[extents[row].key] = max(extents[row].own, longest.get(extents[row].key, 0))
+    left = sorted(rows, key=lambda row: (-longest[extents[row].key], extents[row].key, -extents[row].own))
+    found: list[list[int]] = []
+    used, keys = 0, set[int]()
+    for row in left:
+        one = extents[row]
+        used += one.own + (0 if one.key in keys else one.prompt)
+        if not found or used > tokens:
+            found.append([])
+            used, keys = one.tokens, set()
+        found[-1].append(row)
+        keys.add(one.key)
+    return found

@@ -25,24 +25,19 @@ from transformers.trainer import Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import use_adapter
 
-from qwq_rl.config.stages import RlRecipe
+from qwq_rl.config.stages import RlRecipe, by_another
 from qwq_rl.errors import UserError
-from qwq_rl.inference.engines import by_another
 from qwq_rl.rollouts.collect import Collector, Round
 from qwq_rl.rollouts.rollout import Line, Rollout, Sampled, rollout_line
 from qwq_rl.run_folder.checkpoints import update_of, whole
 from qwq_rl.run_folder.files import StageFolder
 from qwq_rl.training.clock import Clock
 from qwq_rl.training.critic import Critic
-from qwq_rl.training.estimates import compared, expected
-from qwq_rl.training.forward import logprobs_of
-from qwq_rl.training.losses import Objective
-from qwq_rl.training.micro_batch import Trace, trace_of
+from qwq_rl.training.micro_batch import Trace, logprobs_of, trace_of
 from qwq_rl.training.record_round import write_down
-from qwq_rl.training.round_batch import Prepared, from_state
+from qwq_rl.training.round_batch import Prepared, compared, expected, from_state
 from qwq_rl.training.safeguards import Event, LimitReached, Rails
-from qwq_rl.training.tally import Tally
-from qwq_rl.training.update import Budget, Lesson, run_update
+from qwq_rl.training.update import Budget, Lesson, Objective, Tally, run_update
 
 
 class PolicyTrainer(GRPOTrainer):
@@ -123,7 +118,7 @@ class PolicyTrainer(GRPOTrainer):
 
     def _budget(self) -> Budget:
         weights = [self.recipe.domains[name].weight for name in self._domains]
-        constant = float(self.recipe.rollout.max_tokens) if self.objective.policy.weights == "constant" else None
+        constant = float(self.recipe.rollout.max_tokens) if self.objective.algorithm.weights == "constant" else None
         return Budget(self.micro_tokens, torch.tensor(weights), constant)
 
     def _prepare(self, collected: Round, update: int) -> Prepared:

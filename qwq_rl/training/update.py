@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, gather_object
 
-from qwq_rl.algorithms.weights import row_weights
+from qwq_rl.algorithms.losses import Clip, clipped, clipped_tokens, kl_k3, row_weights
+from qwq_rl.algorithms.named import Algorithm
+from qwq_rl.algorithms.ratios import importance_weights, log_ratios
 from qwq_rl.inference.fast_qwen.training_head import shares_prompts
-from qwq_rl.training.batches import plan
-from qwq_rl.training.forward import token_logprobs
-from qwq_rl.training.losses import Objective, Targets, loss_of
-from qwq_rl.training.micro_batch import BLANK, Trace, collate, padded
-from qwq_rl.training.tally import Tally
+from qwq_rl.training.micro_batch import BLANK, Batch, Trace, collate, padded, plan, token_logprobs
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,40 @@ class Budget:
     """(D,)."""
     constant: float | None
     """Tokens that a row counts as, for `row_weights` of kind "constant"; None otherwise."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the recipe asks of an update."""
+
+    algorithm: Algorithm
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of `algorithm.loss`, such as its clip."""
+    kl: float = 0.0
+    """Weight of the KL divergence to the reference."""
+    entropy: float = 0.0
+    """Weight of the entropy bonus."""
+    correction: Mapping[str, Any] | None = None
+    """Keyword arguments of `importance_weights`, for a sampler whose log-probabilities are not the trainer's."""
+
+    @property
+    def needs_every_row(self) -> bool:
+        """Whether a row without an advantage has a gradient."""
+        return self.kl > 0 or self.entropy > 0
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the loss compares the policy's log-probabilities with; (B, L - 1) unless said otherwise."""
+
+    batch: Batch
+    advantages: torch.Tensor
+    """(B, 1) or (B, L - 1)."""
+    weights: torch.Tensor
+    """(B,), from `objective.weights.row_weights`."""
+    old: torch.Tensor | None
+    """Log-probabilities before the first update of the round; None where this is the first."""
+    reference: torch.Tensor | None
 
 
 def run_update(
@@ -95,7 +127,7 @@ def _plans(
         torch.tensor([fact[1] for fact in flat]),
         torch.tensor([fact[2] for fact in flat]),
         budget.domain_weights,
-        objective.policy.weights,
+        objective.algorithm.weights,
         None if budget.constant is None else budget.constant * max(1, len(flat)),
     )
     plans = [
@@ -139,3 +171,67 @@ def _unsynchronised(accelerator: Any, model: Any) -> Any:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return nullcontext()  # it is told by the flag that `backward` reads
     return accelerator.no_sync(model)
+
+
+def loss_of(
+    objective: Objective, targets: Targets, logprobs: torch.Tensor, entropies: torch.Tensor | None, tally: Tally
+) -> torch.Tensor:
+    """sum over rows of weight times the sum over its trained tokens of their loss, a scalar; figures go to `tally`.
+
+    `logprobs` and `entropies` (B, L - 1) are the policy's now; `entropies` may be None without an entropy bonus.
+    """
+    mask, advantages, sampled = targets.batch.mask, targets.advantages, targets.batch.sampled
+    old = logprobs.detach() if targets.old is None else targets.old
+    ratios = log_ratios(logprobs, old, mask, objective.algorithm.level)
+    losses = objective.algorithm.loss(logprobs, ratios, advantages, mask, **objective.parameters)
+    if objective.correction is not None:
+        losses = losses * importance_weights(old, sampled, mask, **objective.correction)
+    if objective.kl and targets.reference is not None:
+        kl = kl_k3(logprobs, targets.reference, ratios if objective.algorithm.level == "token" else None)
+        losses = losses + objective.kl * kl
+        tally.add("kl", (kl * mask).sum())
+    if objective.entropy and entropies is not None:
+        losses = losses - objective.entropy * entropies
+    _note(objective, targets, logprobs.detach(), ratios.detach(), tally)
+    return (torch.where(mask, losses, 0.0).sum(-1) * targets.weights).sum()
+
+
+def _note(objective: Objective, targets: Targets, logprobs: torch.Tensor, ratios: torch.Tensor, tally: Tally) -> None:
+    mask, real = targets.batch.mask, targets.weights[:, None] > 0
+    tally.add("tokens", (mask & real).sum())
+    clip = objective.parameters.get("clip")
+    if objective.algorithm.loss is clipped and isinstance(clip, Clip):
+        low, high = clipped_tokens(ratios, targets.advantages, clip)
+        tally.add("clipped", ((low | high) & mask & real).sum())
+    if targets.old is None:  # the weights are those that sampled: what differs is the arithmetic
+        gap = torch.where(mask & real, logprobs - targets.batch.sampled, 0.0).nan_to_num(nan=0.0).abs()
+        tally.add("gap", gap.sum())
+        tally.highest("gap_max", gap.max())
+
+
+class Tally:
+    """Adds up figures without waiting for the device; `reduced` is the one time that processes exchange them."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._highest: dict[str, torch.Tensor] = {}
+
+    def add(self, name: str, value: torch.Tensor) -> None:
+        """Add a scalar to the sum of that name."""
+        value = value.detach().double()
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def highest(self, name: str, value: torch.Tensor) -> None:
+        """Keep the largest scalar of that name, at least 0."""
+        value = value.detach().double()
+        self._highest[name] = torch.maximum(self._highest[name], value) if name in self._highest else value
+
+    def reduced(self, accelerator: Any) -> dict[str, float]:
+        """The figures over all processes, which must all hold the same names: one gather."""
+        if not self._sums and not self._highest:
+            return {}
+        own = torch.stack([*self._sums.values(), *self._highest.values()]).to(accelerator.device)
+        every = accelerator.gather(own[None])  # (processes, figures)
+        sums = every[:, : len(self._sums)].sum(0).tolist()
+        highest = every[:, len(self._sums) :].max(0).values.tolist() if self._highest else []
+        return dict(zip([*self._sums, *self._highest], [*sums, *highest], strict=True))

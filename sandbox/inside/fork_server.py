@@ -30,8 +30,7 @@ from dataclasses import dataclass, field
 
 from qwq_rl.sandbox.inside import cgroups, child, jail, landlock, seccomp
 from qwq_rl.sandbox.inside import seccomp_notify as notices
-from qwq_rl.sandbox.inside.plan import Plan
-from qwq_rl.sandbox.inside.wire import FILES, FORKED, PROCESS, REPLY, REQUEST
+from qwq_rl.sandbox.inside.wire import FILES, FORKED, PROCESS, REPLY, REQUEST, Plan
 
 _CPU_SLACK = 0.002
 _WATCH_MS = 1000

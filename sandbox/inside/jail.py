@@ -21,8 +21,7 @@ from typing import Any
 from qwq_rl.sandbox.inside import file_tree as rooms
 from qwq_rl.sandbox.inside import landlock, seccomp
 from qwq_rl.sandbox.inside import seccomp_notify as notices
-from qwq_rl.sandbox.inside.plan import Outfit
-from qwq_rl.sandbox.inside.wire import HIGH
+from qwq_rl.sandbox.inside.wire import HIGH, Outfit
 
 _NEW_USER, _NEW_PID, _NEW_NET, _NEW_IPC, _NEW_UTS = 0x10000000, 0x20000000, 0x40000000, 0x08000000, 0x04000000
 _SET_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _SET_SUBREAPER, _SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38

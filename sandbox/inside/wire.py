@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 
 REQUEST = struct.Struct("=IBddQQ")
 """Case number, processes, CPU seconds, wall seconds, bytes of memory, bytes a file; `FILES` descriptors a process.
@@ -25,3 +26,33 @@ HIGH = 64
 """Other descriptors are kept from here on, clear of those."""
 READY = b"R"
 """Written over the payload's first byte once the jail is shut; the submission has no way to that file."""
+
+
+@dataclass(frozen=True)
+class Outfit:
+    """What the children of one mother are for, and so what they may reach."""
+
+    readable: tuple[str, ...]
+    """Folders and files of the host that they may read, besides the standard library."""
+    native: bool = False
+    """They fork, and execute what is readable: compilers, shells, other interpreters. Else they are warm Pythons."""
+    scratch: str = ""
+    """The folder that compilers write in, one below it a slot; in a file tree of its own it is another one."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One mother."""
+
+    slots: int
+    outfit: Outfit
+    without: tuple[str, ...] = ()
+    """Walls that are left out, to see what a machine that lacks them would give."""
+    memory_bytes: int = 1 << 40
+    """What she and all her children may have together, where control groups can be had."""
+    tasks: int = 1024
+    """As many processes and threads they may be, likewise."""
+    search: tuple[str, ...] = ()
+    """Folders that modules are found in, after the standard library."""
+    preload: tuple[str, ...] = ()
+    """Modules imported before forking, where they are installed."""

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_rl.algorithms.advantages import ADVANTAGES, EPSILON, advantages
+from qwq_rl.algorithms.advantages import EPSILON, advantages
+from qwq_rl.algorithms.named import ALGORITHMS
 
 NAN = math.nan
-WAYS = sorted(set(ADVANTAGES.values()))
+WAYS = sorted({(one.baseline, one.scale) for one in ALGORITHMS.values() if one.baseline and one.scale})
 
 
 def found(rewards: list[float], groups: list[int], domains: list[int] | None = None, **how: Any) -> list[float]:

@@ -13,13 +13,11 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import entropy_from_logits
 
-from qwq_rl.algorithms.advantages import ADVANTAGES, advantages
-from qwq_rl.algorithms.losses import POLICIES, Clip, Policy, cispo, clipped, sapo, vespo
-from qwq_rl.algorithms.penalties import entropy, entropy_threshold, kl_k3
+from qwq_rl.algorithms.advantages import advantages
+from qwq_rl.algorithms.losses import Clip, cispo, clipped, entropy, entropy_threshold, kl_k3, row_weights, sapo, vespo
+from qwq_rl.algorithms.named import ALGORITHMS, Algorithm
 from qwq_rl.algorithms.ratios import importance_weights, log_ratios, on_policy_rows, sampler_gap
-from qwq_rl.algorithms.weights import row_weights
-from qwq_rl.data.tiny.build_model import build_model
-from qwq_rl.data.tiny.model import build_tokenizer
+from qwq_rl.data.tiny.model import build_model, build_tokenizer
 
 ROWS, LONGEST = 8, 6
 LENGTHS = torch.tensor([6, 1, 4, 2, 5, 6, 3, 1])
@@ -112,15 +110,15 @@ def loss_of_trl(
 
 
 def loss_of_ours(
-    policy: Policy, given: dict[str, torch.Tensor], beta: float = 0.0, corrected: bool = False, **more: Any
+    algorithm: Algorithm, given: dict[str, torch.Tensor], beta: float = 0.0, corrected: bool = False, **more: Any
 ) -> tuple[float, torch.Tensor]:
     now = given["now"].clone().requires_grad_()
-    ratios = log_ratios(now, given["old"], MASK, policy.level)
+    ratios = log_ratios(now, given["old"], MASK, algorithm.level)
     factor = more.pop("factor", 1.0)
-    each = policy.loss(now, ratios, given["advantages"].unsqueeze(1), MASK, **more) * factor
+    each = algorithm.loss(now, ratios, given["advantages"].unsqueeze(1), MASK, **more) * factor
     each = each + beta * kl_k3(now, given["reference"], ratios if corrected else None)
-    constant = ROWS * 12.0 if policy.weights == "constant" else None
-    weights = row_weights(LENGTHS, NO_DOMAINS, torch.ones(1), policy.weights, constant)
+    constant = ROWS * 12.0 if algorithm.weights == "constant" else None
+    weights = row_weights(LENGTHS, NO_DOMAINS, torch.ones(1), algorithm.weights, constant)
     total = (weights.unsqueeze(1) * each * MASK).sum()
     total.backward()
     assert now.grad is not None
@@ -141,18 +139,18 @@ KNOBS: dict[Any, dict[str, Any]] = {
 }
 
 
-def set_up(monkeypatch: pytest.MonkeyPatch, trainer: Any, algorithm: str) -> Policy:
-    policy = POLICIES[algorithm]
-    for name, value in {
-        "loss_type": {"gspo": "grpo"}.get(algorithm, algorithm),
-        "importance_sampling_level": policy.level,
+def set_up(monkeypatch: pytest.MonkeyPatch, trainer: Any, name: str) -> Algorithm:
+    algorithm = ALGORITHMS[name]
+    for knob, value in {
+        "loss_type": {"gspo": "grpo"}.get(name, name),
+        "importance_sampling_level": algorithm.level,
         "epsilon_low": 0.1,
-        "epsilon_high": 1.3 if policy.loss is cispo else 0.3,
+        "epsilon_high": 1.3 if algorithm.loss is cispo else 0.3,
     }.items():
-        monkeypatch.setattr(trainer, name, value)
+        monkeypatch.setattr(trainer, knob, value)
     monkeypatch.setattr(trainer.args, "sapo_temperature_pos", 1.1)
     monkeypatch.setattr(trainer.args, "sapo_temperature_neg", 1.4)
-    return policy
+    return algorithm
 
 
 OF_GRPO_TRAINER = ["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "luspo", "cispo", "sapo", "vespo"]
@@ -164,11 +162,11 @@ OF_GRPO_TRAINER = ["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "luspo", "cispo", 
     [(name, parts) for name in OF_GRPO_TRAINER for parts in (1, 2, 4) if name != "bnpo" or parts == 1],
 )
 def test_loss_and_gradient_of_an_update(algorithm: str, parts: int, grpo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = set_up(monkeypatch, grpo, algorithm)
+    ours_is = set_up(monkeypatch, grpo, algorithm)
 
     expected = loss_of_trl(monkeypatch, grpo, tensors(), parts)
 
-    same(loss_of_ours(policy, tensors(), **KNOBS[policy.loss]), expected)
+    same(loss_of_ours(ours_is, tensors(), **KNOBS[ours_is.loss]), expected)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "gspo", "cispo", "sapo"])
@@ -176,22 +174,22 @@ def test_loss_and_gradient_of_an_update(algorithm: str, parts: int, grpo: Any, m
 def test_the_penalty_for_leaving_the_reference(
     algorithm: str, corrected: bool, grpo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = set_up(monkeypatch, grpo, algorithm)
+    ours_is = set_up(monkeypatch, grpo, algorithm)
     monkeypatch.setattr(grpo, "beta", 0.7)
     monkeypatch.setattr(grpo.args, "use_bias_correction_kl", corrected)
 
     expected = loss_of_trl(monkeypatch, grpo, tensors(), 2)
 
-    same(loss_of_ours(policy, tensors(), beta=0.7, corrected=corrected, **KNOBS[policy.loss]), expected)
+    same(loss_of_ours(ours_is, tensors(), beta=0.7, corrected=corrected, **KNOBS[ours_is.loss]), expected)
 
 
 def test_the_second_clip(grpo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = set_up(monkeypatch, grpo, "grpo")
+    ours_is = set_up(monkeypatch, grpo, "grpo")
     monkeypatch.setattr(grpo.args, "delta", 1.5)
 
     expected = loss_of_trl(monkeypatch, grpo, tensors(), 1)
 
-    same(loss_of_ours(policy, tensors(), clip=Clip(0.1, 0.3, delta=1.5)), expected)
+    same(loss_of_ours(ours_is, tensors(), clip=Clip(0.1, 0.3, delta=1.5)), expected)
 
 
 def test_the_loss_of_rloo(rloo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +198,7 @@ def test_the_loss_of_rloo(rloo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     expected = loss_of_trl(monkeypatch, rloo, tensors(), 1)
 
-    same(loss_of_ours(POLICIES["rloo"], tensors(), clip=Clip(0.1, 0.3)), expected)
+    same(loss_of_ours(ALGORITHMS["rloo"], tensors(), clip=Clip(0.1, 0.3)), expected)
 
 
 REWARDS = [0.0, 1.0, math.nan, 0.3, 2.0, -1.0, 2.0, 7.0]
@@ -222,9 +220,11 @@ def scored(
 
 
 def ours(rewards: list[float], algorithm: str) -> torch.Tensor:
-    baseline, scale = ADVANTAGES[algorithm]
+    named = ALGORITHMS[algorithm]
+    assert named.baseline is not None
+    assert named.scale is not None
     groups = torch.arange(ROWS) // 4
-    return advantages(torch.tensor(rewards), groups, NO_DOMAINS, baseline=baseline, scale=scale)
+    return advantages(torch.tensor(rewards), groups, NO_DOMAINS, baseline=named.baseline, scale=named.scale)
 
 
 @pytest.mark.parametrize(("algorithm", "scale"), [("grpo", "group"), ("dr_grpo", "none")])
@@ -280,7 +280,7 @@ def test_weights_for_the_gap_to_the_sampler(
 
 @pytest.mark.parametrize("algorithm", ["dapo", "vespo"])
 def test_the_loss_with_a_gap_to_the_sampler(algorithm: str, grpo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, given = set_up(monkeypatch, grpo, algorithm), tensors()
+    ours_is, given = set_up(monkeypatch, grpo, algorithm), tensors()
     monkeypatch.setattr(grpo, "use_vllm", True)
     monkeypatch.setattr(grpo, "vllm_importance_sampling_correction", True)
     weights = importance_weights(given["old"], given["sampler"], MASK, level="token", mode="truncate", high=1.5)
@@ -288,7 +288,7 @@ def test_the_loss_with_a_gap_to_the_sampler(algorithm: str, grpo: Any, monkeypat
     expected = loss_of_trl(monkeypatch, grpo, given, 2, importance_sampling_ratio=weights)
 
     inside: dict[str, Any] = {"importance" if algorithm == "vespo" else "factor": weights}
-    same(loss_of_ours(policy, given, **inside, **KNOBS[policy.loss]), expected)
+    same(loss_of_ours(ours_is, given, **inside, **KNOBS[ours_is.loss]), expected)
 
 
 def test_rows_that_the_policy_has_left() -> None:

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from qwq_rl.algorithms.advantages import ADVANTAGES
-from qwq_rl.algorithms.losses import (
-    POLICIES,
-    Clip,
-    cispo,
-    clipped,
-    clipped_tokens,
-    sapo,
-    truncated_tokens,
-    vespo,
-)
+from qwq_rl.algorithms.losses import Clip, cispo, clipped, clipped_tokens, row_weights, sapo, truncated_tokens, vespo
+from qwq_rl.algorithms.named import ALGORITHMS
 from qwq_rl.algorithms.ratios import log_ratios
-from qwq_rl.algorithms.weights import row_weights
+from qwq_rl.config.stages import Algorithm
 
 RATIOS = torch.tensor([[0.5, 0.9, 1.0, 1.1, 1.5, 4.0]] * 2)
 ADVANTAGES_OF_ROWS = torch.tensor([[2.0], [-2.0]])
@@ -138,23 +129,23 @@ def test_advantages_may_differ_by_token(loss: Any) -> None:
     torch.testing.assert_close(found[0], torch.cat(one_by_one))
 
 
-@pytest.mark.parametrize("algorithm", sorted(POLICIES))
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_the_loss_of_an_update_does_not_depend_on_how_its_rows_are_cut(algorithm: str, size: int) -> None:
-    policy = POLICIES[algorithm]
+def test_the_loss_of_an_update_does_not_depend_on_how_its_rows_are_cut(name: str, size: int) -> None:
+    algorithm = ALGORITHMS[name]
     torch.manual_seed(0)
     lengths, domains = torch.tensor([5, 1, 3, 0, 4]), torch.tensor([0, 1, 0, 1, 1])
     mask = (torch.arange(5) < lengths[:, None]).long()
     old, advantages = -torch.rand(5, 5), torch.randn(5, 1)
-    more = {"clip": CLIP} if policy.loss is clipped else {}
-    constant = 5 * 5.0 if policy.weights == "constant" else None
-    weights = row_weights(lengths, domains, torch.tensor([1.0, 0.5]), policy.weights, constant)
+    more = {"clip": CLIP} if algorithm.loss is clipped else {}
+    constant = 5 * 5.0 if algorithm.weights == "constant" else None
+    weights = row_weights(lengths, domains, torch.tensor([1.0, 0.5]), algorithm.weights, constant)
 
     def loss_of(rows: list[int], logprobs: torch.Tensor) -> torch.Tensor:
         width = max(1, int(lengths[rows].max()))
         part, live = logprobs[rows, :width], mask[rows, :width]
-        ratios = log_ratios(part, old[rows, :width], live, policy.level)
-        each = policy.loss(part, ratios, advantages[rows], live, **more)
+        ratios = log_ratios(part, old[rows, :width], live, algorithm.level)
+        each = algorithm.loss(part, ratios, advantages[rows], live, **more)
         return (weights[rows, None] * each * live).sum()
 
     whole = (old + 0.5 * torch.randn(5, 5)).requires_grad_()
@@ -171,5 +162,11 @@ def test_the_loss_of_an_update_does_not_depend_on_how_its_rows_are_cut(algorithm
     torch.testing.assert_close(cut.grad, whole.grad)
 
 
-def test_every_algorithm_has_advantages_and_a_loss() -> None:
-    assert set(POLICIES) == {*ADVANTAGES, "ppo"}
+def test_every_algorithm_that_a_recipe_may_name_is_in_the_table() -> None:
+    assert set(ALGORITHMS) == set(get_args(Algorithm))
+
+
+def test_all_but_ppo_compare_rewards() -> None:
+    without = {name for name, algorithm in ALGORITHMS.items() if algorithm.baseline is None or algorithm.scale is None}
+
+    assert without == {"ppo"}

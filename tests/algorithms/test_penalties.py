@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_rl.algorithms.penalties import entropy, entropy_threshold, kl_k3
+from qwq_rl.algorithms.losses import entropy, entropy_threshold, kl_k3
 
 
 def test_k3_in_numbers() -> None:

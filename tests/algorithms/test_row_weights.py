@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_rl.algorithms.weights import row_weights
+from qwq_rl.algorithms.losses import row_weights
 
 ONE = torch.ones(1)
 KINDS: list[tuple[Any, float | None]] = [

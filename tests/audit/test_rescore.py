@@ -10,8 +10,7 @@ import pytest
 from conforms import conforms
 from recorded_run import ROWS, recorded_run, rollout
 
-from qwq_rl.audit.rescore import main
-from qwq_rl.audit.rescore_summary import signs
+from qwq_rl.audit.rescore import main, signs
 from qwq_rl.audit.rescored import response_of
 from qwq_rl.errors import RowError, RunStateError, UserError
 from qwq_rl.run_folder import schema_audit as records_verify

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from qwq_rl.audit.responses import Asked, Mistake, read_asked, read_response
-from qwq_rl.audit.verify import main, verdict_line
-from qwq_rl.audit.verify_summary import percentile
+from qwq_rl.audit.verify import main, percentile, verdict_line
 from qwq_rl.cli import main as qwq_rl
 from qwq_rl.cli import spoken
 from qwq_rl.errors import RowError, UserError

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwq_rl.data.order import mix
 from qwq_rl.data.prompt_source import Drawn, PromptSource, Sampling
 from qwq_rl.data.row import Row
-from qwq_rl.data.sources import mix
 from qwq_rl.errors import RunStateError
 
 Sources = list[tuple[list[Row], float]]
@@ -113,7 +113,7 @@ def test_adaptive_judges_a_row_that_was_never_tried_by_its_family() -> None:
 
 
 PRINT = """
-from tests.trainer.test_prompts import *
+from tests.data.test_prompt_source import *
 source = PromptSource([(rows_of("x", "abab" * 9, "f"), 1.0), (rows_of("y", "abc" * 9, "g"), 2.0)], 3, "adaptive")
 first = source.draw(1, 6) + source.refill({"b": 2, "a": 3})
 source.learn([(one.row, one.place / 10) for one in first])

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwq_rl.data.sources import Check, Row, checks_of, grading_checks_of, load_rows, mix, prompt_messages
+from qwq_rl.data.order import mix
+from qwq_rl.data.sources import Check, Row, checks_of, grading_checks_of, load_rows, prompt_messages
 from qwq_rl.errors import RowError
 
 GOOD: Row = {"id": "a", "domain": "math", "prompt": "1 + 1 = ?", "verifier": "math", "reference": "2"}

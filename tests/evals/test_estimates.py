@@ -12,8 +12,7 @@ from conforms import conforms
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from qwq_rl.data.sources import Row
-from qwq_rl.data.tiny.build_model import build_model
-from qwq_rl.data.tiny.model import build_tokenizer
+from qwq_rl.data.tiny.model import build_model, build_tokenizer
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.evals.estimates import PromptRecord, agreement, compare, evaluation_line
 from qwq_rl.evals.evaluate import evaluate_model, load_model, main, stage_checkpoint

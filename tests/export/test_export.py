@@ -11,8 +11,7 @@ from huggingface_hub import ModelCard
 from run_files import write_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qwq_rl.data.tiny.build_model import build_model
-from qwq_rl.data.tiny.model import build_tokenizer
+from qwq_rl.data.tiny.model import build_model, build_tokenizer
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.export.export import export, main
 from qwq_rl.run_folder.checkpoints import mark_complete

@@ -12,12 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM
 from vllm_stand_in import StandIn
 
-from qwq_rl.data.tiny.build_model import build_model
-from qwq_rl.data.tiny.model import build_tokenizer
+from qwq_rl.data.tiny.model import build_model, build_tokenizer
 from qwq_rl.inference import Completion, generate
 from qwq_rl.inference import vllm_client as vllm_server
-from qwq_rl.inference.served_requests import answers
 from qwq_rl.inference.vllm_client import Request, ServerLost, ServerUnfit, VllmServer
+from qwq_rl.inference.vllm_http import answers
 
 EOS = 2
 
@@ -126,7 +125,7 @@ def test_many_requests_are_spread_over_servers_and_keep_their_order(start: Path)
 
 
 def test_long_work_is_spoken_of(stand_in: StandIn, start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwq_rl.inference.served_requests._SAY_EVERY_S", -1.0)
+    monkeypatch.setattr("qwq_rl.inference.vllm_http._SAY_EVERY_S", -1.0)
     said: list[str] = []
 
     answers([client(stand_in, start)], [ask(number) for number in range(3)], 1, said.append)

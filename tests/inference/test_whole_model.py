@@ -10,10 +10,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from qwq_rl.data.tiny.build_model import build_model
-from qwq_rl.data.tiny.model import build_tokenizer
+from qwq_rl.data.tiny.model import build_model, build_tokenizer
 from qwq_rl.inference import Completion, generate
-from qwq_rl.inference.whole_model import unsharded
+from qwq_rl.inference.engines import unsharded
 
 PROMPTS = [[5, 6, 7], [9, 8]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qwq_rl.config.recipe import Requirement
-from qwq_rl.pipeline.gates import judge
+from qwq_rl.pipeline.state import judge
 
 
 def estimate(mean: float | None) -> dict[str, Any]:

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from synthetic import EVALUATION, LAUNCH
 
-from qwq_rl.report.charts import UNIT, Frame, Point, Series, fitted, line_chart
+from qwq_rl.report.charts import UNIT, Frame, Point, Series, fitted, line_chart, plain_axis, round_ticks, time_line
 from qwq_rl.report.load import load_run
 from qwq_rl.report.markup import data_block, duration, number, short, signed
 from qwq_rl.report.rollouts import choose_groups, clipped, outcome, sample_stage
-from qwq_rl.report.scales import plain_axis, round_ticks, time_line
 from qwq_rl.report.timing import jobs_of, wall_parts
 from qwq_rl.report.training import smooth, thinned
 from qwq_rl.report.verdict import sentences

@@ -10,9 +10,8 @@ from stage_runs import SmallRun
 
 from qwq_rl.data.sources import Row
 from qwq_rl.errors import UserError
-from qwq_rl.rewards.preference import Preference
 from qwq_rl.rewards.reward import win_rates
-from qwq_rl.rewards.reward_model import MICRO_BATCH_TOKENS, load_reward_model, score_answers
+from qwq_rl.rewards.reward_model import MICRO_BATCH_TOKENS, Preference, load_reward_model, score_answers
 from qwq_rl.run_folder.files import read_json, write_json
 from qwq_rl.verifiers import Response
 

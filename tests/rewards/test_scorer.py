@@ -11,7 +11,8 @@ import pytest
 
 from qwq_rl.config.blocks import DomainCheck
 from qwq_rl.errors import RowError, UserError
-from qwq_rl.rewards.scorer import Scored, Scorer, grader
+from qwq_rl.rewards.reward import Scored
+from qwq_rl.rewards.scorer import Scorer, grader
 from qwq_rl.verifiers import Response
 
 GATES = ("think_closed", "finished", "answered")

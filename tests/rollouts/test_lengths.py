@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwq_rl.rollouts.lengths import length_limit
+from qwq_rl.rollouts.collect import length_limit
 
 
 def test_the_limit_grows_linearly_from_the_first_update_and_then_stays() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_rl.rollouts.refill import choose, lacking, useful
+from qwq_rl.rollouts.collect import choose, lacking, useful
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ import pytest
 
 from qwq_rl.config.blocks import Domain, DomainCheck
 from qwq_rl.data.row import Row
-from qwq_rl.rewards.scorer import Scored, Scorer
+from qwq_rl.rewards.reward import Scored
+from qwq_rl.rewards.scorer import Scorer
 from qwq_rl.rollouts.verdict_log import Journal, Key, journal_of, journals_beside, keys_of
 from qwq_rl.run_folder.files import StageFolder
 from qwq_rl.verifiers import Response, Verdict

@@ -129,7 +129,7 @@ def test_a_line_that_a_kill_left_torn_is_dropped(folder: StageFolder) -> None:
 
 
 def test_half_written_files_that_a_kill_left_are_removed(folder: StageFolder) -> None:
-    write = "import os, signal, sys; from pathlib import Path; from qwq_rl import runfolder"
+    write = "import os, signal, sys; from pathlib import Path; from qwq_rl.run_folder import files as runfolder"
     write += "; runfolder.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
     write += "; runfolder.write_lines(Path(sys.argv[1]), [{}])"
     save(folder, 2)

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from qwq_rl.config.recipe import load_stage, recipe_hash
-from qwq_rl.stages.provenance import source_revision, verifier_version, versions
+from qwq_rl.rewards.versions import verifier_version
+from qwq_rl.stages.provenance import source_revision, versions
 
 RECIPE = """
 kind: sft

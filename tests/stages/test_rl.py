@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from stage_runs import SmallRun, rollout_lines
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qwq_rl.algorithms.losses import POLICIES
+from qwq_rl.algorithms.named import ALGORITHMS
 from qwq_rl.config.recipe import load_stage
 from qwq_rl.config.stages import RlRecipe
 from qwq_rl.data.sources import Row, load_rows
@@ -361,7 +361,7 @@ def test_updates_that_share_a_round_each_have_a_whole_line(small: SmallRun, tmp_
     assert lines[1]["clipped"] is not None
 
 
-@pytest.mark.parametrize("algorithm", [name for name in POLICIES if name not in ("grpo", "ppo")])
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name not in ("grpo", "ppo")])
 def test_every_algorithm_takes_an_update(small: SmallRun, tmp_path: Path, algorithm: str) -> None:
     run = small.beside(tmp_path, "0_cold_start")
     options = ("--steps=1", "--evaluate.every=1", "--evaluate.at_start=false", "--checkpoint.every=1")

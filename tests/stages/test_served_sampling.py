@@ -66,7 +66,7 @@ def test_each_policy_reaches_the_server_before_it_samples(
     assert [folder.name for folder in stand_in.loaded] == [f"version-00000{version}" for version in range(3)]
     lines = read_lines(stage.metrics)
     assert all(0 <= line["gap"]["max"] < 1e-4 for line in lines)
-    assert len({line["loss"] for line in lines}) == 3
+    assert len({line["gradient_norm"] for line in lines}) == 3
     segments = [one["segments"][0] for update in (1, 2, 3) for one in rollout_lines(stage, update)]
     assert all(1 <= len(one["token_ids"]) == len(one["logprobs"]) <= 16 for one in segments)
     assert not (stage.path / "served").exists()

@@ -16,8 +16,8 @@ from qwq_rl.evals.evaluate import evaluate_model, load_model
 from qwq_rl.run_folder.files import RunFolder, read_lines
 from qwq_rl.stages.callbacks import Stop
 from qwq_rl.stages.context import Setting, ordered_rows
-from qwq_rl.stages.evaluator import build_trainer
 from qwq_rl.stages.muon import Muon
+from qwq_rl.train import build_trainer
 from qwq_rl.training.clock import Clock
 
 

@@ -20,7 +20,8 @@ from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig,
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import FusedCausalLMOutput, use_adapter
 
-from qwq_rl.inference.engines import Order, vllm_sampler
+from qwq_rl.inference.engines import vllm_sampler
+from qwq_rl.inference.sampler import Order
 
 ON_CPU: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1, "save_strategy": "no"}
 TEMPERATURE = 0.7

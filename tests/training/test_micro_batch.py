@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_rl.training.batches import Extent, plan
+from qwq_rl.training.micro_batch import Extent, plan
 
 
 def alone(*lengths: int) -> list[Extent]:

@@ -6,14 +6,15 @@ import functools
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from qwq_rl.errors import UserError
 from qwq_rl.sandbox import Job, JobError, LocalSandbox, Result, SandboxUnavailable
 from qwq_rl.sandbox.http.client import RemoteSandbox
-from qwq_rl.verifiers.builtin.programs import TAGS, Program, extract_program
 from qwq_rl.verifiers.contract import Problem, Response, Verdict
 from qwq_rl.verifiers.verdicts import ALMOST, bad_reference, empty_answer, fault, no_answer, shown
 
@@ -22,13 +23,25 @@ URLS, TOKEN, REQUIRE = "QWQ_RL_SANDBOX_URLS", "QWQ_RL_SANDBOX_TOKEN", "QWQ_RL_SA
 """Environment variables that hold where a recipe says nothing."""
 _KNOWN = {"tests", "entry_point", "limits", "prelude", "compare", "language", "checker"}
 Sandbox = LocalSandbox | RemoteSandbox
-_Key = tuple[Program, str]
+_Key = tuple["Program", str]
 """A program and the reference that it is judged by."""
 _STATUSES = {"wrong_answer": "wrong", "time_limit": "timeout"}
 """Sandbox verdicts that have another name as a status; the rest keep theirs."""
 _REASON = 200
 _ATTEMPT = "attempt: "
 """How the events of a result begin that tell of an attempt to get out of the jail."""
+
+
+TAGS: dict[str, frozenset[str]] = {
+    "python": frozenset({"python", "python3", "py", "py3"}),
+    "cpp": frozenset({"cpp", "c++", "cc", "cxx", "cpp17", "c++17", "cpp20", "c++20"}),
+    "javascript": frozenset({"javascript", "js", "node", "nodejs", "mjs"}),
+    "bash": frozenset({"bash", "sh", "shell"}),
+}
+"""What a block of a language may be labelled."""
+_OPENING = re.compile(r"([ \t]*)(`{3,}(?=[^`]*$)|~{3,})(.*)")
+_CLOSING = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*")
+_TAG = re.compile(r"[\s{.]*([\w+#]*)")
 
 
 def code(
@@ -271,3 +284,70 @@ def _no_languages(value: object) -> str:
     if isinstance(named, list | tuple) and named and all(name in TAGS for name in named):
         return ""
     return f"language is {value!r}: give one or a list of {', '.join(TAGS)}"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its label in lower case, and what stands in it."""
+
+    tag: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is to be run."""
+
+    text: str
+    language: str
+
+
+def extract_program(
+    answer: str, languages: Sequence[str] = ("python",), *, entry_point: str | None = None, bare: bool = False
+) -> Program | None:
+    """The program that an answer ends on; None where there is none.
+
+    Of the closed blocks labelled with one of the languages the last that defines `entry_point`, or else the last; where
+    no block is labelled so, the same of those without a label, in the first language. Inside the last `<answer>` where
+    that has any. With `bare`, a text without any fence is itself a program.
+    """
+    told = _inside_tag(answer.replace("\r\n", "\n"))
+    known = {tag: language for language in languages for tag in TAGS[language]}
+    for labels in (known, {"": languages[0]}):
+        found = [block for block in blocks(told) if block.tag in labels]
+        defining = [block for block in found if entry_point and _defines(block.text, entry_point)]
+        if found:
+            block = (defining or found)[-1]
+            return Program(block.text, labels[block.tag])
+    return Program(told, languages[0]) if bare and told.strip() and "```" not in told else None
+
+
+def blocks(text: str) -> list[Block]:
+    """The closed fenced blocks of a Markdown text, as CommonMark reads them; one line after the other."""
+    found: list[Block] = []
+    fence, indent, tag, held = "", 0, "", list[str]()
+    for line in text.split("\n"):
+        if not fence:
+            if opening := _OPENING.fullmatch(line):
+                fence, indent, held = opening[2], len(opening[1]), []
+                label = _TAG.match(opening[3])
+                tag = label[1].lower() if label else ""
+        elif (closing := _CLOSING.fullmatch(line)) and closing[1].startswith(fence):
+            found.append(Block(tag, "".join(f"{one}\n" for one in held)))
+            fence = ""
+        else:
+            held.append(line[min(indent, len(line) - len(line.lstrip(" \t"))) :])
+    return found
+
+
+def _inside_tag(text: str) -> str:
+    before, closed, _ = text.rpartition("</answer>")
+    _, opened, inside = before.rpartition("<answer>")
+    return inside if closed and opened else text
+
+
+def _defines(program: str, name: str) -> bool:
+    return (
+        re.search(rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{re.escape(name)}\b|^{re.escape(name)}[ \t]*[:=]", program, re.M)
+        is not None
+    )

@@ -5,22 +5,32 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from datetime import datetime, time
 from functools import lru_cache
 from itertools import islice
 from typing import Any
+from urllib.parse import urlsplit
 
+from jsonschema import FormatChecker
 from jsonschema.exceptions import SchemaError, best_match
 from jsonschema.validators import validator_for
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from qwq_rl.verifiers.builtin.json_formats import FORMATS
 from qwq_rl.verifiers.builtin.json_text import NotJson, parse_one, unfenced
 from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier, run_as
 from qwq_rl.verifiers.verdicts import bad_reference, correct, empty_answer, shown, wrong
 
 MOST_MISTAKES = 100
 """So many are looked at for the one to name."""
+
+
+FORMATS = FormatChecker(formats=["date", "email", "idn-email", "ipv4", "ipv6", "regex", "uuid"])
+"""Those that jsonschema always knows, with `date-time`, `time`, `uri` and `hostname`; others are not checked."""
+
+DATE = r"\d\d\d\d-\d\d-\d\d"
+TIME = r"\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)"
+LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 
 
 @run_as("process", deadline_s=5.0, cached=True)
@@ -70,3 +80,33 @@ def _validator(schema: str) -> Any:
     kind: Any = validator_for(parsed)
     kind.check_schema(parsed, format_checker=FORMATS)
     return kind(parsed, registry=Registry(), format_checker=FORMATS)
+
+
+@FORMATS.checks("date-time", raises=ValueError)
+def _date_time(value: object) -> bool:
+    """RFC 3339: date, time and offset."""
+    if not isinstance(value, str):
+        return True
+    return bool(re.fullmatch(rf"(?a:{DATE}[Tt ]{TIME})", value)) and bool(datetime.fromisoformat(value.upper()))
+
+
+@FORMATS.checks("time", raises=ValueError)
+def _time(value: object) -> bool:
+    """RFC 3339: time and offset."""
+    if not isinstance(value, str):
+        return True
+    return bool(re.fullmatch(f"(?a:{TIME})", value)) and time.fromisoformat(value.upper()) is not None
+
+
+@FORMATS.checks("uri", raises=ValueError)
+def _uri(value: object) -> bool:
+    """With a scheme, something after it, and no white space."""
+    if not isinstance(value, str):
+        return True
+    parts = urlsplit(value)
+    return bool(parts.scheme and (parts.netloc or parts.path)) and not re.search(r"\s", value)
+
+
+@FORMATS.checks("hostname", raises=ValueError)
+def _hostname(value: object) -> bool:
+    return not isinstance(value, str) or bool(len(value) <= 253 and re.fullmatch(rf"{LABEL}(?:\.{LABEL})*", value))

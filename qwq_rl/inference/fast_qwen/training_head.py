@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from trl.trainer.utils import FusedCausalLMOutput
 
-from qwq_rl.algorithms.penalties import entropy
+from qwq_rl.algorithms.losses import entropy
 from qwq_rl.inference.fast_qwen.training_states import has_qwen_states, states
 
 _RESCALED = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")

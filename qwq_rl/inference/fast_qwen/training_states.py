@@ -18,7 +18,18 @@ from torch.nn import functional
 
 from qwq_rl.inference.fast_qwen.fit import fits_qwen_decoder
 from qwq_rl.inference.fast_qwen.weights import LayerWeights, QwenWeights, read_weights, rotations
-from qwq_rl.training.micro_batch import Prompts
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a batch, each named once."""
+
+    rows: torch.Tensor
+    """(P,) int64: a row that begins with it."""
+    lengths: torch.Tensor
+    """(P,) int64: its tokens."""
+    of: torch.Tensor
+    """(B,) int64: which of them a row begins with."""
 
 
 def has_qwen_states(model: Any) -> bool:

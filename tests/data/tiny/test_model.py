@@ -7,8 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from qwq_rl.data.tiny import sets
-from qwq_rl.data.tiny.build_model import build_model
-from qwq_rl.data.tiny.model import build_tokenizer
+from qwq_rl.data.tiny.model import build_model, build_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from qwq_rl.verifiers.builtin.programs import Block, Program, blocks, extract_program
+from qwq_rl.verifiers.builtin.code_tests import Block, Program, blocks, extract_program
 
 
 @pytest.mark.parametrize(
