@@ -172,9 +172,9 @@ def spent(sandbox: LocalSandbox | None) -> float:
 
 
 def processes(sandbox: LocalSandbox) -> list[int]:
-    """The launcher and the mother; children that have ended count with her."""
-    assert sandbox._mother is not None
-    launcher = sandbox._mother.process.pid
+    """The launcher and the fork server; children that have ended count with it."""
+    assert sandbox._link is not None
+    launcher = sandbox._link.process.pid
     return [launcher, *map(int, Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split())]
 
 
@@ -210,7 +210,7 @@ def false_time_outs() -> dict[str, int]:
 
 
 def killed() -> dict[str, int]:
-    """Kill the mother four times under a load: every job must be answered once, none wrongly."""
+    """Kill the fork server four times under a load: every job must be answered once, none wrongly."""
     right, wrong = jobs(300, "right"), [Job(f"-{job.id}", f"{job.code} - 1", job.tests) for job in jobs(300, "wrong")]
     wrong = [Job(job.id, job.code.replace("a + b", "a - b - 9"), job.tests) for job in wrong]
     with LocalSandbox() as sandbox:
@@ -220,20 +220,20 @@ def killed() -> dict[str, int]:
         worker.start()
         for _ in range(4):
             time.sleep(0.8)
-            if sandbox._mother is not None:
-                os.kill(sandbox._mother.process.pid, signal.SIGKILL)
+            if sandbox._link is not None:
+                os.kill(sandbox._link.process.pid, signal.SIGKILL)
         worker.join()
         expected = {job.id: "accepted" for job in right} | {job.id: "wrong_answer" for job in wrong}
         said = [(result.id, result.verdict) for _, result in results]
         faults = sum(verdict == "sandbox_error" for _, verdict in said)
         wrongly = sum(verdict not in (expected[name], "sandbox_error") for name, verdict in said)
-        died = sandbox.load.mothers_died
+        died = sandbox.load.fork_servers_died
     return {"jobs": len(expected), "answered": len({name for name, _ in said}), "twice": len(said) - len(set(said)),
-            "wrongly": wrongly, "faults": faults, "mothers killed": died}  # fmt: skip
+            "wrongly": wrongly, "faults": faults, "fork servers killed": died}  # fmt: skip
 
 
 def growth(runs: int) -> dict[str, int]:
-    """What there is more of after many runs: descriptors here and with the mother, processes, KiB, files, groups."""
+    """What there is more of after many runs: descriptors here and in the fork server, processes, KiB, files, groups."""
     with LocalSandbox(remember=0) as sandbox:
         sandbox.judge(jobs(500, "warm"))
         before = held(sandbox)
@@ -245,13 +245,13 @@ def growth(runs: int) -> dict[str, int]:
 
 def held(sandbox: LocalSandbox) -> dict[str, int]:
     """What there is now of all that `growth` looks at."""
-    mother = processes(sandbox)[-1]
-    status = Path(f"/proc/{mother}/status").read_text()
+    server = processes(sandbox)[-1]
+    status = Path(f"/proc/{server}/status").read_text()
     return {
         "descriptors here": len(os.listdir("/proc/self/fd")),
-        "descriptors with the mother": len(os.listdir(f"/proc/{mother}/fd")),
-        "children and zombies": len(Path(f"/proc/{mother}/task/{mother}/children").read_text().split()),
-        "mother KiB": int(status.split("VmRSS:")[1].split()[0]),
+        "descriptors with the fork server": len(os.listdir(f"/proc/{server}/fd")),
+        "children and zombies": len(Path(f"/proc/{server}/task/{server}/children").read_text().split()),
+        "fork server KiB": int(status.split("VmRSS:")[1].split()[0]),
         "caller KiB": int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]),
         "temporary files": len(list(Path(tempfile.gettempdir()).glob("qwq-sandbox*"))),
     }

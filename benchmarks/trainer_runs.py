@@ -25,8 +25,8 @@ from qwq_rl.data.chat import read_response, render_prompt
 from qwq_rl.data.prompt_source import PromptSource
 from qwq_rl.rewards.scorer import Scorer
 from qwq_rl.run_folder.files import RunFolder, read_lines
-from qwq_rl.stages.callbacks import Stop
-from qwq_rl.stages.context import Setting, load_sources
+from qwq_rl.stages.callbacks import StopRequest
+from qwq_rl.stages.context import StageContext, load_sources
 from qwq_rl.stages.rl import build_rl
 from qwq_rl.training.clock import Clock
 from qwq_rl.verifiers import Problem, Response, Verdict, load, run_as
@@ -96,7 +96,7 @@ def run_ours(recipe: RlRecipe, recipe_folder: Path, folder: Path) -> Spent:
     stage.resolved.write_text(resolved_yaml(recipe))
     marks = Marks()
     trainer = build_rl(
-        recipe, Setting(run, stage, recipe_folder, 1, None, Clock(), Stop()), lambda evaluate, update: []
+        recipe, StageContext(run, stage, recipe_folder, 1, None, Clock(), StopRequest()), lambda evaluate, update: []
     )
     trainer.add_callback(marks)
     trainer.remove_callback(PrinterCallback)

@@ -26,7 +26,7 @@ from qwq_rl.data.tiny.model import build_tokenizer
 from qwq_rl.inference.fast_qwen.training_head import use_compact_head
 from qwq_rl.stages.rl import TOKENS_ON_CPU
 from qwq_rl.training.micro_batch import Trace
-from qwq_rl.training.update import Budget, Lesson, Objective, Tally, run_update
+from qwq_rl.training.update import Budget, Lesson, MetricSums, Objective, run_update
 
 LONGEST = 256
 """Tokens of the longest completion."""
@@ -171,7 +171,7 @@ class Ours:
 
     def update(self) -> float:
         """As `Side.update`."""
-        run_update(self._model, self._accelerator, self._lessons, self._objective, self._budget, Tally())
+        run_update(self._model, self._accelerator, self._lessons, self._objective, self._budget, MetricSums())
         return finish(self._model, self._optimizer)
 
 

@@ -38,7 +38,7 @@ from qwq_rl.stages.provenance import collect
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from qwq_rl.stages.context import Setting
+    from qwq_rl.stages.context import StageContext
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,8 +88,8 @@ def _train_in(
 ) -> int:
     from transformers import PrinterCallback
 
-    from qwq_rl.stages.callbacks import Stop
-    from qwq_rl.stages.context import Setting
+    from qwq_rl.stages.callbacks import StopRequest
+    from qwq_rl.stages.context import StageContext
     from qwq_rl.stages.distributed import check_resume, check_sharding
     from qwq_rl.stages.lineage import ContractWriter, agreed_contract, tokenizer_items
     from qwq_rl.training.clock import Clock
@@ -98,11 +98,11 @@ def _train_in(
     resume = newest_complete(folder)
     progress = progress_of(resume) if resume else {}
     clock = Clock(progress.get("cpu_seconds", 0.0), progress.get("wall_seconds", 0.0))
-    stop = Stop()
+    stop = StopRequest()
     stop.listen()
-    setting = Setting(run, folder, recipe_path.parent, state.num_processes, resume, clock, stop)
+    context = StageContext(run, folder, recipe_path.parent, state.num_processes, resume, clock, stop)
     with clock.paused():
-        contract = agreed_contract(recipe, setting) if state.is_main_process else {}
+        contract = agreed_contract(recipe, context) if state.is_main_process else {}
     # What was recorded after that point will be made again.
     if state.is_main_process:
         cut_back(folder)
@@ -112,7 +112,7 @@ def _train_in(
     state.wait_for_everyone()
     # 5. Model, rows, verifiers, trainer.
     with clock.paused():
-        trainer = build_trainer(recipe, setting)
+        trainer = build_trainer(recipe, context)
     check_sharding(trainer.accelerator.state)
     if resume:
         check_resume(resume, progress, trainer.accelerator.state)
@@ -203,23 +203,23 @@ def _check_world(processes: int) -> None:
         )
 
 
-def build_trainer(recipe: Stage, setting: Setting) -> Any:
+def build_trainer(recipe: Stage, context: StageContext) -> Any:
     """TRL's trainer of the recipe's kind, with our record of it; ready for `train()`."""
     if isinstance(recipe, RewardModelRecipe):
         from qwq_rl.stages.supervised import build_reward_model
 
-        return build_reward_model(recipe, setting)
+        return build_reward_model(recipe, context)
     from qwq_rl.stages.evaluator import TrainingEvaluator
 
-    evaluator = TrainingEvaluator(recipe, setting)
+    evaluator = TrainingEvaluator(recipe, context)
     if isinstance(recipe, RlRecipe):
         from qwq_rl.stages.rl import build_rl
 
-        evaluator.trainer = build_rl(recipe, setting, evaluator)
+        evaluator.trainer = build_rl(recipe, context, evaluator)
     else:
         from qwq_rl.stages.supervised import build_sft
 
-        evaluator.trainer = build_sft(recipe, setting, evaluator)
+        evaluator.trainer = build_sft(recipe, context, evaluator)
     return evaluator.trainer
 
 

@@ -9,9 +9,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qwq_rl.sandbox import profiles as outfits
+from qwq_rl.sandbox import profiles
 from qwq_rl.sandbox.compare import same_output, same_value
-from qwq_rl.sandbox.compiled import Programs, header, keep_header
+from qwq_rl.sandbox.compiled import BinaryCache, header, keep_header
 from qwq_rl.sandbox.fork_server_link import Ending, Payload
 from qwq_rl.sandbox.inside.values import decode_json
 from qwq_rl.sandbox.languages import LANGUAGES, Language
@@ -34,7 +34,7 @@ COMPILE_LIMITS = Limits(cpu_s=30.0, wall_s=120.0, memory_mb=2048, output_kb=1 <<
 class Step:
     """Processes to be run together in jails of their own, on the way to the verdict on a case."""
 
-    kind: outfits.Kind
+    kind: profiles.Kind
     payloads: tuple[Payload, ...]
     limits: Limits
     alone: bool = False
@@ -46,7 +46,7 @@ Outcome = tuple[float, list[Ending]]
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedCase:
     """A verdict on one case, and the kinds of attempts to get out that were seen."""
 
     case: CaseResult
@@ -61,12 +61,12 @@ class _Check:
     said: str
 
 
-Steps = Generator[Step, Outcome, Judged]
-Together = Generator[Step, Outcome, "list[Judged]"]
-Compilation = Generator[Step, Outcome, "bytes | Judged"]
+Steps = Generator[Step, Outcome, JudgedCase]
+Together = Generator[Step, Outcome, "list[JudgedCase]"]
+Compilation = Generator[Step, Outcome, "bytes | JudgedCase"]
 
 
-def compilation(job: Job, programs: Programs) -> Compilation:
+def compilation(job: Job, programs: BinaryCache) -> Compilation:
     """Make the program that all cases of a job share: what is executed, or the verdict that it does not compile."""
     language = LANGUAGES.get(job.language)
     text = job.code.encode("utf-8", "surrogateescape")
@@ -85,13 +85,13 @@ def compilation(job: Job, programs: Programs) -> Compilation:
         options = ["-I", str(path.parent.parent)]
     wall_s, (ending,) = yield _compile_step(language, (*language.compile, *options, "main"), text)
     if not ending.shut_in:
-        return Judged(_not_shut(wall_s, ending))
+        return JudgedCase(_not_shut(wall_s, ending))
     if ending.exit == 0 and not ending.ended_for:
         programs.put(job.language, text, ending.stdout)
         return ending.stdout
     said = replace(ending, stdout=b"")
     why = "the compiler did not end in time" if ending.ended_for else "the program does not compile"
-    return Judged(_result("compile_error", wall_s, said, why))
+    return JudgedCase(_result("compile_error", wall_s, said, why))
 
 
 def _compile_step(language: Language, options: Sequence[str], text: bytes) -> Step:
@@ -131,7 +131,7 @@ def judging_together(job: Job, calls: list[bytes]) -> Together:
         return []
     one = replace(ending, cpu_s=ending.cpu_s / len(calls))
     found = [_verdict(job, at, wall_s / len(calls), [replace(one, report=text)]) for at, text in enumerate(said[1:])]
-    return [Judged(case) for case in found if case is not None]
+    return [JudgedCase(case) for case in found if case is not None]
 
 
 def _is_spotless(ending: Ending, limits: Limits) -> bool:
@@ -152,13 +152,13 @@ def _judging_on(job: Job, index: int, step: Step, wall_s: float, endings: list[E
     attempts = endings[0].attempts
     judged = _verdict(job, index, wall_s, endings)
     if judged is not None:
-        return Judged(judged, attempts)
+        return JudgedCase(judged, attempts)
     checked = yield from _checking(job, index, endings[0].stdout)
     sound = True
     if checked.score is None:
         # what it cannot read is wrong if it can read what is right: else a program could print its way to a fault
         sound = (yield from _checking(job, index, bytes_of(job.tests[index], "output"))).score is not None
-    return Judged(_checked(wall_s, endings[0], checked, sound=sound), attempts)
+    return JudgedCase(_checked(wall_s, endings[0], checked, sound=sound), attempts)
 
 
 def _checking(job: Job, index: int, output: bytes) -> Generator[Step, Outcome, _Check]:
@@ -187,7 +187,7 @@ def _first_step(job: Job, index: int, program: bytes) -> Step:
             (Payload("native", {"argv": argv, "forks": language.forks}, bytes_of(test, "input"), program),),
             limits,
         )
-    kind = outfits.kind_of(job.code)
+    kind = profiles.kind_of(job.code)
     if "assert" in test:
         check = {"code": test["assert"], "entry_point": job.entry_point}
         return Step(kind, (Payload("solve", {"code": job.code}), Payload("check", check)), job.limits)
@@ -235,7 +235,7 @@ def _checker_step(job: Job, index: int, output: bytes) -> Step:
     test = job.tests[index]
     texts = {"input": bytes_of(test, "input"), "expected": bytes_of(test, "output"), "output": output}
     fields = {"code": job.checker, **{name: text.hex() for name, text in texts.items()}}
-    return Step(outfits.kind_of(job.checker or ""), (Payload("checker", fields),), _CHECKER_LIMITS)
+    return Step(profiles.kind_of(job.checker or ""), (Payload("checker", fields),), _CHECKER_LIMITS)
 
 
 def _checked(wall_s: float, ending: Ending, check: _Check, *, sound: bool) -> CaseResult:

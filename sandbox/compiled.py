@@ -15,7 +15,7 @@ from qwq_rl.sandbox.languages import LANGUAGES
 _MOST_BYTES = 1 << 27
 
 
-class Programs:
+class BinaryCache:
     """Compiled programs, the least used of which go when there are too many."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The thread that judges: it owns the mothers, hands them steps of cases, and delivers results as they come.
+"""The thread that judges: it owns the fork servers, hands them steps of cases, and delivers results as they come.
 
 All of its state is its own; others put calls into its inbox and wake it.
 """
@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from qwq_rl.sandbox.cases import Step
-from qwq_rl.sandbox.compiled import Programs
-from qwq_rl.sandbox.fork_server_link import Mother, MotherDied
+from qwq_rl.sandbox.compiled import BinaryCache
+from qwq_rl.sandbox.fork_server_link import ForkServerDied, ForkServerLink
 from qwq_rl.sandbox.profiles import Kind
 from qwq_rl.sandbox.protocol import Result
-from qwq_rl.sandbox.running_jobs import TOGETHER, Run, Waiter, answer_all, next_of
-from qwq_rl.sandbox.unjailed import PlainMother
+from qwq_rl.sandbox.running_jobs import TOGETHER, RunningJob, Waiter, answer_all, next_of
+from qwq_rl.sandbox.unjailed import UnjailedServer
 
 Refuse = Callable[[BaseException], None]
 _STARTED = 64
@@ -30,26 +30,26 @@ _LASTING = ("accepted", "wrong_answer", "memory_limit", "output_limit", "runtime
 
 
 _MOST_CASES = 20_000
-"""After so many a mother is replaced, so that whatever she might hold on to cannot grow for ever."""
+"""After so many a fork server is replaced, so that whatever it might hold on to cannot grow for ever."""
 
 
 @dataclass(eq=False)
-class House:
-    """A running mother, and the isolation that attempts from within proved."""
+class ServerPool:
+    """A running fork server, and the isolation that attempts from within proved."""
 
     kind: Kind
-    mother: Mother | PlainMother
+    server: ForkServerLink | UnjailedServer
     isolation: str
     succeeded: Mapping[str, bool]
     cases: int = 0
-    """That were sent to her."""
+    """That were sent to it."""
 
 
 @dataclass
 class Waiting:
     """A step that is to run alone."""
 
-    run: Run
+    run: RunningJob
     index: int
     step: Step
 
@@ -64,36 +64,36 @@ class Load:
     judged_cases: int = 0
     cached_jobs: int = 0
     coalesced_jobs: int = 0
-    mothers_died: int = 0
-    mothers_retired: int = 0
+    fork_servers_died: int = 0
+    fork_servers_retired: int = 0
     verdicts: dict[str, int] = field(default_factory=dict)
 
 
 class Engine:
     """Judges runs; start it with `start`, give it work with `call`."""
 
-    def __init__(self, slots: int, window: int, remember: int, open_house: Callable[[Kind], House]) -> None:
-        """`open_house` starts a mother of a kind; at most `slots` cases run, `window` are with mothers."""
+    def __init__(self, slots: int, window: int, remember: int, open_pool: Callable[[Kind], ServerPool]) -> None:
+        """`open_pool` starts a fork server of a kind; at most `slots` cases run, `window` are with fork servers."""
         self.load = Load()
-        self.houses: dict[Kind, House] = {}
+        self.pools: dict[Kind, ServerPool] = {}
         self.isolations: dict[Kind, str] = {}
-        """What each kind of mother reached when she was last started."""
-        self._leaving: list[House] = []
-        """Mothers that get no more cases and are ended when they have none."""
-        self._slots, self._window, self._open_house = slots, window, open_house
+        """What each kind of fork server reached when it was last started."""
+        self._leaving: list[ServerPool] = []
+        """Fork servers that get no more cases and are ended when they have none."""
+        self._slots, self._window, self._open_pool = slots, window, open_pool
         self._inbox: deque[tuple[Callable[[], None], Refuse]] = deque()
         self._gate = threading.RLock()
         """For the inbox and what wakes: reentrant, since the collector may call `dismiss` anywhere."""
         self._ended: BaseException | None = None
         self._bell = Bell()
-        self._fresh: deque[Run] = deque()
-        self._started: list[Run] = []
+        self._fresh: deque[RunningJob] = deque()
+        self._started: list[RunningJob] = []
         self._alone: deque[Waiting] = deque()
-        self._under_way: dict[int, tuple[Run, int, bool, House]] = {}
-        self._by_key: dict[str, Run] = {}
+        self._under_way: dict[int, tuple[RunningJob, int, bool, ServerPool]] = {}
+        self._by_key: dict[str, RunningJob] = {}
         self._remembered: OrderedDict[str, tuple[Result, int]] = OrderedDict()
         self._remember, self._remembered_bytes = remember, 0
-        self._programs = Programs()
+        self._programs = BinaryCache()
         self._number = 0
         self._stopping = False
         self._thread = threading.Thread(target=self._serve, name="sandbox", daemon=True)
@@ -121,7 +121,7 @@ class Engine:
         refuse(self._ended)
 
     def stop(self) -> None:
-        """End it and its mothers; whoever waits is told that the sandbox closed."""
+        """End it and its fork servers; whoever waits is told that the sandbox closed."""
         self.call(self._stop)
         self._thread.join()
 
@@ -131,8 +131,8 @@ class Engine:
 
     def abandon(self) -> None:
         """In a forked copy of the process: let go of what is the original's."""
-        for house in (*self.houses.values(), *self._leaving):
-            house.mother.abandon()
+        for pool in (*self.pools.values(), *self._leaving):
+            pool.server.abandon()
         self._gate = threading.RLock()
         if self._ended is None:
             self._ended = RuntimeError("the sandbox belongs to the process that this one was forked from")
@@ -147,23 +147,23 @@ class Engine:
             verdicts=dict(self.load.verdicts),
         )
 
-    def house(self, kind: Kind) -> House:
-        """The mother of a kind, started where she is not; only for calls of the thread itself."""
-        if kind in self.houses and self.houses[kind].cases >= _MOST_CASES:
-            self._leaving.append(self.houses.pop(kind))
-            self.load.mothers_retired += 1
+    def pool(self, kind: Kind) -> ServerPool:
+        """The fork server of a kind, started where it is not running; only for calls of the thread itself."""
+        if kind in self.pools and self.pools[kind].cases >= _MOST_CASES:
+            self._leaving.append(self.pools.pop(kind))
+            self.load.fork_servers_retired += 1
             self._end_idle()
-        if kind not in self.houses:
-            self.houses[kind] = self._open_house(kind)
-            self.isolations[kind] = self.houses[kind].isolation
-        return self.houses[kind]
+        if kind not in self.pools:
+            self.pools[kind] = self._open_pool(kind)
+            self.isolations[kind] = self.pools[kind].isolation
+        return self.pools[kind]
 
-    def add(self, runs: Iterable[Run]) -> None:
+    def add(self, runs: Iterable[RunningJob]) -> None:
         """Take on jobs: answer each from what is known, join it to one that is the same, or queue it."""
         for run in runs:
             self._add(run)
 
-    def _add(self, run: Run) -> None:
+    def _add(self, run: RunningJob) -> None:
         known = self._remembered.get(run.key)
         if known is not None:
             self._remembered.move_to_end(run.key)
@@ -188,16 +188,16 @@ class Engine:
                     del self._by_key[key]
                     self._end(run)
 
-    def _end(self, run: Run) -> None:
+    def _end(self, run: RunningJob) -> None:
         run.following = len(run.job.tests)
         if run in self._fresh:
             self._fresh.remove(run)
         if run in self._started:
             self._started.remove(run)
-        for number, (owner, _, _, house) in list(self._under_way.items()):
+        for number, (owner, _, _, pool) in list(self._under_way.items()):
             if owner is run:
-                with contextlib.suppress(MotherDied):
-                    house.mother.cancel(number)
+                with contextlib.suppress(ForkServerDied):
+                    pool.server.cancel(number)
         self._alone = deque(item for item in self._alone if item.run is not run)
 
     def _serve(self) -> None:
@@ -213,9 +213,9 @@ class Engine:
             raise
         finally:
             self._leave(RuntimeError("the sandbox was closed"))
-            for house in (*self.houses.values(), *self._leaving):
-                house.mother.close()
-            self.houses.clear()
+            for pool in (*self.pools.values(), *self._leaving):
+                pool.server.close()
+            self.pools.clear()
             self._leaving.clear()
 
     def _stop(self) -> None:
@@ -247,8 +247,8 @@ class Engine:
             return
         poll = select.poll()
         poll.register(self._bell.fileno(), select.POLLIN)
-        # a mother is heard when idle, too: her death is noticed, and she replaced, before the next job
-        by_file = {house.mother.fileno(): house for house in (*self.houses.values(), *self._leaving)}
+        # a fork server is heard when idle, too: its death is noticed, and it is replaced, before the next job
+        by_file = {pool.server.fileno(): pool for pool in (*self.pools.values(), *self._leaving)}
         for file in by_file:
             poll.register(file, select.POLLIN)
         for file, _ in poll.poll():
@@ -268,7 +268,7 @@ class Engine:
                     self._send(item.run, item.index, item.step)
                     continue
                 return
-            several = len({id(house) for _, _, _, house in self._under_way.values()}) > 1
+            several = len({id(pool) for _, _, _, pool in self._under_way.values()}) > 1
             if len(self._under_way) >= (self._slots if several else self._window):
                 return
             run = self._next()
@@ -277,7 +277,7 @@ class Engine:
             index, step = run.start(self._programs)
             self._take(run, index, step)
 
-    def _next(self) -> Run | None:
+    def _next(self) -> RunningJob | None:
         """The job whose next case is started: one that has nothing under way, a new one, any."""
         run = next_of(self._started)
         if self._fresh and len(self._started) < _STARTED and (run is None or run.under_way):
@@ -285,7 +285,7 @@ class Engine:
             return self._started[-1]
         return run
 
-    def _take(self, run: Run, index: int, step: Step | None) -> None:
+    def _take(self, run: RunningJob, index: int, step: Step | None) -> None:
         """A run's next step, or its being done at this place."""
         if step is not None and step.alone:
             self._alone.append(Waiting(run, index, step))
@@ -294,27 +294,27 @@ class Engine:
         elif run.finished:
             self._finish(run)
 
-    def _send(self, run: Run, index: int, step: Step) -> None:
+    def _send(self, run: RunningJob, index: int, step: Step) -> None:
         try:
-            house = self.house(step.kind)
+            pool = self.pool(step.kind)
         except Exception as error:
             self._refuse(run, error)
             return
         self._number = (self._number + 1) & 0xFFFFFFFF
-        self._under_way[self._number] = (run, index, step.alone, house)
-        house.cases += 1
+        self._under_way[self._number] = (run, index, step.alone, pool)
+        pool.cases += 1
         try:
-            house.mother.send(self._number, step.payloads, step.limits)
-        except MotherDied as error:
-            self._bury(house, error)
+            pool.server.send(self._number, step.payloads, step.limits)
+        except ForkServerDied as error:
+            self._replace(pool, error)
 
-    def _receive(self, house: House) -> None:
-        if house not in (*self.houses.values(), *self._leaving):
+    def _receive(self, pool: ServerPool) -> None:
+        if pool not in (*self.pools.values(), *self._leaving):
             return  # ended since it was heard
         try:
-            number, wall_s, endings = house.mother.receive()
-        except MotherDied as error:
-            self._bury(house, error)
+            number, wall_s, endings = pool.server.receive()
+        except ForkServerDied as error:
+            self._replace(pool, error)
             return
         found = self._under_way.pop(number, None)
         self._end_idle()
@@ -330,36 +330,36 @@ class Engine:
         self._take(run, index, step)
 
     def _end_idle(self) -> None:
-        """End mothers that were replaced and have nothing under way."""
+        """End fork servers that were replaced and have nothing under way."""
         if not self._leaving:
             return
-        busy = {id(house) for _, _, _, house in self._under_way.values()}
-        for house in [house for house in self._leaving if id(house) not in busy]:
-            self._leaving.remove(house)
-            house.mother.close()
+        busy = {id(pool) for _, _, _, pool in self._under_way.values()}
+        for pool in [pool for pool in self._leaving if id(pool) not in busy]:
+            self._leaving.remove(pool)
+            pool.server.close()
 
-    def _bury(self, house: House, error: MotherDied) -> None:
-        """A mother died: close what is left of her, and do again what was under way with her."""
-        self.load.mothers_died += 1
-        if house in self._leaving:
-            self._leaving.remove(house)
+    def _replace(self, pool: ServerPool, error: ForkServerDied) -> None:
+        """A fork server died: close what is left of it, and do again what was under way with it."""
+        self.load.fork_servers_died += 1
+        if pool in self._leaving:
+            self._leaving.remove(pool)
         else:
-            self.houses.pop(house.kind)
-        house.mother.close()
-        touched: dict[int, Run] = {}
+            self.pools.pop(pool.kind)
+        pool.server.close()
+        touched: dict[int, RunningJob] = {}
         for number, (run, _, _, at) in list(self._under_way.items()):
-            if at is house:
+            if at is pool:
                 del self._under_way[number]
                 touched[id(run)] = run
         for run in touched.values():
-            run.events = (*run.events, f"the sandbox's mother died: {error}"[:500])
+            run.events = (*run.events, f"the sandbox's fork server died: {error}"[:500])
             self._alone = deque(item for item in self._alone if item.run is not run)
             self._under_way = {number: item for number, item in self._under_way.items() if item[0] is not run}
             run.rewind()
             if run.finished and run.waiters:
                 self._finish(run)
 
-    def _finish(self, run: Run) -> None:
+    def _finish(self, run: RunningJob) -> None:
         if run in self._started:
             self._started.remove(run)
         self._by_key.pop(run.key, None)
@@ -379,7 +379,7 @@ class Engine:
             _, (_, freed) = self._remembered.popitem(last=False)
             self._remembered_bytes -= freed
 
-    def _refuse(self, run: Run, error: BaseException) -> None:
+    def _refuse(self, run: RunningJob, error: BaseException) -> None:
         """This machine cannot judge a job at all."""
         self._by_key.pop(run.key, None)
         self._end(run)

@@ -1,4 +1,4 @@
-"""The trainer's end of one mother: start it, hand it cases as files, read how they ended."""
+"""The trainer's end of one server: start it, hand it cases as files, read how they ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qwq_rl.sandbox.inside import seccomp
-from qwq_rl.sandbox.inside.wire import FILES, PROCESS, READY, REPLY, REQUEST, Plan
+from qwq_rl.sandbox.inside.wire import FILES, PROCESS, READY, REPLY, REQUEST, ForkServerPlan
 from qwq_rl.sandbox.protocol import Limits
 
 _START = """
@@ -25,12 +25,12 @@ register, os.register_at_fork = os.register_at_fork, lambda **hooks: None
 for name, path in {packages!r}:
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [path]
-from qwq_rl.sandbox.inside import fork_server as mother
-from qwq_rl.sandbox.inside.wire import Outfit, Plan
+from qwq_rl.sandbox.inside import fork_server
+from qwq_rl.sandbox.inside.wire import ForkServerPlan, Profile
 os.register_at_fork = register
-mother.main({fd}, {plan!r})
+fork_server.main({fd}, {plan!r})
 """
-"""Empty parent packages stand in for ours, so that the mother loads what is inside, nothing else.
+"""Empty parent packages stand in for ours, so that the fork server loads what is inside, nothing else.
 
 No module hooks into fork: `random` would seed every child anew, `threading` renew locks that nobody holds; both cost
 a third of a millisecond a child.
@@ -41,12 +41,12 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    "LD_BIND_NOW": "1",  # names bound once in her, not again by every child
+    "LD_BIND_NOW": "1",  # names are bound once in the server, not again by every child
 }
 
 
-class MotherDied(Exception):
-    """The mother ended or no longer answers; the text holds what it last said."""
+class ForkServerDied(Exception):
+    """The fork server ended or no longer answers; the text holds what it last said."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Ending:
     exit: int
     """Exit status, or minus a signal's number."""
     ended_for: str
-    """`cpu`, `wall`, `refused` (too many calls that it may not make) or `cancelled` where the mother ended it."""
+    """`cpu`, `wall`, `refused` (too many calls that it may not make) or `cancelled` where the fork server ended it."""
     cpu_s: float
     memory_mb: float
     shut_in: bool
@@ -82,14 +82,14 @@ class Ending:
 _ENDED_FOR = {b"c": "cpu", b"w": "wall", b"r": "refused", b"x": "cancelled"}
 
 
-class Mother:
-    """One running mother. Not thread-safe; `close` it."""
+class ForkServerLink:
+    """One running fork server. Not thread-safe; `close` it."""
 
-    def __init__(self, plan: Plan) -> None:
-        """Start it and wait for its greeting. Raises `MotherDied`."""
+    def __init__(self, plan: ForkServerPlan) -> None:
+        """Start it and wait for its greeting. Raises `ForkServerDied`."""
         self.plan = plan
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._said = os.memfd_create("mother")
+        self._said = os.memfd_create("fork server")
         start = _START.format(packages=packages(), fd=theirs.fileno(), plan=plan)
         # as isolated as -I is, but with a hash seed that is fixed: a verdict must not depend on it
         self.process = subprocess.Popen(
@@ -111,7 +111,7 @@ class Mother:
             raise
 
     def send(self, number: int, payloads: Sequence[Payload], limits: Limits) -> None:
-        """Have a case run, one process a payload. Raises `MotherDied`."""
+        """Have a case run, one process a payload. Raises `ForkServerDied`."""
         files = [_files(payload) for payload in payloads]
         self._cases[number] = (files, limits)
         size = limits.output_kb * 1024 + 1  # one byte more than is allowed tells too much from just enough
@@ -120,21 +120,21 @@ class Mother:
         try:
             socket.send_fds(self._control, [request], [file for group in files for file in group])
         except OSError as error:
-            raise MotherDied(f"{error}: {self._last_words()}") from None
+            raise ForkServerDied(f"{error}: {self._last_words()}") from None
 
     def cancel(self, number: int) -> None:
-        """End a case; it is still received. Raises `MotherDied`."""
+        """End a case; it is still received. Raises `ForkServerDied`."""
         try:
             self._control.send(REQUEST.pack(number, 0, 0.0, 0.0, 0, 0))
         except OSError as error:
-            raise MotherDied(f"{error}: {self._last_words()}") from None
+            raise ForkServerDied(f"{error}: {self._last_words()}") from None
 
     def fileno(self) -> int:
         """The descriptor that is readable when there is something to receive."""
         return self._control.fileno()
 
     def receive(self) -> tuple[int, float, list[Ending]]:
-        """Wait for a case to end: its number, its wall seconds and how its processes ended. Raises `MotherDied`."""
+        """Wait for a case to end: its number, its wall seconds and how its processes ended. Raises `ForkServerDied`."""
         patience = max((limits.wall_s for _, limits in self._cases.values()), default=0.0) * 2 + 30
         packet = self._receive(patience)
         number, wall_s = REPLY.unpack_from(packet)
@@ -154,8 +154,8 @@ class Mother:
     def close(self) -> None:
         """End it and everything it runs."""
         self.abandon()
-        if self.plan.outfit.scratch:
-            shutil.rmtree(self.plan.outfit.scratch, ignore_errors=True)
+        if self.plan.profile.scratch:
+            shutil.rmtree(self.plan.profile.scratch, ignore_errors=True)
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
@@ -178,9 +178,9 @@ class Mother:
         try:
             packet = self._control.recv(4096)
         except OSError as error:
-            raise MotherDied(f"{error}: {self._last_words()}") from None
+            raise ForkServerDied(f"{error}: {self._last_words()}") from None
         if not packet:
-            raise MotherDied(self._last_words())
+            raise ForkServerDied(self._last_words())
         return packet
 
     def _last_words(self) -> str:

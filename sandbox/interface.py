@@ -22,7 +22,7 @@ class Submitted(Protocol):
         """Judge no more of them."""
 
 
-class Judging(ABC):
+class SandboxInterface(ABC):
     """Judges jobs that `submit` takes, and keeps test sets for them."""
 
     def __init__(self, test_sets: KeptTests) -> None:

@@ -1,4 +1,4 @@
-"""Judging jobs on this machine: an engine of our own, started when first needed."""
+"""SandboxInterface jobs on this machine: an engine of our own, started when first needed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
-from qwq_rl.sandbox import languages, probes
-from qwq_rl.sandbox import profiles as outfits
-from qwq_rl.sandbox.engine import Engine, House, Load
-from qwq_rl.sandbox.fork_server_link import Mother, MotherDied
-from qwq_rl.sandbox.interface import Deliver, Judging
+from qwq_rl.sandbox import languages, probes, profiles
+from qwq_rl.sandbox.engine import Engine, Load, ServerPool
+from qwq_rl.sandbox.fork_server_link import ForkServerDied, ForkServerLink
+from qwq_rl.sandbox.interface import Deliver, SandboxInterface
 from qwq_rl.sandbox.profiles import Kind
 from qwq_rl.sandbox.protocol import (
     LANGUAGES,
@@ -28,14 +27,14 @@ from qwq_rl.sandbox.protocol import (
     JobError,
     tests_hash,
 )
-from qwq_rl.sandbox.running_jobs import Run, Waiter, answer_all
+from qwq_rl.sandbox.running_jobs import RunningJob, Waiter, answer_all
 from qwq_rl.sandbox.stored_tests import KEPT_BYTES, KeptTests
-from qwq_rl.sandbox.unjailed import PlainMother
+from qwq_rl.sandbox.unjailed import UnjailedServer
 
 _MOST_SLOTS = 32
-"""More than one mother can feed."""
+"""More than one fork server can feed."""
 _AHEAD = 2
-"""Cases that wait with a mother, so that she never waits for us."""
+"""Cases that wait with a fork server, so that it never waits for us."""
 WALLS = ("cgroups", "root", "namespaces", "landlock", "seccomp", "notices", "limits")
 """What can be left out, to see what a machine that lacks it would give."""
 
@@ -56,10 +55,10 @@ class Ticket:
         self._engine.call(lambda: self._engine.drop(self._waiters))
 
 
-class LocalSandbox(Judging):
+class LocalSandbox(SandboxInterface):
     """Judges jobs in jailed children of warm interpreters; a context manager, to be shared between threads.
 
-    A forked copy of this process gets mothers of its own. A mother that dies is replaced and what was unfinished is
+    A forked copy of this process gets fork servers of its own. One that dies is replaced, and what was unfinished is
     judged again, twice; then it is `sandbox_error`. Judging raises `SandboxUnavailable` where none starts or the
     isolation is below what is required, and `JobError` for a test set that was not put in or a language that this
     machine lacks.
@@ -110,7 +109,7 @@ class LocalSandbox(Judging):
     @property
     def isolation(self) -> str:
         """The level that Python programs get, proven by attempts in the jail. Raises `SandboxUnavailable`."""
-        return self._ask(lambda engine: engine.house("lean")).isolation
+        return self._ask(lambda engine: engine.pool("lean")).isolation
 
     @property
     def load(self) -> Load:
@@ -126,12 +125,12 @@ class LocalSandbox(Judging):
         return {name: version for name, version in found.items() if version}
 
     def probe(self, kind: Kind = "lean") -> tuple[dict[str, bool], dict[str, object]]:
-        """Which attempts to break out succeed, and what the mother of that kind found available."""
-        house = self._ask(lambda engine: engine.house(kind))
-        return dict(house.succeeded), dict(house.mother.greeting)
+        """Which attempts to break out succeed, and what the fork server of that kind found available."""
+        pool = self._ask(lambda engine: engine.pool(kind))
+        return dict(pool.succeeded), dict(pool.server.greeting)
 
     def close(self) -> None:
-        """End the mothers and all that runs; a later `judge` starts others."""
+        """End the fork servers and all that runs; a later `judge` starts others."""
         with self._lock:
             engine = self._engine
             self._let_go()
@@ -145,9 +144,9 @@ class LocalSandbox(Judging):
         self.close()
 
     @property
-    def _mother(self) -> Mother | None:
-        house = None if self._engine is None else self._engine.houses.get("lean")
-        return house.mother if house is not None and isinstance(house.mother, Mother) else None
+    def _link(self) -> ForkServerLink | None:
+        pool = None if self._engine is None else self._engine.pools.get("lean")
+        return pool.server if pool is not None and isinstance(pool.server, ForkServerLink) else None
 
     def _started(self) -> Engine:
         with self._lock:
@@ -164,7 +163,7 @@ class LocalSandbox(Judging):
                 window = max(1, min(self.slots + _AHEAD, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 20))
                 opening = _Opening(self.slots, self._floor, self._allow_unsafe, self._without)
                 try:
-                    engine = Engine(self.slots, window, self._remember, opening.house)
+                    engine = Engine(self.slots, window, self._remember, opening.pool)
                     engine.start()
                 except (OSError, RuntimeError) as error:  # no descriptor or no thread is left
                     raise SandboxUnavailable(f"the sandbox did not start: {error}") from error
@@ -176,10 +175,10 @@ class LocalSandbox(Judging):
         if self._dismissal is not None:
             self._dismissal.detach()
 
-    def _ask(self, question: Callable[[Engine], House]) -> House:
+    def _ask(self, question: Callable[[Engine], ServerPool]) -> ServerPool:
         """Have the engine's thread answer."""
         engine = self._started()
-        answer: SimpleQueue[House | BaseException] = SimpleQueue()
+        answer: SimpleQueue[ServerPool | BaseException] = SimpleQueue()
 
         def act() -> None:
             try:
@@ -204,14 +203,14 @@ class LocalSandbox(Judging):
             return job
         return replace(job, tests=self._test_sets.get(job.tests_ref), tests_ref=None)
 
-    def _run(self, job: Job, index: int, deliver: Callable[[int, Any], None], hashes: dict[int, str]) -> Run:
+    def _run(self, job: Job, index: int, deliver: Callable[[int, Any], None], hashes: dict[int, str]) -> RunningJob:
         if id(job.tests) not in hashes:
             hashes[id(job.tests)] = tests_hash(job.tests)
         told = (job.code, job.language, job.entry_point, job.compare, job.mode, job.limits, job.checker)
         # what is only run may be meant to differ from time to time
         once = os.urandom(8).hex() if job.run_only else ""
         key = hashlib.sha256(repr((told, hashes[id(job.tests)], once)).encode("utf-8", "surrogatepass")).hexdigest()
-        return Run(job, key, [Waiter(job.id, lambda result: deliver(index, result))])
+        return RunningJob(job, key, [Waiter(job.id, lambda result: deliver(index, result))])
 
     def _forget(self) -> None:
         """In a forked copy of the process: the engine belongs to the original."""
@@ -223,35 +222,35 @@ class LocalSandbox(Judging):
 
 
 class _Opening:
-    """Starts mothers with one sandbox's settings."""
+    """Starts fork servers with one sandbox's settings."""
 
     def __init__(self, slots: int, floor: int, allow_unsafe: bool, without: Collection[str]) -> None:
         self._slots, self._floor, self._allow_unsafe, self._without = slots, floor, allow_unsafe, without
 
-    def house(self, kind: Kind) -> House:
-        """A mother whose walls were tried. Raises `SandboxUnavailable`."""
+    def pool(self, kind: Kind) -> ServerPool:
+        """A fork server whose walls were tried. Raises `SandboxUnavailable`."""
         if sys.platform != "linux":
-            return self._tried(kind, PlainMother(self._slots))
+            return self._tried(kind, UnjailedServer(self._slots))
         scratch = tempfile.mkdtemp(prefix="qwq-sandbox-") if kind == "native" else ""
         try:
-            mother = Mother(outfits.plan(kind, self._slots, self._without, scratch))
-        except (MotherDied, OSError) as error:
+            server = ForkServerLink(profiles.plan(kind, self._slots, self._without, scratch))
+        except (ForkServerDied, OSError) as error:
             shutil.rmtree(scratch, ignore_errors=True)
             raise SandboxUnavailable(f"the sandbox did not start: {error}") from error
-        return self._tried(kind, mother)
+        return self._tried(kind, server)
 
-    def _tried(self, kind: Kind, mother: Mother | PlainMother) -> House:
+    def _tried(self, kind: Kind, server: ForkServerLink | UnjailedServer) -> ServerPool:
         try:
-            succeeded = probes.attempt(mother)
-        except MotherDied as error:
-            mother.close()
+            succeeded = probes.attempt(server)
+        except ForkServerDied as error:
+            server.close()
             raise SandboxUnavailable(f"the sandbox died when it was tried: {error}") from error
-        reached = probes.level(succeeded, mother.greeting, native=kind == "native")
+        reached = probes.level(succeeded, server.greeting, native=kind == "native")
         lacking = probes.what_is_lacking(reached, LEVELS[self._floor], self._allow_unsafe)
         if lacking:
-            mother.close()
+            server.close()
             raise SandboxUnavailable(lacking)
-        return House(kind, mother, reached, succeeded)
+        return ServerPool(kind, server, reached, succeeded)
 
 
 _living: weakref.WeakSet[LocalSandbox] = weakref.WeakSet()

@@ -7,9 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from qwq_rl.sandbox.fork_server_link import Mother, Payload
+from qwq_rl.sandbox.fork_server_link import ForkServerLink, Payload
 from qwq_rl.sandbox.protocol import LEVELS, Limits
-from qwq_rl.sandbox.unjailed import PlainMother
+from qwq_rl.sandbox.unjailed import UnjailedServer
 
 ATTEMPTS = """
 import json, mmap, os, resource, socket, sys
@@ -49,11 +49,11 @@ _FOR_L3 = ("see files", "see parent")
 _LIMITS = Limits(cpu_s=10, wall_s=60, memory_mb=64)
 
 
-def attempt(mother: Mother | PlainMother) -> dict[str, bool]:
-    """Run the program of attempts in a jail. Raises `MotherDied`."""
+def attempt(server: ForkServerLink | UnjailedServer) -> dict[str, bool]:
+    """Run the program of attempts in a jail. Raises `ForkServerDied`."""
     path = os.path.abspath(__file__)
-    mother.send(0, [Payload("program", {"code": ATTEMPTS}, f"{path}\n".encode())], _LIMITS)
-    _, _, (ending,) = mother.receive()
+    server.send(0, [Payload("program", {"code": ATTEMPTS}, f"{path}\n".encode())], _LIMITS)
+    _, _, (ending,) = server.receive()
     return read(ending.stdout.decode("utf-8", "replace")) if ending.shut_in else {}
 
 

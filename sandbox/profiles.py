@@ -1,4 +1,4 @@
-"""What each kind of mother lets her children read, and what she has ready for them."""
+"""What each kind of fork server lets its children read, and what it has ready for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from qwq_rl.sandbox.compiled import header_folder
-from qwq_rl.sandbox.inside.wire import Outfit, Plan
+from qwq_rl.sandbox.inside.wire import ForkServerPlan, Profile
 
 Kind = Literal["lean", "scientific", "native"]
 """Warm Pythons with the standard library; those with numpy and the like besides; everything that is executed."""
@@ -32,7 +32,7 @@ _PRELOADED = ("numpy", "sympy", "networkx", "sortedcontainers")
 _MENTIONS = re.compile(rf"\b(?:{'|'.join(_PACKAGES)})\b")
 _THREADS = 64
 _SHARE = 0.8
-"""Of the machine's memory: what one mother and all her children may have together, so that the machine lives on."""
+"""Of the machine's memory: what a fork server and all its children may have together, so that the machine lives on."""
 
 
 def kind_of(code: str) -> Kind:
@@ -40,8 +40,8 @@ def kind_of(code: str) -> Kind:
     return "scientific" if _MENTIONS.search(code) and _installed() else "lean"
 
 
-def plan(kind: Kind, slots: int, without: Collection[str], scratch: str = "") -> Plan:
-    """The mother of a kind; `scratch` is the folder that compilers write in where there is no better one."""
+def plan(kind: Kind, slots: int, without: Collection[str], scratch: str = "") -> ForkServerPlan:
+    """The fork server of a kind; `scratch` is the folder that compilers write in where there is no better one."""
     patterns = (*_LIBRARIES, *_TOOLS) if kind == "native" else _LIBRARIES
     readable = [path for pattern in patterns for path in sorted(glob.glob(pattern))]
     search: tuple[str, ...] = ()
@@ -51,9 +51,9 @@ def plan(kind: Kind, slots: int, without: Collection[str], scratch: str = "") ->
         readable += _installed()
         search = tuple(sorted({os.path.dirname(path) for path in _installed()}))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Plan(
+    return ForkServerPlan(
         slots,
-        Outfit(tuple(readable), native=kind == "native", scratch=scratch),
+        Profile(tuple(readable), native=kind == "native", scratch=scratch),
         tuple(sorted(without)),
         memory_bytes=int(memory * _SHARE),
         tasks=slots * _THREADS + 16,

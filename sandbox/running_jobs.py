@@ -7,10 +7,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from qwq_rl.sandbox import cases, languages
-from qwq_rl.sandbox import profiles as outfits
-from qwq_rl.sandbox.cases import Judged, Outcome, Step
-from qwq_rl.sandbox.compiled import Programs
+from qwq_rl.sandbox import cases, languages, profiles
+from qwq_rl.sandbox.cases import JudgedCase, Outcome, Step
+from qwq_rl.sandbox.compiled import BinaryCache
 from qwq_rl.sandbox.protocol import CaseResult, CaseVerdict, Job, Result
 
 PREPARATION = -1
@@ -19,7 +18,7 @@ TOGETHER = -2
 """Stands there for the first cases, tried in one process."""
 _SKIPPED = CaseResult("skipped")
 MOST_DEATHS = 3
-"""So often a mother may die under a job before it is given up."""
+"""So often a fork server may die under a job before it is given up."""
 
 
 @dataclass(eq=False)
@@ -45,7 +44,7 @@ def answer_all(waiters: Iterable[Waiter], error: BaseException) -> None:
 
 
 @dataclass(eq=False)
-class Run:
+class RunningJob:
     """A job, asked for by one or more."""
 
     job: Job
@@ -54,7 +53,7 @@ class Run:
     waiters: list[Waiter]
     program: bytes | None = None
     """What the cases run; None until it is made."""
-    judged: dict[int, Judged] = field(default_factory=dict)
+    judged: dict[int, JudgedCase] = field(default_factory=dict)
     under_way: dict[int, cases.Steps | cases.Compilation | cases.Together] = field(default_factory=dict)
     tried_together: bool = False
     following: int = 0
@@ -63,9 +62,9 @@ class Run:
     deaths: int = 0
 
     @property
-    def kind(self) -> outfits.Kind:
-        """The mother whose children run its cases."""
-        return outfits.kind_of(self.job.code) if self.job.language == "python" else "native"
+    def kind(self) -> profiles.Kind:
+        """The fork server whose children run its cases."""
+        return profiles.kind_of(self.job.code) if self.job.language == "python" else "native"
 
     @property
     def runtime(self) -> str:
@@ -94,7 +93,7 @@ class Run:
         """Whether its result stands."""
         return not self.under_way and not self.waiting
 
-    def start(self, programs: Programs) -> tuple[int, Step | None]:
+    def start(self, programs: BinaryCache) -> tuple[int, Step | None]:
         """Begin what is next: its place and its first step."""
         if self.program is None:
             return self._advance(PREPARATION, cases.compilation(self.job, programs), None)
@@ -110,7 +109,7 @@ class Run:
         return self._advance(index, self.under_way[index], outcome)[1]
 
     def rewind(self) -> None:
-        """A mother died: what was under way is to be done again, or given up."""
+        """A fork server died: what was under way is to be done again, or given up."""
         if not self.under_way:
             return
         self.under_way.clear()
@@ -118,7 +117,7 @@ class Run:
         if self.deaths < MOST_DEATHS:
             self.following = min((index for index in range(len(self.job.tests)) if index not in self.judged), default=0)
             return
-        fault = Judged(CaseResult("sandbox_error", stderr="the sandbox's processes died under it\n"))
+        fault = JudgedCase(CaseResult("sandbox_error", stderr="the sandbox's processes died under it\n"))
         if self.program is None:
             self.judged.setdefault(0, fault)
             return
@@ -162,7 +161,7 @@ def _overall(shown: Sequence[CaseResult]) -> CaseVerdict:
     return (by_itself or failures or ["accepted"])[0]
 
 
-def next_of(runs: Iterable[Run]) -> Run | None:
+def next_of(runs: Iterable[RunningJob]) -> RunningJob | None:
     """Of started jobs the one whose next case is to be started: an idle one, else the one with least under way."""
     waiting = [run for run in runs if run.waiting]
     return min(waiting, key=lambda run: len(run.under_way), default=None)

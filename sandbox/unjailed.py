@@ -39,8 +39,8 @@ _RESIDENT_UNIT = 1 if sys.platform == "darwin" else 1024
 _Process = tuple["subprocess.Popen[bytes]", list[IO[bytes]]]
 
 
-class PlainMother:
-    """Stands in for a mother, with the same calls; a thread a case. Not thread-safe; `close` it."""
+class UnjailedServer:
+    """Stands in for a fork server, with the same calls; a thread a case. Not thread-safe; `close` it."""
 
     greeting: Mapping[str, Any] = dict.fromkeys(
         ("seccomp", "landlock", "namespaces", "own_root", "own_user", "cgroups", "notices"), 0

@@ -37,7 +37,7 @@ def _stage(folder: StageFolder) -> Iterator[str]:
     if kind == "rl" and not rollouts:
         yield f"{folder.path}: no rollouts"
     for path in rollouts:
-        yield from _lines(path, records.Rollout)
+        yield from _lines(path, records.RolloutRecord)
 
 
 def _file(path: Path, schema: Any) -> Iterator[str]:

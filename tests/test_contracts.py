@@ -51,7 +51,7 @@ RECORDS: dict[str, Any] = {
     "evaluation_line": records.EvaluationLine,
     "evaluation": records.Evaluation,
     "evaluation_prompt": records.EvaluationPrompt,
-    "rollout": records.Rollout,
+    "rollout": records.RolloutRecord,
     "summary": records.Summary,
     "provenance": records.Provenance,
 }
@@ -125,7 +125,7 @@ def test_what_an_audit_writes_conforms() -> None:
 
 
 def test_the_finishes_of_a_record_are_those_of_a_response() -> None:
-    assert get_args(get_type_hints(Response)["finish"]) == get_args(get_type_hints(records.Rollout)["finish"])
+    assert get_args(get_type_hints(Response)["finish"]) == get_args(get_type_hints(records.RolloutRecord)["finish"])
 
 
 def test_the_example_job_is_read_and_written_as_it_stands() -> None:
@@ -245,7 +245,7 @@ def test_what_a_round_of_rollouts_writes_conforms() -> None:
     line = rollout_line(rollout, advantage=0.5)
     shared = {name: example("metrics_rl")[name] for name in records.Update.__annotations__}
 
-    assert conforms(line, records.Rollout) == []
+    assert conforms(line, records.RolloutRecord) == []
     assert (
         conforms({**shared, "kind": "rl", "kl": 0.0, "seconds": {}, **summarise_round([line])}, records.RlMetrics) == []
     )

@@ -20,8 +20,8 @@ from qwq_rl.errors import RecipeError, RunStateError, UserError
 from qwq_rl.run_folder.checkpoints import mark_complete
 from qwq_rl.run_folder.files import RunFolder, read_json, read_lines, write_lines
 from qwq_rl.run_folder.locks import hold
-from qwq_rl.stages.callbacks import Stop
-from qwq_rl.stages.context import Setting
+from qwq_rl.stages.callbacks import StopRequest
+from qwq_rl.stages.context import StageContext
 from qwq_rl.stages.lineage import agreed_contract, stage_contract, tokenizer_items
 from qwq_rl.stages.provenance import collect
 from qwq_rl.train import _check_world, _finished, main, run_as_program
@@ -58,9 +58,9 @@ def run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return made
 
 
-def setting(run: RunFolder, stage: str) -> Setting:
+def context(run: RunFolder, stage: str) -> StageContext:
     """Where a stage of the run begins."""
-    return Setting(run, run.stage(stage), run.path, 1, None, Clock(), Stop())
+    return StageContext(run, run.stage(stage), run.path, 1, None, Clock(), StopRequest())
 
 
 def test_a_stage_is_done_with_what_it_says_last(recipe: Path, run: RunFolder) -> None:
@@ -84,7 +84,7 @@ def test_where_it_came_from_is_recorded(recipe: Path, run: RunFolder) -> None:
     stage = load_stage(recipe)
 
     tokenizer = AutoTokenizer.from_pretrained(run.stage("0_stage").final)
-    contract = {**agreed_contract(stage, setting(run, "0_stage")), **tokenizer_items(tokenizer)}
+    contract = {**agreed_contract(stage, context(run, "0_stage")), **tokenizer_items(tokenizer)}
 
     assert said == collect("0_stage", recipe, stage, 1, ["qwq_rl.train", str(recipe), "--run", str(run.path)], contract)
     assert contract["eos"] == "<|im_end|>"
@@ -100,7 +100,7 @@ def test_the_contract_of_a_stage_tells_verifiers_and_templates_apart(run: RunFol
             f"domains: {{math: {{verifiers: {{math: {parameters}}}}}}}, "
             "evaluate: {every: 1, sets: [tiny/tuning], samples: 1}, checkpoint: {every: 1, keep: 1}}"
         )
-    here = setting(run, "1_stage")
+    here = context(run, "1_stage")
     one, other = (stage_contract(load_stage(tmp_path / f"{name}.yaml"), here) for name in ("one", "other"))
     with (tmp_path / "x" / "chat_template.jinja").open("a") as file:
         file.write(" ")

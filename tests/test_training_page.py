@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from qwq_rl.algorithms.named import ALGORITHMS
-from qwq_rl.config.blocks import Limits
+from qwq_rl.config.blocks import LimitsBlock
 from qwq_rl.config.recipe import load_stage
 from qwq_rl.config.stages import RlRecipe
 
@@ -88,9 +88,9 @@ def test_the_objective_of_ones_own_is_a_policy_loss() -> None:
 
 
 def test_every_limit_stands_on_the_page() -> None:
-    section = PAGE.split("\n## Limits\n")[1].split("\n## ")[0]
+    section = PAGE.split("\n## LimitsBlock\n")[1].split("\n## ")[0]
 
-    assert [name for name in Limits.__dataclass_fields__ if f"`{name}`" not in section] == []
+    assert [name for name in LimitsBlock.__dataclass_fields__ if f"`{name}`" not in section] == []
 
 
 def test_every_file_that_is_named_is_there() -> None:

@@ -46,7 +46,7 @@ _INLINE = Running("inline")
 
 
 @dataclass(frozen=True, eq=False)
-class Loaded:
+class LoadedVerifier:
     """A verifier and what it takes to load it again elsewhere. Called itself, it judges here and now, unshielded."""
 
     verifier: Verifier
@@ -68,7 +68,7 @@ class Loaded:
         return json.dumps([self.spec, dict(self.params), self.folder], sort_keys=True, default=repr)
 
 
-def load(spec: str, params: Mapping[str, Any] | None = None) -> Loaded:
+def load(spec: str, params: Mapping[str, Any] | None = None) -> LoadedVerifier:
     """Resolve `spec` to a verifier; `qwq_rl.verifiers.runner.judge.judge` runs it as it declares.
 
     `spec` is a built-in name, an entry point of the group `qwq_rl.verifiers`, `package.module:name` or
@@ -80,7 +80,7 @@ def load(spec: str, params: Mapping[str, Any] | None = None) -> Loaded:
     made = _made(spec, found, params) if _makes_verifier(spec, found, params) else found
     running = declared(made) or declared(found) or (_INLINE if spec in BUILT_IN else Running())
     verifier: Verifier = adapt(made) if _shape(made) == "trl" else made
-    return Loaded(verifier, spec, params, os.getcwd(), running)
+    return LoadedVerifier(verifier, spec, params, os.getcwd(), running)
 
 
 def declared(verifier: Any) -> Running | None:

@@ -31,7 +31,7 @@ _Said = list[tuple[float | None, str]]
 """Score and status of each verdict on a response."""
 
 
-class Judging(Protocol):
+class Auditable(Protocol):
     """What is audited: `qwq_rl.rewards.scorer.Scorer`, `Grader`, or one verifier."""
 
     def score(self, items: Sequence[Item]) -> list[Scored]:
@@ -66,7 +66,7 @@ class Alone:
 
 
 @dataclass
-class _Case:
+class _AuditedRow:
     """One row under audit, and what was found."""
 
     place: int
@@ -105,7 +105,7 @@ class _Case:
 
 def audit(
     rows: Iterable[tuple[int, Row]],
-    judging: Judging,
+    judging: Auditable,
     *,
     opened: bool = False,
     seconds: float | None = None,
@@ -126,7 +126,7 @@ def audit(
         if seconds is not None and done and time.monotonic() - started > seconds:
             complete = False
             break
-        cases = [_Case(place, row, judging.checks(row)) for place, row in batch]
+        cases = [_AuditedRow(place, row, judging.checks(row)) for place, row in batch]
         audit_cases(cases, judging, opened)
         for case in cases:
             fresh = {id(verifier) for check, verifier in case.checks if check.role == "score"} - hardened
@@ -142,7 +142,7 @@ def audit(
     return Report(done, is_open, proven, complete, time.monotonic() - started, slowest, tuple(findings))
 
 
-def audit_cases(cases: Sequence[_Case], judging: Judging, opened: bool) -> None:
+def audit_cases(cases: Sequence[_AuditedRow], judging: Auditable, opened: bool) -> None:
     """Three rounds over some rows, the later ones for those that are sound so far."""
     for case in cases:
         try:
@@ -160,7 +160,7 @@ def audit_cases(cases: Sequence[_Case], judging: Judging, opened: bool) -> None:
             case.find("form", case.form)
 
 
-def _prove(cases: Sequence[_Case], judging: Judging) -> None:
+def _prove(cases: Sequence[_AuditedRow], judging: Auditable) -> None:
     """Round one: what must pass."""
     asked = [(case, claim, at) for case in cases for claim in case.claims for at in range(len(claim.responses))]
     judged = judging.score([(case.row, claim.responses[at]) for case, claim, at in asked])
@@ -201,7 +201,7 @@ def _is_fault(scored: Scored) -> bool:
     return any(said.score is None and said.status != "bad_reference" for said in scored.verdicts.values())
 
 
-def _refusal(case: _Case, claim: Claim, results: Sequence[Scored]) -> str:
+def _refusal(case: _AuditedRow, claim: Claim, results: Sequence[Scored]) -> str:
     """Why none of a claim's responses passed: what was said of the one that came furthest."""
     furthest = max(
         results, key=lambda scored: all(verdict.status != "no_answer" for verdict in scored.verdicts.values())
@@ -218,7 +218,7 @@ def _refusal(case: _Case, claim: Claim, results: Sequence[Scored]) -> str:
     return f"{what} does not pass: {'; '.join(said)}"
 
 
-def _refuse(cases: Sequence[_Case], judging: Judging) -> None:
+def _refuse(cases: Sequence[_AuditedRow], judging: Auditable) -> None:
     """Round two: what must not pass, hedges last, as the other answer must be known to be wrong."""
     _must_fail(cases, judging, lambda case: unanswered(case.right.answer if case.right else "hm"), "empty")
     _must_fail(cases, judging, lambda case: [answered(text) for text in GARBAGE], "garbage")
@@ -228,12 +228,12 @@ def _refuse(cases: Sequence[_Case], judging: Judging) -> None:
     _must_fail(sure, judging, lambda case: _hedged(case), "hedge")
 
 
-def _hedged(case: _Case) -> list[Response]:
+def _hedged(case: _AuditedRow) -> list[Response]:
     return [answered(text) for text in hedges(case.right.answer if case.right else "", case.wrong or "")]
 
 
 def _must_fail(
-    cases: Sequence[_Case], judging: Judging, responses: Callable[[_Case], list[Response]], kind: Kind
+    cases: Sequence[_AuditedRow], judging: Auditable, responses: Callable[[_AuditedRow], list[Response]], kind: Kind
 ) -> None:
     asked = [(case, response) for case in cases for response in responses(case)]
     for (case, response), scored in zip(asked, judging.score([(c.row, r) for c, r in asked]), strict=True):
@@ -250,7 +250,7 @@ def _unjudged(scored: Scored) -> Verdict | None:
     return next((verdict for verdict in scored.verdicts.values() if verdict.score is None), None)
 
 
-def _repeat(cases: Sequence[_Case], judging: Judging) -> None:
+def _repeat(cases: Sequence[_AuditedRow], judging: Auditable) -> None:
     """Round three: what passed passes again, and garbage fails as it did, in another company."""
     asked = [(case, response) for case in cases[::-1] for response in (answered(GARBAGE[0]), case.right) if response]
     for (case, response), scored in zip(asked, judging.score([(c.row, r) for c, r in asked]), strict=True):
@@ -267,7 +267,7 @@ def _words(said: _Said) -> str:
     return ", ".join(f"{status} ({score})" for score, status in said)
 
 
-def _hostile(case: _Case, judging: Judging) -> float:
+def _hostile(case: _AuditedRow, judging: Auditable) -> float:
     """Seconds of the longest verdict on a hostile text; notes those that take too long or get none."""
     longest = 0.0
     for name, text in HOSTILE.items():

@@ -141,7 +141,7 @@ def judge_again(
     """
     chosen = [(line, own) for line in lines if (own := _own(line, wanted, name)) is not None]
     known = [(line, own) for line, own in chosen if line["row"] in rows]
-    ends, decode = _eos(stage), _Decoder(stage)
+    ends, decode = _eos(stage), _LazyTokenizer(stage)
     scorers: dict[tuple[str, str], Scorer] = {}
     found: list[Again] = []
     for start in range(0, len(known), BATCH):
@@ -197,7 +197,7 @@ def _eos(stage: StageFolder) -> str | None:
     return (provenance.get("contract") or {}).get("eos")
 
 
-class _Decoder:
+class _LazyTokenizer:
     """The stage's tokenizer, loaded when the first text is missing."""
 
     def __init__(self, stage: StageFolder) -> None:

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from qwq_rl.data.chat import CLOSE, OPEN, split_thinking
 from qwq_rl.data.mappers import resolve_mapper
 from qwq_rl.data.row import Check, Role, Row, checks_of, nearest, row_mistakes
-from qwq_rl.data.sources import Unreadable, map_with, parse_lines, read_numbered
+from qwq_rl.data.sources import UnreadableLine, map_with, parse_lines, read_numbered
 from qwq_rl.errors import RowError
 from qwq_rl.verifiers import Response
 from qwq_rl.verifiers.contract import Finish
@@ -24,7 +24,7 @@ ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>")
 
 
 @dataclass(frozen=True)
-class Asked:
+class ResponseCheck:
     """One row and the check of it that is asked."""
 
     line: int
@@ -37,7 +37,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Mistake:
+class LineMistake:
     """Why a line cannot be judged."""
 
     line: int
@@ -54,7 +54,7 @@ def read_asked(
     responses: bool = True,
     limit: int | None = None,
     mapper: str | None = None,
-) -> Iterator[Asked | Mistake]:
+) -> Iterator[ResponseCheck | LineMistake]:
     """What each row of `source` asks of `verifier`, or why it cannot.
 
     `source` is `-` (JSON lines on standard input), a `.jsonl`, `.jsonl.gz` or `.parquet` file, or any source of rows;
@@ -64,17 +64,17 @@ def read_asked(
     """
     mapped = map_with(resolve_mapper(mapper) if mapper else None, mapper)
     for line, given in _numbered(source, limit):
-        value = given if isinstance(given, Unreadable) else mapped(given)
-        if isinstance(value, Unreadable):
-            yield Mistake(line, str(value))
+        value = given if isinstance(given, UnreadableLine) else mapped(given)
+        if isinstance(value, UnreadableLine):
+            yield LineMistake(line, str(value))
             continue
         try:
             asked = _check(value, verifier, check, role)
             response = read_response(value, opened) if responses else None
             name = value.get("id")
-            yield Asked(line, str(line) if name is None else str(name), value, asked, response)
+            yield ResponseCheck(line, str(line) if name is None else str(name), value, asked, response)
         except RowError as error:
-            yield Mistake(line, str(error))
+            yield LineMistake(line, str(error))
 
 
 def _numbered(source: str, limit: int | None) -> Iterable[tuple[int, Any]]:

@@ -28,7 +28,7 @@ from typing import IO, Any
 from qwq_rl.audit.arguments import Chosen, check_out, choose, parser
 from qwq_rl.audit.audit import Alone, audit
 from qwq_rl.audit.findings import told
-from qwq_rl.audit.responses import Asked, Mistake, read_asked
+from qwq_rl.audit.responses import LineMistake, ResponseCheck, read_asked
 from qwq_rl.data.row import Row, checks_of
 from qwq_rl.data.sources import SHOWN
 from qwq_rl.errors import RowError, UserError
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _verify(chosen, rows, asked.rows, asked.out, asked.jobs, asked.fault_share)
 
 
-def _rows(asked: argparse.Namespace, chosen: Chosen) -> Iterator[Asked | Mistake]:
+def _rows(asked: argparse.Namespace, chosen: Chosen) -> Iterator[ResponseCheck | LineMistake]:
     return read_asked(
         asked.rows,
         chosen.name,
@@ -71,9 +71,14 @@ def _rows(asked: argparse.Namespace, chosen: Chosen) -> Iterator[Asked | Mistake
 
 
 def _verify(
-    chosen: Chosen, rows: Iterable[Asked | Mistake], source: str, out: Path | None, jobs: int, fault_share: float
+    chosen: Chosen,
+    rows: Iterable[ResponseCheck | LineMistake],
+    source: str,
+    out: Path | None,
+    jobs: int,
+    fault_share: float,
 ) -> int:
-    tally, mistakes, interrupted = Tally(), list[Mistake](), False
+    tally, mistakes, interrupted = VerdictCounts(), list[LineMistake](), False
     with _writer(out) as write, counting("verifying", _count(source), show=out is not None) as on_rows:
         try:
             for one, verdict in _verdicts(chosen, _sound(rows, mistakes), jobs):
@@ -114,7 +119,7 @@ def verdict_line(name: str, verdict: Verdict) -> str:
     return json.dumps(record, ensure_ascii=False, default=str)
 
 
-def mistakes_text(source: str, mistakes: Sequence[Mistake], judged: int) -> str:
+def mistakes_text(source: str, mistakes: Sequence[LineMistake], judged: int) -> str:
     """All mistakes of a source in one message."""
     lines = [f"{source}:{mistake.line}: {mistake.what}" for mistake in mistakes[:SHOWN]]
     lines += [f"... and {len(mistakes) - SHOWN} more"] if len(mistakes) > SHOWN else []
@@ -139,15 +144,15 @@ def _count(source: str) -> int | None:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
-def _sound(rows: Iterable[Asked | Mistake], mistakes: list[Mistake]) -> Iterator[Asked]:
+def _sound(rows: Iterable[ResponseCheck | LineMistake], mistakes: list[LineMistake]) -> Iterator[ResponseCheck]:
     for row in rows:
-        if isinstance(row, Mistake):
+        if isinstance(row, LineMistake):
             mistakes.append(row)
         else:
             yield row
 
 
-def _verdicts(chosen: Chosen, rows: Iterator[Asked], jobs: int) -> Iterator[tuple[Asked, Verdict]]:
+def _verdicts(chosen: Chosen, rows: Iterator[ResponseCheck], jobs: int) -> Iterator[tuple[ResponseCheck, Verdict]]:
     batches = iter(lambda: list(islice(rows, BATCH)), [])
     if jobs == 1:
         verifier = load(chosen.spec, chosen.params)
@@ -156,7 +161,7 @@ def _verdicts(chosen: Chosen, rows: Iterator[Asked], jobs: int) -> Iterator[tupl
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, _start_worker, (chosen.spec, dict(chosen.params), os.getcwd())) as pool:
-        waiting: deque[tuple[list[Asked], Future[list[Verdict]]]] = deque()
+        waiting: deque[tuple[list[ResponseCheck], Future[list[Verdict]]]] = deque()
         try:
             for batch in batches:
                 waiting.append((batch, pool.submit(_judge_in_worker, batch)))
@@ -173,11 +178,11 @@ def _verdicts(chosen: Chosen, rows: Iterator[Asked], jobs: int) -> Iterator[tupl
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _finished(batch: list[Asked], future: Future[list[Verdict]]) -> Iterator[tuple[Asked, Verdict]]:
+def _finished(batch: list[ResponseCheck], future: Future[list[Verdict]]) -> Iterator[tuple[ResponseCheck, Verdict]]:
     yield from zip(batch, future.result(), strict=True)
 
 
-def judge_batch(verifier: Verifier, batch: Sequence[Asked]) -> list[Verdict]:
+def judge_batch(verifier: Verifier, batch: Sequence[ResponseCheck]) -> list[Verdict]:
     """One verdict a row, in order, each in its check's role."""
     found: dict[int, Verdict] = {}
     for role in dict.fromkeys(one.check.role for one in batch):
@@ -197,19 +202,24 @@ def _start_worker(spec: str, params: Mapping[str, Any], folder: str) -> None:
     _of_worker = load(spec, params)
 
 
-def _judge_in_worker(batch: Sequence[Asked]) -> list[Verdict]:
+def _judge_in_worker(batch: Sequence[ResponseCheck]) -> list[Verdict]:
     return judge_batch(_of_worker, batch)
 
 
 def audit_rows(
-    name: str, verifier: Verifier, rows: Iterable[Asked | Mistake], source: str, opened: bool, out: Path | None
+    name: str,
+    verifier: Verifier,
+    rows: Iterable[ResponseCheck | LineMistake],
+    source: str,
+    opened: bool,
+    out: Path | None,
 ) -> int:
     """Audit, tell, and write the report to `out`; 0 where nothing is wrong, else 1. Raises RowError for bad rows."""
-    mistakes: list[Mistake] = []
+    mistakes: list[LineMistake] = []
 
     def numbered() -> Iterator[tuple[int, Row]]:
         for one in rows:
-            if isinstance(one, Mistake):
+            if isinstance(one, LineMistake):
                 mistakes.append(one)
             else:
                 yield one.line, {**one.row, "id": one.id, "checks": [asdict(one.check)]}
@@ -230,7 +240,7 @@ def audit_rows(
 
 
 @dataclass
-class Tally:
+class VerdictCounts:
     """Counts verdicts as they come; 8 bytes each are kept, for the percentiles."""
 
     rows: int = 0

@@ -147,7 +147,7 @@ class Lengthen:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServerBlock:
     """vLLM servers that sample in place of our own decoder; each new policy reaches them as files."""
 
     urls: tuple[str, ...] = field(
@@ -182,7 +182,7 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Rollout:
+class RolloutBlock:
     """What is sampled before each round of updates."""
 
     prompts: int = field(metadata=about("Distinct prompts a round.", least=1))
@@ -214,7 +214,7 @@ class Rollout:
         ),
     )
     lengthen: Lengthen | None = field(default=None, metadata=about("Begin with shorter responses."))
-    server: Served | None = field(
+    server: ServerBlock | None = field(
         default=None,
         metadata=about("vLLM servers that sample, fed with files over HTTP; by default our own decoder does."),
     )
@@ -324,7 +324,7 @@ class SupervisedUpdate:
 
 
 @dataclass(frozen=True)
-class Critic:
+class CriticBlock:
     """The critic of `algorithm: ppo`, a model of its own that says what a response is going to be worth."""
 
     lr: float = field(metadata=about("Learning rate.", above=0))
@@ -368,7 +368,7 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointBlock:
     """What is saved while a stage trains."""
 
     every: int = field(metadata=about("Steps between two checkpoints; the last step always leaves one.", least=1))
@@ -376,7 +376,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Limits:
+class LimitsBlock:
     """When a stage stops rather than learn noise."""
 
     fault_share: float = field(

@@ -12,7 +12,7 @@ from typing import Any
 
 from qwq_rl.config.check_data import Known, data_source, set_mistakes, sets_mistakes
 from qwq_rl.config.check_rewards import domain_mistakes, reward_mistakes
-from qwq_rl.config.loader import Contradictions, Loaded, did_you_mean, did_you_mean_or_all, in_order, raise_mistakes
+from qwq_rl.config.loader import Contradictions, LoadedFile, did_you_mean, did_you_mean_or_all, in_order, raise_mistakes
 from qwq_rl.config.recipe import (
     PIPELINE,
     Control,
@@ -69,7 +69,7 @@ def mistakes(path: Path, overrides: Sequence[str] = ()) -> list[str]:
         return str(error).splitlines()
 
 
-def _examine(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Loaded[Stage]], list[Mistake]]:
+def _examine(path: Path, overrides: Sequence[str]) -> tuple[dict[str, LoadedFile[Stage]], list[Mistake]]:
     if path.name == f"{PIPELINE}.yaml":
         path = path.parent
     if path.is_dir():
@@ -83,7 +83,7 @@ def _examine(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Loaded[Sta
     return {path.stem: loaded}, loaded.mistakes
 
 
-def _examine_folder(folder: Path, overrides: Sequence[str]) -> tuple[dict[str, Loaded[Stage]], list[Mistake]]:
+def _examine_folder(folder: Path, overrides: Sequence[str]) -> tuple[dict[str, LoadedFile[Stage]], list[Mistake]]:
     if not (folder / f"{PIPELINE}.yaml").exists():
         text = f"has no {PIPELINE}.yaml, which names the stages; to check one stage, name its file"
         raise_mistakes([Mistake(Place(str(folder)), text)])
@@ -98,12 +98,12 @@ def _examine_folder(folder: Path, overrides: Sequence[str]) -> tuple[dict[str, L
     return stages, found
 
 
-def _add(loaded: Loaded[Any], found: Contradictions) -> None:
+def _add(loaded: LoadedFile[Any], found: Contradictions) -> None:
     for path, text in list(found):
         loaded.note(path, text)
 
 
-def _kind(loaded: Loaded[Stage]) -> Any:
+def _kind(loaded: LoadedFile[Stage]) -> Any:
     return kind_in(loaded.tree) if loaded.tree else None
 
 
@@ -120,7 +120,7 @@ def _around_file(path: Path) -> Surroundings:
 
 
 def pipeline_mistakes(
-    parts: Mapping[str, Any], stages: Mapping[str, Loaded[Stage]], names: Sequence[str], kinds: Mapping[str, Any]
+    parts: Mapping[str, Any], stages: Mapping[str, LoadedFile[Stage]], names: Sequence[str], kinds: Mapping[str, Any]
 ) -> Contradictions:
     """`(path, text)` for each mistake in `parts`, the dataclasses that could be built of a pipeline, by dotted path."""
     recipes = [loaded.value for loaded in stages.values()]
@@ -155,7 +155,7 @@ def _gate(path: str, gate: Gate, domains: set[str]) -> Contradictions:
                 yield joined(path, f"require.{index}.domains.{position}"), text
 
 
-def _other_start(control: Control, stages: Mapping[str, Loaded[Stage]]) -> Iterable[str]:
+def _other_start(control: Control, stages: Mapping[str, LoadedFile[Stage]]) -> Iterable[str]:
     """A control shows what supervised training of the same model reaches."""
     pair = [stages[name].parts.get("model") for name in (control.stage, control.of) if name in stages]
     if len(pair) == 2 and None not in pair and pair[0] != pair[1]:

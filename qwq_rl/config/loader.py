@@ -18,7 +18,7 @@ from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
-from qwq_rl.config.yaml_tree import BROKEN, Dumper, Mistake, Node, Place, apply_overrides, joined, plain, read_tree
+from qwq_rl.config.yaml_tree import BROKEN, Dumper, Mistake, Place, YamlNode, apply_overrides, joined, plain, read_tree
 from qwq_rl.errors import RecipeError
 
 T = TypeVar("T")
@@ -51,11 +51,11 @@ def about(
 
 
 @dataclass
-class Loaded(Generic[T]):
+class LoadedFile(Generic[T]):
     """What a file gave: the object if it is whole, every part that is, and every mistake."""
 
     path: Path
-    tree: Node | None = None
+    tree: YamlNode | None = None
     value: T | None = None
     parts: dict[str, Any] = field(default_factory=dict)
     """Every dataclass that could be built, by its dotted path; the whole is at the path ''."""
@@ -106,12 +106,12 @@ def in_order(mistakes: Iterable[Mistake]) -> list[Mistake]:
     return sorted(unique, key=lambda mistake: (files.index(mistake.place.source), mistake.place.line))
 
 
-def load(path: Path, kind: type[T], overrides: Sequence[str] = (), name: str = "") -> Loaded[T]:
+def load(path: Path, kind: type[T], overrides: Sequence[str] = (), name: str = "") -> LoadedFile[T]:
     """Read `path` as `kind`, with overrides `--a.b=c` (c is YAML) on top. Mistakes are collected, not raised.
 
     `name` is what the overrides were addressed to on the command line, if anything.
     """
-    loaded: Loaded[T] = Loaded(path)
+    loaded: LoadedFile[T] = LoadedFile(path)
     tree = read_tree(path, loaded.mistakes)
     if tree is not None:
         loaded.tree = apply_overrides(tree, overrides, loaded.mistakes, name)
@@ -119,7 +119,7 @@ def load(path: Path, kind: type[T], overrides: Sequence[str] = (), name: str = "
     return loaded
 
 
-def fill(loaded: Loaded[T], kind: type[T]) -> None:
+def fill(loaded: LoadedFile[T], kind: type[T]) -> None:
     """Build `loaded.value` from `loaded.tree`."""
     assert loaded.tree is not None
     value = _Builder(loaded, kind).record(kind, loaded.tree, "")
@@ -201,14 +201,14 @@ def _got(value: Any) -> str:
 class _Builder:
     """Builds values from nodes; what cannot be built is BROKEN, its mistake noted in `loaded`."""
 
-    loaded: Loaded[Any]
+    loaded: LoadedFile[Any]
     root: type
 
-    def note(self, node: Node, path: str, text: str) -> Any:
+    def note(self, node: YamlNode, path: str, text: str) -> Any:
         self.loaded.mistakes.append(mistake_at(node.place, path, text))
         return BROKEN
 
-    def record(self, kind: type, node: Node, path: str) -> Any:
+    def record(self, kind: type, node: YamlNode, path: str) -> Any:
         if not isinstance(node.value, dict):
             return self.note(node, path, f"must be a mapping, not {_got(node.value)}")
         fields = {key_of(one.name): one for one in dataclasses.fields(kind)}
@@ -233,7 +233,7 @@ class _Builder:
         for inner, text in contradictions:
             self.loaded.note(joined(path, inner) if inner else path, text)
 
-    def checked(self, kind: Any, node: Node, path: str, rules: Mapping[str, Any]) -> Any:
+    def checked(self, kind: Any, node: YamlNode, path: str, rules: Mapping[str, Any]) -> Any:
         value = self.build(kind, node, path, rules)
         if rules["some"] and value is not BROKEN and not value:
             return self.note(node, path, f"is empty: {rules['some']}")
@@ -248,7 +248,7 @@ class _Builder:
             return f"; did you mean {joined(elsewhere[0], key)}?"
         return did_you_mean_or_all(key, fields)
 
-    def build(self, kind: Any, node: Node, path: str, rules: Mapping[str, Any]) -> Any:
+    def build(self, kind: Any, node: YamlNode, path: str, rules: Mapping[str, Any]) -> Any:
         if node.value is BROKEN:
             return BROKEN
         origin = get_origin(kind)
@@ -266,7 +266,7 @@ class _Builder:
             return self.mapping(kind, node, path, rules)
         return self.scalar(kind, node, path, rules)
 
-    def choice(self, choices: Sequence[Any], node: Node, path: str, rules: Mapping[str, Any]) -> Any:
+    def choice(self, choices: Sequence[Any], node: YamlNode, path: str, rules: Mapping[str, Any]) -> Any:
         if any(node.value == one and type(node.value) is type(one) for one in choices):
             return node.value
         names = [str(one) for one in choices]
@@ -275,14 +275,14 @@ class _Builder:
             return self.note(node, path, f"{rules['later'][node.value]}; {wanted}")
         return self.note(node, path, f"{wanted}, not {_got(node.value)}{did_you_mean(node.value, names)}")
 
-    def union(self, kind: Any, node: Node, path: str, rules: Mapping[str, Any]) -> Any:
+    def union(self, kind: Any, node: YamlNode, path: str, rules: Mapping[str, Any]) -> Any:
         """The first alternative that fits; the mistakes of the one whose shape the value has, where none does."""
         if node.value is None and NoneType in get_args(kind):
             return None
         alternatives = [one for one in get_args(kind) if one is not NoneType]
         shaped = [one for one in alternatives if len(alternatives) == 1 or _shape(one) is _shape_of(node.value)]
         for one in shaped:
-            trial = _Builder(Loaded(self.loaded.path, self.loaded.tree), self.root)
+            trial = _Builder(LoadedFile(self.loaded.path, self.loaded.tree), self.root)
             value = trial.build(one, node, path, rules)
             if value is not BROKEN or one is shaped[-1]:
                 self.loaded.parts |= trial.loaded.parts
@@ -290,7 +290,7 @@ class _Builder:
                 return value
         return self.note(node, path, f"must be {describe(kind)}, not {_got(node.value)}")
 
-    def sequence(self, kind: Any, node: Node, path: str, rules: Mapping[str, Any]) -> Any:
+    def sequence(self, kind: Any, node: YamlNode, path: str, rules: Mapping[str, Any]) -> Any:
         arguments = get_args(kind)
         if not isinstance(node.value, list):
             write = "" if isinstance(node.value, dict) else f"; write [{'' if node.value is None else node.value}]"
@@ -305,7 +305,7 @@ class _Builder:
             return BROKEN
         return get_origin(kind)(values)
 
-    def mapping(self, kind: Any, node: Node, path: str, rules: Mapping[str, Any]) -> Any:
+    def mapping(self, kind: Any, node: YamlNode, path: str, rules: Mapping[str, Any]) -> Any:
         if not isinstance(node.value, dict):
             write = "; write {} for none" if node.value is None else ""
             return self.note(node, path, f"must be a mapping, not {_got(node.value)}{write}")
@@ -313,7 +313,7 @@ class _Builder:
         values = {key: self.build(inner, child, joined(path, key), rules) for key, child in node.value.items()}
         return BROKEN if any(value is BROKEN for value in values.values()) else values
 
-    def scalar(self, kind: Any, node: Node, path: str, rules: Mapping[str, Any]) -> Any:
+    def scalar(self, kind: Any, node: YamlNode, path: str, rules: Mapping[str, Any]) -> Any:
         value = node.value
         if kind is float and type(value) is int and abs(value) < 2**1023:
             value = float(value)

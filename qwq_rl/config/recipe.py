@@ -14,19 +14,19 @@ from typing import Any, cast
 import yaml
 
 from qwq_rl.config.blocks import (
-    Checkpoint,
+    CheckpointBlock,
     DataSource,
     Domain,
     Evaluate,
-    Limits,
+    LimitsBlock,
     ModelSource,
     RewardModelSource,
     RlUpdate,
-    Rollout,
+    RolloutBlock,
     SupervisedUpdate,
 )
 from qwq_rl.config.loader import (
-    Loaded,
+    LoadedFile,
     as_plain,
     did_you_mean,
     did_you_mean_or_all,
@@ -37,12 +37,12 @@ from qwq_rl.config.loader import (
 )
 from qwq_rl.config.pipeline import Control, Extend, FinalEvaluation, Gate, Pipeline, Requirement
 from qwq_rl.config.stages import KINDS, RewardModelRecipe, RlRecipe, SftRecipe, Stage
-from qwq_rl.config.yaml_tree import Loader, Mistake, Node, Place, apply_overrides, joined, read_tree
+from qwq_rl.config.yaml_tree import Loader, Mistake, Place, YamlNode, apply_overrides, joined, read_tree
 
 __all__ = [
     "KINDS",
     "PIPELINE",
-    "Checkpoint",
+    "CheckpointBlock",
     "Control",
     "DataSource",
     "Domain",
@@ -50,7 +50,7 @@ __all__ = [
     "Extend",
     "FinalEvaluation",
     "Gate",
-    "Limits",
+    "LimitsBlock",
     "ModelSource",
     "Pipeline",
     "Requirement",
@@ -58,7 +58,7 @@ __all__ = [
     "RewardModelSource",
     "RlRecipe",
     "RlUpdate",
-    "Rollout",
+    "RolloutBlock",
     "SftRecipe",
     "Stage",
     "SupervisedUpdate",
@@ -97,9 +97,9 @@ def load_pipeline(
     return pipeline.whole(), {name: loaded.whole() for name, loaded in stages.items()}
 
 
-def read_stage(path: Path, overrides: Sequence[str] = (), name: str = "") -> Loaded[Stage]:
+def read_stage(path: Path, overrides: Sequence[str] = (), name: str = "") -> LoadedFile[Stage]:
     """As `load_stage`, with the mistakes collected instead of raised; `name` where overrides named the stage."""
-    loaded: Loaded[Stage] = Loaded(Path(path))
+    loaded: LoadedFile[Stage] = LoadedFile(Path(path))
     tree = read_tree(Path(path), loaded.mistakes)
     if tree is None:
         return loaded
@@ -115,11 +115,11 @@ def read_stage(path: Path, overrides: Sequence[str] = (), name: str = "") -> Loa
 
 def read_pipeline(
     folder: Path, overrides: Mapping[str, Sequence[str]]
-) -> tuple[Loaded[Pipeline], dict[str, Loaded[Stage]]]:
+) -> tuple[LoadedFile[Pipeline], dict[str, LoadedFile[Stage]]]:
     """As `load_pipeline`, with the mistakes collected in each part instead of raised."""
     pipeline = load(Path(folder) / f"{PIPELINE}.yaml", Pipeline, overrides.get(PIPELINE, ()), PIPELINE)
     files = stage_files(folder)
-    stages: dict[str, Loaded[Stage]] = {}
+    stages: dict[str, LoadedFile[Stage]] = {}
     for index, name in enumerate(stage_names(pipeline.tree)):
         if name in files:
             stages[name] = read_stage(files[name], overrides.get(name, ()), name)
@@ -134,14 +134,14 @@ def stage_files(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(Path(folder).glob("*.yaml")) if path.stem != PIPELINE}
 
 
-def stage_names(pipeline: Node | None) -> list[str]:
+def stage_names(pipeline: YamlNode | None) -> list[str]:
     """The stages that a pipeline's tree names, as far as they can be read."""
     stages = pipeline.value.get("stages") if pipeline else None
     items = stages.value if stages and isinstance(stages.value, list) else []
     return [item.value for item in items if isinstance(item.value, str)]
 
 
-def kind_in(tree: Node) -> str | None:
+def kind_in(tree: YamlNode) -> str | None:
     """The `kind` that a stage's tree gives, right or wrong; None where it gives no text."""
     kind = tree.value["kind"].value if "kind" in tree.value else None
     return kind if isinstance(kind, str) else None

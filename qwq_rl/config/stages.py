@@ -8,16 +8,16 @@ from functools import partial
 from typing import Any, Literal
 
 from qwq_rl.config.blocks import (
-    Checkpoint,
-    Critic,
+    CheckpointBlock,
+    CriticBlock,
     DataSource,
     Domain,
     Evaluate,
-    Limits,
+    LimitsBlock,
     ModelSource,
     RewardModelSource,
     RlUpdate,
-    Rollout,
+    RolloutBlock,
     SupervisedUpdate,
 )
 from qwq_rl.config.loader import Contradictions, about, did_you_mean
@@ -120,13 +120,13 @@ class RlRecipe:
             "What a response must do to be rewarded at all: close its thinking, end before `max_tokens`, answer."
         ),
     )
-    rollout: Rollout = field(metadata=about("What is sampled before each round of updates."))
+    rollout: RolloutBlock = field(metadata=about("What is sampled before each round of updates."))
     update: RlUpdate = field(metadata=about("How the policy is updated."))
-    critic: Critic | None = field(default=None, metadata=about("The critic; `ppo` needs one."))
+    critic: CriticBlock | None = field(default=None, metadata=about("The critic; `ppo` needs one."))
     steps: int = field(metadata=_STEPS)
     evaluate: Evaluate = field(metadata=_EVALUATE)
-    checkpoint: Checkpoint = field(metadata=_CHECKPOINT)
-    limits: Limits = field(default=Limits(), metadata=about("When to stop rather than learn noise."))
+    checkpoint: CheckpointBlock = field(metadata=_CHECKPOINT)
+    limits: LimitsBlock = field(default=LimitsBlock(), metadata=about("When to stop rather than learn noise."))
     accept_changes: tuple[str, ...] = field(default=(), metadata=_ACCEPT)
     track: tuple[Tracker, ...] = field(default=(), metadata=_TRACK)
     trl: Mapping[str, Any] = field(default_factory=dict, metadata=_trl("rl", "GRPOConfig"))
@@ -169,7 +169,7 @@ class SftRecipe:
     update: SupervisedUpdate = field(metadata=about("How the model is updated."))
     steps: int = field(metadata=_STEPS)
     evaluate: Evaluate = field(metadata=_EVALUATE)
-    checkpoint: Checkpoint = field(metadata=_CHECKPOINT)
+    checkpoint: CheckpointBlock = field(metadata=_CHECKPOINT)
     accept_changes: tuple[str, ...] = field(default=(), metadata=_ACCEPT)
     track: tuple[Tracker, ...] = field(default=(), metadata=_TRACK)
     trl: Mapping[str, Any] = field(default_factory=dict, metadata=_trl("sft", "SFTConfig"))
@@ -195,7 +195,7 @@ class RewardModelRecipe:
     max_length: int = field(metadata=_LENGTH)
     update: SupervisedUpdate = field(metadata=about("How the model is updated."))
     steps: int = field(metadata=_STEPS)
-    checkpoint: Checkpoint = field(metadata=_CHECKPOINT)
+    checkpoint: CheckpointBlock = field(metadata=_CHECKPOINT)
     accept_changes: tuple[str, ...] = field(default=(), metadata=_ACCEPT)
     track: tuple[Tracker, ...] = field(default=(), metadata=_TRACK)
     trl: Mapping[str, Any] = field(default_factory=dict, metadata=_trl("reward_model", "RewardConfig"))

@@ -65,8 +65,8 @@ class Mistake:
 
 
 @dataclass(frozen=True)
-class Node:
-    """A scalar, a `dict[str, Node]` or a `list[Node]`; `place` is that of its key, where it has one."""
+class YamlNode:
+    """A scalar, a `dict[str, YamlNode]` or a `list[YamlNode]`; `place` is that of its key, where it has one."""
 
     value: Any
     place: Place
@@ -77,7 +77,7 @@ def joined(path: str, key: str | int) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def plain(node: Node) -> Any:
+def plain(node: YamlNode) -> Any:
     """The tree as dicts, lists and scalars."""
     if isinstance(node.value, dict):
         return {key: plain(value) for key, value in node.value.items()}
@@ -86,7 +86,7 @@ def plain(node: Node) -> Any:
     return node.value
 
 
-def read_tree(path: Path, mistakes: list[Mistake]) -> Node | None:
+def read_tree(path: Path, mistakes: list[Mistake]) -> YamlNode | None:
     """The mapping that the file holds, or None, with the reason added to `mistakes`; other mistakes are added too."""
     source = str(path)
     try:
@@ -110,7 +110,7 @@ def read_tree(path: Path, mistakes: list[Mistake]) -> Node | None:
     return node
 
 
-def parse(text: str, place: Callable[[int], Place], mistakes: list[Mistake]) -> Node | None:
+def parse(text: str, place: Callable[[int], Place], mistakes: list[Mistake]) -> YamlNode | None:
     """One YAML document as a tree; None where the YAML itself is broken. `place` turns a line number into a place."""
     try:
         loader = Loader(text)
@@ -128,7 +128,7 @@ def parse(text: str, place: Callable[[int], Place], mistakes: list[Mistake]) -> 
         mistakes.append(Mistake(place(1), "broken YAML: nested too deep"))
         return None
     if root is None:
-        return Node(None, place(1))
+        return YamlNode(None, place(1))
     return _Converter(loader, place, mistakes).convert(root, place(root.start_mark.line + 1), "", ())
 
 
@@ -143,23 +143,23 @@ class _Converter:
     def note(self, where: Place, path: str, text: str) -> None:
         self.mistakes.append(Mistake(where, f"{path}: {text}" if path else text))
 
-    def convert(self, node: yaml.Node, where: Place, path: str, above: tuple[int, ...]) -> Node:
+    def convert(self, node: yaml.Node, where: Place, path: str, above: tuple[int, ...]) -> YamlNode:
         if id(node) in above:
             self.note(where, path, "contains itself, through an alias")
-            return Node(BROKEN, where)
+            return YamlNode(BROKEN, where)
         inside = (*above, id(node))
         if isinstance(node, yaml.MappingNode) and node.tag == _MAP:
-            return Node(self.mapping(node, path, inside), where)
+            return YamlNode(self.mapping(node, path, inside), where)
         if isinstance(node, yaml.SequenceNode) and node.tag == _SEQUENCE:
             items = (
                 self.convert(item, self.place(item.start_mark.line + 1), joined(path, i), inside)
                 for i, item in enumerate(node.value)
             )
-            return Node(list(items), where)
-        return Node(self.scalar(node, where, path), where)
+            return YamlNode(list(items), where)
+        return YamlNode(self.scalar(node, where, path), where)
 
-    def mapping(self, node: yaml.MappingNode, path: str, inside: tuple[int, ...]) -> dict[str, Node]:
-        values: dict[str, Node] = {}
+    def mapping(self, node: yaml.MappingNode, path: str, inside: tuple[int, ...]) -> dict[str, YamlNode]:
+        values: dict[str, YamlNode] = {}
         merged: list[yaml.Node] = []
         for key_node, value_node in node.value:
             where = self.place(key_node.start_mark.line + 1)
@@ -203,7 +203,7 @@ class _Converter:
         return value
 
 
-def apply_overrides(tree: Node, overrides: Iterable[str], mistakes: list[Mistake], stage: str = "") -> Node:
+def apply_overrides(tree: YamlNode, overrides: Iterable[str], mistakes: list[Mistake], stage: str = "") -> YamlNode:
     """The tree after every `--a.b=c` in turn; `c` is YAML, and a number in the path is an index into a list.
 
     Mistakes are noted at `--a.b`, or at `--STAGE.a.b` where the command line named a stage.
@@ -224,7 +224,7 @@ def apply_overrides(tree: Node, overrides: Iterable[str], mistakes: list[Mistake
     return tree
 
 
-def _with(node: Node, keys: list[str], new: Node, place: Place) -> Node | str:
+def _with(node: YamlNode, keys: list[str], new: YamlNode, place: Place) -> YamlNode | str:
     """The tree with `new` at `keys`, or what is wrong with the path. Missing mappings on the way are made."""
     if not keys:
         return new
@@ -234,12 +234,12 @@ def _with(node: Node, keys: list[str], new: Node, place: Place) -> Node | str:
         if not key.isdecimal() or int(key) >= len(children):
             return f"{key!r} is no index into a list of {len(children)} (the first is 0)"
         changed = _with(children[int(key)], rest, new, place)
-        return changed if isinstance(changed, str) else Node(_replaced(children, int(key), changed), node.place)
+        return changed if isinstance(changed, str) else YamlNode(_replaced(children, int(key), changed), node.place)
     if not isinstance(children, dict):
         return f"there is no {key!r} inside the value {node.value!r}"
-    changed = _with(children.get(key, Node(None, place)), rest, new, place)
-    return changed if isinstance(changed, str) else Node(children | {key: changed}, node.place)
+    changed = _with(children.get(key, YamlNode(None, place)), rest, new, place)
+    return changed if isinstance(changed, str) else YamlNode(children | {key: changed}, node.place)
 
 
-def _replaced(items: list[Node], index: int, item: Node) -> list[Node]:
+def _replaced(items: list[YamlNode], index: int, item: YamlNode) -> list[YamlNode]:
     return [*items[:index], item, *items[index + 1 :]]

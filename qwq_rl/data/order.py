@@ -16,7 +16,7 @@ from qwq_rl.data.row import (
 )
 
 
-class Walk:
+class EpochOrder:
     """The order of `qwq_rl.data.order.mix` for one source.
 
     A row taken out of turn is passed over when the walk gets there, so every epoch still has every row exactly once.
@@ -121,7 +121,7 @@ def whole_shares(weights: Sequence[float | Fraction]) -> list[int]:
 
 
 def _walk(rows: Sequence[Row], seed: int, source: int) -> Iterator[Row]:
-    """Walk `rows` for ever, each epoch in its own permutation."""
+    """EpochOrder `rows` for ever, each epoch in its own permutation."""
     for epoch in count():
         yield from (rows[at] for at in epoch_order(len(rows), seed, source, epoch))
 

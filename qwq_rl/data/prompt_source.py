@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from qwq_rl.data.adaptive import Successes, weighted_order, weights
-from qwq_rl.data.order import Walk, furthest_behind, shares_of, whole_shares
+from qwq_rl.data.order import EpochOrder, furthest_behind, shares_of, whole_shares
 from qwq_rl.data.row import Row
 from qwq_rl.errors import RunStateError
 
@@ -32,7 +32,7 @@ Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Prompt:
     """One prompt of a round."""
 
     place: int
@@ -54,13 +54,13 @@ class PromptSource:
         self._rows = [rows for rows, _ in sources]
         self._problems = number_problems(self._rows)
         self._seed, self._sampling = seed, sampling
-        self._walks = [Walk(len(rows), seed, at) for at, rows in enumerate(self._rows)]
+        self._walks = [EpochOrder(len(rows), seed, at) for at, rows in enumerate(self._rows)]
         self._successes = Successes(self._problems.families)
         self._behind = [0] * len(sources)
         self._refills_behind: dict[str, list[int]] = {}
         self._begin(update=0)
 
-    def draw(self, update: int, prompts: int) -> list[Drawn]:
+    def draw(self, update: int, prompts: int) -> list[Prompt]:
         """Begin the round of `update` with so many prompts, each source having its share of all draws so far.
 
         "adaptive" takes no row twice unless its source has no others; "uniform" may where an epoch ends.
@@ -69,7 +69,7 @@ class PromptSource:
         order = [furthest_behind(self._behind, self._shares) for _ in range(prompts)]
         return self._placed(order, {at: iter(self._first(at, order.count(at))) for at in sorted(set(order))})
 
-    def refill(self, lacking: Mapping[str, int]) -> list[Drawn]:
+    def refill(self, lacking: Mapping[str, int]) -> list[Prompt]:
         """So many more prompts of the given domains for the round that was drawn last, domain by domain by name.
 
         A source gives in proportion to its weight and to how much of it is of the domain, counted over all refills. No
@@ -141,7 +141,7 @@ class PromptSource:
             found += self._pick(at, times == times.min(), count - len(found))
         return found
 
-    def _more(self, domain: str, count: int) -> list[Drawn]:
+    def _more(self, domain: str, count: int) -> list[Prompt]:
         number, of_source = self._problems.domain_numbers.get(domain, -1), self._problems.of_source
         of_domain = [self._problems.domains[problems] == number for problems in of_source]
         parts = [
@@ -150,7 +150,7 @@ class PromptSource:
         ]
         if not any(parts):
             raise ValueError(f"no source with weight has a row of the domain {domain!r}")
-        shares, found = whole_shares(parts), list[Drawn]()
+        shares, found = whole_shares(parts), list[Prompt]()
         while len(found) < count:
             times = [self._times[problems] for problems in of_source]
             least = min(int(of[rows].min()) for of, rows, share in zip(times, of_domain, shares, strict=True) if share)
@@ -190,13 +190,13 @@ class PromptSource:
         self._times[problems[found]] += 1
         return found
 
-    def _placed(self, order: Sequence[int], picked: Mapping[int, Iterator[int]]) -> list[Drawn]:
+    def _placed(self, order: Sequence[int], picked: Mapping[int, Iterator[int]]) -> list[Prompt]:
         """The picked rows of each source, in the order of the sources."""
         drawn = []
         for at in order:
             row = next(picked[at], None)
             if row is not None:
-                drawn.append(Drawn(self._places, self._rows[at][row], at))
+                drawn.append(Prompt(self._places, self._rows[at][row], at))
                 self._places += 1
         return drawn
 

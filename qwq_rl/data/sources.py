@@ -31,10 +31,10 @@ SHOWN = 20
 
 _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
 Numbered = tuple[int, Any]
-"""A line or row number, from 1, and what stands there: the parsed value, or an `Unreadable`."""
+"""A line or row number, from 1, and what stands there: the parsed value, or an `UnreadableLine`."""
 
 
-class Unreadable(str):
+class UnreadableLine(str):
     """Why a line holds no row."""
 
 
@@ -75,8 +75,12 @@ def map_with(mapping: Mapper | None, spec: str | None) -> Callable[[Row], Any]:
             mapped = mapping(row)
         except Exception as error:  # the mapper may be the user's: whatever it raises is about this row
             said = f"column {error} is missing" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
-            return Unreadable(f"the mapper `{spec}` failed: {said} (the row has {', '.join(row)})")
-        return mapped if isinstance(mapped, dict) else Unreadable(f"the mapper `{spec}` returned {mapped!r}, not a row")
+            return UnreadableLine(f"the mapper `{spec}` failed: {said} (the row has {', '.join(row)})")
+        return (
+            mapped
+            if isinstance(mapped, dict)
+            else UnreadableLine(f"the mapper `{spec}` returned {mapped!r}, not a row")
+        )
 
     return apply
 
@@ -89,7 +93,7 @@ def _checked(
     first_of: dict[str, int] = {}
     for number, value in numbered:
         row = mapped(value) if isinstance(value, dict) else value
-        if isinstance(row, Unreadable):
+        if isinstance(row, UnreadableLine):
             mistakes.append((number, str(row)))
             continue
         kind = kind or kind_of(row)
@@ -143,7 +147,7 @@ def _read_jsonl(path: Path) -> Iterator[Numbered]:
 
 
 def parse_lines(lines: Iterable[bytes]) -> Iterator[Numbered]:
-    """The JSON object on each line that is not empty, or an `Unreadable`."""
+    """The JSON object on each line that is not empty, or an `UnreadableLine`."""
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield number, _parse(line, first=number == 1)
@@ -154,14 +158,14 @@ def _parse(line: bytes, first: bool) -> Any:
         text = line.decode("utf-8-sig" if first else "utf-8")
         value = json.loads(text)
     except UnicodeDecodeError as error:
-        return Unreadable(f"not UTF-8: byte {error.start + 1} of the line is 0x{line[error.start]:02x}")
+        return UnreadableLine(f"not UTF-8: byte {error.start + 1} of the line is 0x{line[error.start]:02x}")
     except json.JSONDecodeError as error:
         hint = "; one whole JSON object a line is needed" if first and text.strip() in ("[", "{") else ""
-        return Unreadable(f"not JSON: {error.msg} at column {error.colno}{hint}")
+        return UnreadableLine(f"not JSON: {error.msg} at column {error.colno}{hint}")
     except RecursionError:
-        return Unreadable("not a row: it is nested too deep")
+        return UnreadableLine("not a row: it is nested too deep")
     if not isinstance(value, dict):
-        return Unreadable(f"a JSON {type(value).__name__}, where one JSON object a line is needed")
+        return UnreadableLine(f"a JSON {type(value).__name__}, where one JSON object a line is needed")
     return value
 
 

@@ -49,7 +49,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class EvaluatedModel:
     """What is evaluated."""
 
     folder: Path
@@ -117,7 +117,7 @@ def evaluate_model(
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint,
+    checkpoint: EvaluatedModel,
     sets: Sequence[tuple[str, Path]],
     settings: Settings,
     *,
@@ -196,7 +196,7 @@ def load_model(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
-def stage_checkpoint(run: Path, stage: str) -> Checkpoint:
+def stage_checkpoint(run: Path, stage: str) -> EvaluatedModel:
     """The final checkpoint of a stage of a run. Raises RunStateError where the stage is not finished."""
     folder = RunFolder(run).stage(stage)
     done = read_json(folder.done)
@@ -209,7 +209,7 @@ def stage_checkpoint(run: Path, stage: str) -> Checkpoint:
     state = read_json(RunFolder(run).state) or {}
     resolved = (path for path in sorted(run.glob("*/resolved.yaml")) if ".old-" not in path.parent.name)
     recipes = sorted(Path(state["recipe"]).glob("*.yaml")) if state.get("recipe") else []
-    return Checkpoint(
+    return EvaluatedModel(
         folder=folder.final,
         name=str(folder.final.relative_to(run)),
         stage=stage,
@@ -286,7 +286,7 @@ def _agreement(folder: Path | None, rows: Sequence[Row], records: Sequence[Promp
     return agreement((prompt, score, value) for (prompt, score), value in zip(verdicts, scores, strict=True))
 
 
-def _is_there(path: Path, checkpoint: Checkpoint, settings: Settings) -> bool:
+def _is_there(path: Path, checkpoint: EvaluatedModel, settings: Settings) -> bool:
     found = read_json(path)
     return (
         found is not None
@@ -341,7 +341,7 @@ def _run(arguments: argparse.Namespace) -> None:
         sets = [(name, RunFolder(arguments.run).evaluation(arguments.stage, name)) for name in names]
     else:
         model = arguments.model.resolve()
-        checkpoint = Checkpoint(model, str(model), model.name)
+        checkpoint = EvaluatedModel(model, str(model), model.name)
         sets = [(name, arguments.out / (name.replace("/", "-").lstrip(".-") + ".json")) for name in names]
     settings = Settings(arguments.samples, arguments.max_tokens, arguments.greedy, arguments.seed)
     with _bar(checkpoint.stage) as progress:

@@ -20,7 +20,7 @@ from trl.models.utils import unwrap_model_for_generation
 
 from qwq_rl.errors import UserError
 from qwq_rl.inference import Completion, decoder_of, generate
-from qwq_rl.inference.sampler import Order, Sampler
+from qwq_rl.inference.sampler import Sampler, SamplingRequest
 
 TRL_VLLM = (0, 22), (0, 31)
 """The versions of vLLM that TRL 1.16 supports, the first and the last."""
@@ -33,7 +33,7 @@ def own_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sam
     """
     said = not trainer.accelerator.is_main_process
 
-    def sample(order: Order) -> list[list[Completion]]:
+    def sample(order: SamplingRequest) -> list[list[Completion]]:
         nonlocal said
         with whole_model(trainer) as model:
             if not order.prompt_ids:
@@ -70,7 +70,7 @@ def batching_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -
             "model whose weights are bf16"
         )
 
-    def sample(order: Order) -> list[list[Completion]]:
+    def sample(order: SamplingRequest) -> list[list[Completion]]:
         with whole_model(trainer) as model:
             repeated = [list(ids) for ids in order.prompt_ids for _ in range(order.samples)]
             if not repeated:
@@ -121,7 +121,7 @@ def check_vllm() -> None:
 def vllm_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
     """vLLM through TRL, as the recipe's `trl:` block sets it up; its randomness is the engine's."""
 
-    def sample(order: Order) -> list[list[Completion]]:
+    def sample(order: SamplingRequest) -> list[list[Completion]]:
         # A server answers all processes at once, and takes each to bring as many prompts as the others.
         most = max(gather_object([len(order.prompt_ids)]))
         prompts = [*order.prompt_ids, *[[int(tokenizer.eos_token_id)]] * (most - len(order.prompt_ids))]
@@ -137,7 +137,7 @@ def vllm_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sa
 
 
 def groups_of(
-    ids: Sequence[Sequence[int]], logprobs: Sequence[Sequence[Any]], order: Order, eos_token_id: int
+    ids: Sequence[Sequence[int]], logprobs: Sequence[Sequence[Any]], order: SamplingRequest, eos_token_id: int
 ) -> list[list[Completion]]:
     """An engine's flat answers as `order.samples` completions a prompt; a log-probability that is None becomes NaN."""
     found = [_completion(*one, order.max_tokens, eos_token_id) for one in zip(ids, logprobs, strict=True)]

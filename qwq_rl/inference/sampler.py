@@ -20,7 +20,7 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Order:
+class SamplingRequest:
     """What to sample: each prompt `samples` times, at most `max_tokens` tokens each."""
 
     prompt_ids: Sequence[Sequence[int]]
@@ -35,6 +35,6 @@ class Order:
 class Sampler(Protocol):
     """Samples for one process; all processes call it together."""
 
-    def __call__(self, order: Order) -> list[list[Completion]]:
+    def __call__(self, order: SamplingRequest) -> list[list[Completion]]:
         """One list a prompt."""
         ...

@@ -73,7 +73,7 @@ class Pulse:
 
 
 @dataclass(frozen=True)
-class Request:
+class CompletionRequest:
     """Samples of one prompt."""
 
     prompt_ids: Sequence[int]
@@ -200,7 +200,7 @@ class VllmServer:
         if self.pulse().started != self._started:
             raise self._anew()
 
-    def complete(self, request: Request, wanted: Callable[[], bool]) -> list[Completion]:
+    def complete(self, request: CompletionRequest, wanted: Callable[[], bool]) -> list[Completion]:
         """The samples of one prompt, in order; their log-probabilities at the temperature they were drawn with.
 
         Raises Stopped once not `wanted`, ServerUnfit for a prompt that is too long, ServerLost.
@@ -340,7 +340,7 @@ def _readable(line: socket.socket) -> bool:
         return bool(selector.select(_TICK_S))
 
 
-def _body(request: Request, model: str) -> dict[str, Any]:
+def _body(request: CompletionRequest, model: str) -> dict[str, Any]:
     """Nothing is left to the defaults that a server takes from its model's folder."""
     return {
         "model": model,
@@ -364,7 +364,7 @@ def _body(request: Request, model: str) -> dict[str, Any]:
     }
 
 
-def _completions(answer: Mapping[str, Any], request: Request) -> list[Completion]:
+def _completions(answer: Mapping[str, Any], request: CompletionRequest) -> list[Completion]:
     """Raises KeyError, TypeError or ValueError for an answer that is not what was asked for."""
     choices = sorted(answer["choices"], key=lambda one: int(one["index"]))
     if [one["index"] for one in choices] != list(range(request.samples)):
@@ -372,7 +372,7 @@ def _completions(answer: Mapping[str, Any], request: Request) -> list[Completion
     return [_completion(one, request) for one in choices]
 
 
-def _completion(choice: Mapping[str, Any], request: Request) -> Completion:
+def _completion(choice: Mapping[str, Any], request: CompletionRequest) -> Completion:
     ids = tuple(int(token) for token in choice["token_ids"])
     logprobs = tuple(float(value) for value in choice["logprobs"]["token_logprobs"])
     if not 1 <= len(ids) == len(logprobs) <= request.max_tokens:

@@ -16,13 +16,13 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 from trl import GRPOTrainer
 
-from qwq_rl.config.blocks import Served
+from qwq_rl.config.blocks import ServerBlock
 from qwq_rl.errors import UserError
 from qwq_rl.inference import Completion
 from qwq_rl.inference.engines import whole_model
 from qwq_rl.inference.local import streams
-from qwq_rl.inference.sampler import Order
-from qwq_rl.inference.vllm_client import Request, ServerUnfit, Stopped, VllmServer
+from qwq_rl.inference.sampler import SamplingRequest
+from qwq_rl.inference.vllm_client import CompletionRequest, ServerUnfit, Stopped, VllmServer
 
 T = TypeVar("T")
 
@@ -38,7 +38,12 @@ class ServedSampler:
     """Samples from the servers of a recipe; all processes of a stage call it together, each with its own prompts."""
 
     def __init__(
-        self, trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase, block: Served, folder: Path, max_tokens: int
+        self,
+        trainer: GRPOTrainer,
+        tokenizer: PreTrainedTokenizerBase,
+        block: ServerBlock,
+        folder: Path,
+        max_tokens: int,
     ) -> None:
         """`folder`: of the stage. Raises ServerUnfit and ServerLost, for a server that is not there or cannot do it."""
         self._trainer, self._tokenizer = trainer, tokenizer
@@ -52,7 +57,7 @@ class ServedSampler:
         self._together(lambda: self._check(max_tokens))
         trainer.add_callback(_Cleaner(self._place))
 
-    def __call__(self, order: Order) -> list[list[Completion]]:
+    def __call__(self, order: SamplingRequest) -> list[list[Completion]]:
         """One list a prompt. Raises ServerUnfit and ServerLost, in all processes."""
         if self._version != self._trainer.state.global_step:
             self._feed(self._trainer.state.global_step)
@@ -114,7 +119,7 @@ class ServedSampler:
         with ThreadPoolExecutor(len(self._servers), "servers") as threads:
             return list(threads.map(load, self._servers))
 
-    def _sample(self, order: Order) -> list[list[Completion]]:
+    def _sample(self, order: SamplingRequest) -> list[list[Completion]]:
         """This process's prompts, each from the server that has room first."""
         requests = [self._request(order, at) for at in range(len(order.prompt_ids))]
         world = self._trainer.accelerator.num_processes
@@ -123,9 +128,9 @@ class ServedSampler:
             server.check_same()
         return found
 
-    def _request(self, order: Order, at: int) -> Request:
+    def _request(self, order: SamplingRequest, at: int) -> CompletionRequest:
         """Prompt `at`; its seed follows from (seed, key), whichever process asks whichever server."""
-        return Request(
+        return CompletionRequest(
             order.prompt_ids[at],
             order.samples,
             order.max_tokens,
@@ -213,7 +218,7 @@ def _silent(text: str) -> None:
 
 
 def answers(
-    servers: Sequence[VllmServer], requests: Sequence[Request], at_once: int, say: Callable[[str], None]
+    servers: Sequence[VllmServer], requests: Sequence[CompletionRequest], at_once: int, say: Callable[[str], None]
 ) -> list[list[Completion]]:
     """What the servers answer, in the order of `requests`; each is asked `at_once` at a time.
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from qwq_rl.config.recipe import difference, is_free, resolved_yaml
 from qwq_rl.errors import RunStateError, UserError
-from qwq_rl.pipeline.plan import Plan
+from qwq_rl.pipeline.plan import PipelinePlan
 from qwq_rl.pipeline.state import Record
 from qwq_rl.pipeline.terminal import Board
 from qwq_rl.run_folder.files import RunFolder, StageFolder, read_json
 
 
-def refuse_edited(plan: Plan, folder: RunFolder, record: Record) -> None:
+def refuse_edited(plan: PipelinePlan, folder: RunFolder, record: Record) -> None:
     """Raise RunStateError where a stage was trained, in whole or in part, by another recipe than there is now.
 
     Where only the lengthening by a gate tells them apart, `record` learns how often that was.
@@ -35,7 +35,7 @@ def refuse_edited(plan: Plan, folder: RunFolder, record: Record) -> None:
         raise RunStateError("\n".join([*messages.values(), advice]))
 
 
-def set_aside(plan: Plan, folder: RunFolder, record: Record, restart: str, board: Board) -> None:
+def set_aside(plan: PipelinePlan, folder: RunFolder, record: Record, restart: str, board: Board) -> None:
     """Move a stage's results and those of all that need it to `STAGE.old-N`, unless this very restart is under way."""
     if restart not in plan.stages:
         raise UserError(f"--from {restart}: there is no such stage in {plan.folder}; there is {', '.join(plan.names)}")
@@ -69,7 +69,7 @@ def _trained_hashes(stage: StageFolder) -> list[str]:
     return [record["recipe_hash"] for record in records if record is not None]
 
 
-def _changes(plan: Plan, stage: StageFolder, record: Record) -> str:
+def _changes(plan: PipelinePlan, stage: StageFolder, record: Record) -> str:
     """What is not as it was when the stage began; "" where it is not done and may go on with that."""
     if not stage.resolved.exists():
         return "(resolved.yaml is missing)"
@@ -78,7 +78,7 @@ def _changes(plan: Plan, stage: StageFolder, record: Record) -> str:
     return changes if stage.done.exists() or not is_free(changes) else ""
 
 
-def _edited(plan: Plan, stage: StageFolder, changes: str) -> str:
+def _edited(plan: PipelinePlan, stage: StageFolder, changes: str) -> str:
     when = "finished" if stage.done.exists() else "began"
     lines = "\n".join(f"  {line}" for line in changes.splitlines())
     return f"{plan.folder / stage.name}.yaml, with its overrides, differs from what {stage.path} {when} with:\n{lines}"

@@ -11,7 +11,7 @@ from qwq_rl.config.recipe import Extend, Gate, Pipeline, Stage, recipe_hash
 
 
 @dataclass(frozen=True)
-class Plan:
+class PipelinePlan:
     """A loaded recipe folder. `overrides` are what the command line adds to each stage (`--a.b=c`), seed included."""
 
     folder: Path

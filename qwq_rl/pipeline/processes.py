@@ -58,7 +58,7 @@ def environment() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Job:
+class StageProcess:
     """What to start. `launched`: the process is a launcher, and its children do the work. `log` is appended to."""
 
     name: str
@@ -69,10 +69,10 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Ended:
+class ProcessEnd:
     """How a job ended. `status` is the exit status, negative for a signal; times are seconds since the epoch."""
 
-    job: Job
+    job: StageProcess
     status: int
     started: float
     finished: float
@@ -83,7 +83,7 @@ class Ended:
 class Process:
     """A started job."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: StageProcess) -> None:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         self.job = job
         self.started = time.time()
@@ -98,14 +98,14 @@ class Process:
                 start_new_session=True,
             )
         self._signalled: set[int] = set()
-        self._ended: Ended | None = None
+        self._ended: ProcessEnd | None = None
 
     @property
     def pid(self) -> int:
         """The process id of the launcher, or of the job itself; also its session's id."""
         return self._popen.pid
 
-    def poll(self) -> Ended | None:
+    def poll(self) -> ProcessEnd | None:
         """How it ended, or None while any process of it lives. What a dead launcher left behind is stopped first."""
         if self._ended is None:
             pid, status, usage = os.wait4(self.pid, os.WNOHANG)
@@ -114,7 +114,7 @@ class Process:
             self._popen.returncode = os.waitstatus_to_exitcode(status)
             cpu_seconds = usage.ru_utime + usage.ru_stime
             now = time.time()
-            self._ended = Ended(self.job, self._popen.returncode, self.started, now, cpu_seconds, self._log_offset)
+            self._ended = ProcessEnd(self.job, self._popen.returncode, self.started, now, cpu_seconds, self._log_offset)
         if not self._members():
             return self._ended
         if time.time() > self._ended.finished + GRACE_SECONDS:
@@ -169,7 +169,7 @@ def reported_status(log: Path, offset: int) -> int | None:
     return int(distributed[-1]) if distributed else None
 
 
-def explain_failure(ended: Ended) -> str:
+def explain_failure(ended: ProcessEnd) -> str:
     """One message for a job that failed: why as far as its log tells, its last lines, where the log is."""
     log = ended.job.log
     words = last_words(log, ended.log_offset)

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from qwq_rl.config.recipe import PIPELINE, load_pipeline, split_overrides, stage_files
 from qwq_rl.errors import GateFailed
-from qwq_rl.pipeline.plan import Plan
-from qwq_rl.pipeline.scheduler import Programs, run_stages
+from qwq_rl.pipeline.plan import PipelinePlan
+from qwq_rl.pipeline.scheduler import StartCommands, run_stages
 from qwq_rl.pipeline.terminal import Board, print_closing
 from qwq_rl.run_folder.files import RunFolder, write_json
 from qwq_rl.run_folder.locks import hold
@@ -36,7 +36,7 @@ examples:
 
 
 @dataclass(frozen=True)
-class Order:
+class RunOptions:
     """What the user asked for. `overrides` are `--a.b=c` by stage (or `pipeline`)."""
 
     recipe: Path
@@ -45,20 +45,20 @@ class Order:
     restart: str | None
     overrides: Mapping[str, Sequence[str]]
 
-    def plan(self, seed: int | None) -> Plan:
+    def plan(self, seed: int | None) -> PipelinePlan:
         """The recipe with the overrides, and the seed where one is given, in every stage."""
         names = stage_files(self.recipe) if seed is not None else ()
         seeded = {name: [*self.overrides.get(name, ()), f"--seed={seed}"] for name in names}
         overrides = {**self.overrides, **seeded}
         pipeline, stages = load_pipeline(self.recipe, overrides)
-        return Plan(self.recipe, pipeline, stages, overrides)
+        return PipelinePlan(self.recipe, pipeline, stages, overrides)
 
 
 Finish = Callable[[RunFolder, str], dict[str, Any]]
 """Called with a run folder and the stage to release, when its stages have ended; returns the run's summary."""
 
 
-def execute(order: Order, programs: Programs, board: Board, finish: Finish) -> None:
+def execute(order: RunOptions, programs: StartCommands, board: Board, finish: Finish) -> None:
     """Carry out the order. Raises what `run_stages` raises; with several seeds GateFailed only after all of them."""
     if not order.seeds:
         summary = _run_one(order, None, order.folder, programs, board, finish)
@@ -80,7 +80,7 @@ def execute(order: Order, programs: Programs, board: Board, finish: Finish) -> N
 
 
 def _run_one(
-    order: Order, seed: int | None, folder: RunFolder, programs: Programs, board: Board, finish: Finish
+    order: RunOptions, seed: int | None, folder: RunFolder, programs: StartCommands, board: Board, finish: Finish
 ) -> dict[str, Any]:
     """One run folder; what a failed gate leaves is summarised too, so that it can be looked at."""
     plan = order.plan(seed)
@@ -108,7 +108,7 @@ def finish_run(folder: RunFolder, release: str) -> dict[str, Any]:
     return summary
 
 
-def _finish_seeds(order: Order) -> dict[str, Any]:
+def _finish_seeds(order: RunOptions) -> dict[str, Any]:
     """The same over all seeds, those that collapsed included."""
     from qwq_rl.report.build import write_report
     from qwq_rl.report.summary import summarise_seeds
@@ -119,7 +119,7 @@ def _finish_seeds(order: Order) -> dict[str, Any]:
     return summary
 
 
-def read_order(argv: Sequence[str]) -> Order:
+def read_order(argv: Sequence[str]) -> RunOptions:
     """Read the command line. Raises UserError or RecipeError for what is wrong with it."""
     parser = argparse.ArgumentParser(
         prog="qwq-rl run",
@@ -141,7 +141,7 @@ def read_order(argv: Sequence[str]) -> Order:
     check(recipe, rest)
     name = options.name or recipe.resolve().name
     overrides = split_overrides(rest, stage_files(recipe))
-    return Order(recipe, RunFolder(options.runs / name), options.seeds, options.restart, overrides)
+    return RunOptions(recipe, RunFolder(options.runs / name), options.seeds, options.restart, overrides)
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -157,5 +157,5 @@ def _seeds(text: str) -> tuple[int, ...]:
 def main(argv: Sequence[str]) -> int:
     """The command line of `qwq-rl run`; returns 0, or raises UserError."""
     order = read_order(argv)
-    execute(order, Programs.of_recipe(order.recipe), Board(Console()), finish_run)
+    execute(order, StartCommands.of_recipe(order.recipe), Board(Console()), finish_run)
     return 0

@@ -19,12 +19,12 @@ import yaml
 
 from qwq_rl.errors import GateFailed, RecipeError, RunStateError, UserError
 from qwq_rl.pipeline.changed_recipe import refuse_edited, set_aside
-from qwq_rl.pipeline.plan import Plan
+from qwq_rl.pipeline.plan import PipelinePlan
 from qwq_rl.pipeline.processes import (
     GRACE_SECONDS,
-    Ended,
-    Job,
     Process,
+    ProcessEnd,
+    StageProcess,
     accelerate_command,
     explain_failure,
     reported_status,
@@ -60,7 +60,7 @@ class Interrupted(UserError):
 
 
 @dataclass(frozen=True)
-class Programs:
+class StartCommands:
     """How the processes are started: the words before a trainer's own arguments, and before an evaluation's."""
 
     train: Sequence[str]
@@ -71,7 +71,7 @@ class Programs:
     """Whether `train` starts a launcher, whose children train."""
 
     @staticmethod
-    def of_recipe(folder: Path) -> Programs:
+    def of_recipe(folder: Path) -> StartCommands:
         """The trainer through `accelerate launch` by the recipe's own `accelerate.yaml`; without one, by itself.
 
         For one process a launcher does nothing, and takes seconds of importing at every stage.
@@ -79,16 +79,16 @@ class Programs:
         own = folder / ACCELERATE
         evaluate = (sys.executable, "-m", "qwq_rl.evals.evaluate")
         if not own.exists():
-            return Programs((sys.executable, "-m", "qwq_rl.train"), evaluate, launched=False)
+            return StartCommands((sys.executable, "-m", "qwq_rl.train"), evaluate, launched=False)
         try:
             settings = yaml.safe_load(own.read_text())
             processes = int(settings["num_processes"])
         except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise RecipeError(f"{own}: `num_processes: N` must be there, as `accelerate config` writes it") from error
-        return Programs((*accelerate_command(own), "-m", "qwq_rl.train"), evaluate, processes)
+        return StartCommands((*accelerate_command(own), "-m", "qwq_rl.train"), evaluate, processes)
 
 
-class Stop:
+class StopSignals:
     """While it is entered, Ctrl-C, SIGTERM and a closed terminal only set `number` (0: not asked) and `count`.
 
     A signal that the caller of the program had ignored (nohup, a shell's background job) stays ignored.
@@ -99,7 +99,7 @@ class Stop:
         self.count = 0
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> StopSignals:
         for number in _SIGNALS:
             before = signal.getsignal(number)
             if before is not signal.SIG_IGN:
@@ -116,7 +116,9 @@ class Stop:
         self.count += 1
 
 
-def run_stages(plan: Plan, folder: RunFolder, programs: Programs, board: Board, restart: str | None = None) -> None:
+def run_stages(
+    plan: PipelinePlan, folder: RunFolder, programs: StartCommands, board: Board, restart: str | None = None
+) -> None:
     """Bring every stage of `plan` and its evaluations to their end in `folder`; `restart` throws a stage away first.
 
     Raises RunStateError where the folder is in use or a finished stage's recipe was edited, GateFailed, StageFailed,
@@ -132,7 +134,7 @@ def run_stages(plan: Plan, folder: RunFolder, programs: Programs, board: Board, 
         if restart is not None:
             set_aside(plan, folder, record, restart, board)
         refuse_edited(plan, folder, record)
-        with Stop() as stop:
+        with StopSignals() as stop:
             _Runner(plan, folder, programs, board, record, stop).run()
         record.set_restart(None)
 
@@ -141,7 +143,13 @@ class _Runner:
     """The scheduler: which processes live, and what is to be done next."""
 
     def __init__(
-        self, plan: Plan, folder: RunFolder, programs: Programs, board: Board, record: Record, stop: Stop
+        self,
+        plan: PipelinePlan,
+        folder: RunFolder,
+        programs: StartCommands,
+        board: Board,
+        record: Record,
+        stop: StopSignals,
     ) -> None:
         self.plan, self.folder, self.programs = plan, folder, programs
         self.board, self.record, self.stop = board, record, stop
@@ -263,7 +271,7 @@ class _Runner:
         self.record.update(name, status="running", started=started, finished=None, attempts=entry["attempts"] + 1)
         processes = {"QWQ_RL_PROCESSES": str(self.programs.processes)}
         command = [*self.programs.train, *arguments]
-        job = Job(f"train {name}", command, folder.log, self.programs.launched, processes)
+        job = StageProcess(f"train {name}", command, folder.log, self.programs.launched, processes)
         self.training[name] = Process(job)
         self.watches[name] = StageWatch(folder, self.plan.extended(name, entry["extended"]).steps)
 
@@ -273,7 +281,7 @@ class _Runner:
         arguments = ["--run", str(self.folder.path), "--stage", name, "--sets", ",".join(sets), "--greedy"]
         arguments += ["--samples", str(settings.samples), "--max-tokens", str(settings.max_tokens)]
         log = self.folder.evaluation(name, sets[0]).with_suffix(".log")
-        job = Job(f"evaluate {name}", [*self.programs.evaluate, *arguments], log, launched=False)
+        job = StageProcess(f"evaluate {name}", [*self.programs.evaluate, *arguments], log, launched=False)
         self.evaluating[name, sets] = Process(job)
 
     def collect(self) -> bool:
@@ -290,18 +298,18 @@ class _Runner:
             self.check_evaluated(name, sets, ended)
         return bool(ended_training or ended_evaluating)
 
-    def check_trained(self, name: str, ended: Ended) -> None:
+    def check_trained(self, name: str, ended: ProcessEnd) -> None:
         if self.stopping() or (ended.status == 0 and self.results.done(name) is not None):
             return
         self.record.update(name, status="failed", finished=ended.finished)
         self.fail(ended, f"{ended.job.name} ended without finishing the stage")
 
-    def check_evaluated(self, name: str, sets: Sequence[str], ended: Ended) -> None:
+    def check_evaluated(self, name: str, sets: Sequence[str], ended: ProcessEnd) -> None:
         missing = [one for one in sets if self.results.evaluation(name, one) is None]
         if not self.stopping() and (ended.status != 0 or missing):
             self.fail(ended, f"{ended.job.name} ended without writing its results on {', '.join(missing)}")
 
-    def fail(self, ended: Ended, silent: str) -> None:
+    def fail(self, ended: ProcessEnd, silent: str) -> None:
         """Remember why the run cannot go on. The exit status is the trainer's own where it is one of ours."""
         if ended.status == 0:
             self.failure = StageFailed(f"{silent}; its log: {ended.job.log}")
@@ -358,7 +366,7 @@ class _Runner:
         self.board.show(views, others)
 
 
-def _take_ended(processes: dict[K, Process]) -> dict[K, Ended]:
+def _take_ended(processes: dict[K, Process]) -> dict[K, ProcessEnd]:
     """Remove the processes that have ended, and return how they did."""
     ended = {key: end for key, process in processes.items() if (end := process.poll()) is not None}
     for key in ended:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qwq_rl.config.recipe import Requirement
-from qwq_rl.pipeline.plan import Plan
-from qwq_rl.pipeline.processes import Ended
+from qwq_rl.pipeline.plan import PipelinePlan
+from qwq_rl.pipeline.processes import ProcessEnd
 from qwq_rl.run_folder.files import RunFolder, read_json, read_lines, write_json
 
 
@@ -70,7 +70,7 @@ class Record:
         """Note what the gates of a stage said."""
         self.update(name, gates=[asdict(gate) for gate in gates])
 
-    def add_job(self, ended: Ended) -> None:
+    def add_job(self, ended: ProcessEnd) -> None:
         """Note a process that ended."""
         self._value["jobs"].append(
             {
@@ -170,7 +170,7 @@ def _result(requirement: Requirement, scope: str, value: float | None, passed: b
 class Results:
     """Answers from the files alone: nothing here remembers."""
 
-    plan: Plan
+    plan: PipelinePlan
     folder: RunFolder
     record: Record
 

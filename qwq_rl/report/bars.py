@@ -97,7 +97,7 @@ def stacked_bars(bars: Sequence[Bar], name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Span:
+class ProcessSpan:
     """One process: seconds since the run began, CPU seconds where known, and whether it ended well."""
 
     started: float
@@ -107,15 +107,15 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Job:
+class JobBar:
     """One row of the chart of jobs: every process of one name. `kind` is train or evaluate."""
 
     label: str
     kind: str
-    spans: tuple[Span, ...]
+    spans: tuple[ProcessSpan, ...]
 
 
-def job_chart(jobs: Sequence[Job], name: str) -> str:
+def job_chart(jobs: Sequence[JobBar], name: str) -> str:
     """What ran when: a row a job, a bar a process."""
     frame = Frame(1080, 30 + 24 * len(jobs), left=200, right=90, top=2, bottom=26)
     last = max((span.finished for job in jobs for span in job.spans), default=1.0) or 1.0
@@ -130,7 +130,7 @@ def job_chart(jobs: Sequence[Job], name: str) -> str:
     return plot("".join(parts), frame, name)
 
 
-def _span(job: Job, span: Span, y: float, frame: Frame, last: float) -> str:
+def _span(job: JobBar, span: ProcessSpan, y: float, frame: Frame, last: float) -> str:
     left, right = frame.x(span.started / last), frame.x(span.finished / last)
     cpu = "" if span.cpu is None else f", CPU {duration(span.cpu)}"
     words = f"{job.label}: {duration(span.finished - span.started)}{cpu}{'' if span.well else ', did not end well'}"

@@ -53,7 +53,7 @@ def plain_axis(last: float, name: str, count: int = 4) -> Axis:
 
 
 @dataclass(frozen=True)
-class Span:
+class StageSpan:
     """One stage on a time line: its place, and how many updates and CPU seconds it covers."""
 
     stage: str
@@ -69,7 +69,7 @@ class Span:
 class TimeLine:
     """The stages of a run end to end, either by updates (every stage equally wide) or by CPU seconds (to scale)."""
 
-    spans: tuple[Span, ...]
+    spans: tuple[StageSpan, ...]
     clock: str
     """updates or cpu."""
 
@@ -83,7 +83,7 @@ class TimeLine:
             done, whole = finite(line.get("cpu_seconds")), span.seconds
         return None if done is None else span.start + (span.end - span.start) * min(done / (whole or 1), 1.0)
 
-    def span(self, stage: str | None) -> Span | None:
+    def span(self, stage: str | None) -> StageSpan | None:
         """The stretch of one stage."""
         return next((span for span in self.spans if span.stage == stage), None)
 
@@ -105,7 +105,7 @@ class TimeLine:
         return Axis(tuple(ticks), bands, "updates within each stage")
 
 
-def _span_ticks(span: Span, width: float) -> list[tuple[float, str]]:
+def _span_ticks(span: StageSpan, width: float) -> list[tuple[float, str]]:
     """Round updates inside the span and its last one; the start only of the first span, where no other ends."""
     share = span.end - span.start
     inner = round_ticks(0, span.updates, max(1, int(width * share // 70)))
@@ -136,11 +136,13 @@ def time_line(runs: Sequence[Run], clock: str) -> TimeLine:
         updates[name] = max(stage.updates for stage in stages)
         seconds[name] = max(seconds_of(stage) for stage in stages)
     whole = sum(seconds.values()) or 1.0
-    spans: list[Span] = []
+    spans: list[StageSpan] = []
     start, updates_before, seconds_before = 0.0, 0, 0.0
     for name in names:
         share = seconds[name] / whole if clock == "cpu" else 1 / len(names)
-        spans.append(Span(name, start, start + share, updates[name], seconds[name], updates_before, seconds_before))
+        spans.append(
+            StageSpan(name, start, start + share, updates[name], seconds[name], updates_before, seconds_before)
+        )
         start, updates_before, seconds_before = (
             start + share,
             updates_before + updates[name],

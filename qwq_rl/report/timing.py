@@ -8,7 +8,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from qwq_rl.report.bars import Bar, Job, Span, job_chart, stacked_bars
+from qwq_rl.report.bars import Bar, JobBar, ProcessSpan, job_chart, stacked_bars
 from qwq_rl.report.load import Run, Stage
 from qwq_rl.report.markup import at, duration, entries, esc, fields, finite, short, table
 
@@ -132,7 +132,7 @@ def _clocks(stages: Sequence[Stage]) -> str:
     return table(head, rows, "Training by stage")
 
 
-def jobs_of(run: Run) -> list[Job]:
+def jobs_of(run: Run) -> list[JobBar]:
     """The processes of pipeline.json by name, in order of their start, in seconds since the first of them."""
     found: dict[str, list[Line]] = {}
     for job in entries(run.pipeline, "jobs"):
@@ -146,7 +146,7 @@ def jobs_of(run: Run) -> list[Job]:
     for name, listed in timed.items():
         spans = tuple(_span(entry, origin) for entry in listed)
         if spans:
-            jobs.append(Job(name, "train" if name.startswith("train ") else "evaluate", spans))
+            jobs.append(JobBar(name, "train" if name.startswith("train ") else "evaluate", spans))
     return sorted(jobs, key=lambda job: job.spans[0].started)
 
 
@@ -154,6 +154,6 @@ def _both_ends(entry: Line) -> bool:
     return finite(at(entry, "started")) is not None and finite(at(entry, "finished")) is not None
 
 
-def _span(entry: Line, origin: float) -> Span:
+def _span(entry: Line, origin: float) -> ProcessSpan:
     well = entry.get("status", 0) in (0, "done")
-    return Span(entry["started"] - origin, entry["finished"] - origin, finite(entry.get("cpu_seconds")), well)
+    return ProcessSpan(entry["started"] - origin, entry["finished"] - origin, finite(entry.get("cpu_seconds")), well)

@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from qwq_rl.config.stages import RlRecipe
 from qwq_rl.data.chat import read_response, render_prompt
-from qwq_rl.data.prompt_source import Drawn, PromptSource
+from qwq_rl.data.prompt_source import Prompt, PromptSource
 from qwq_rl.data.sources import Row
 from qwq_rl.inference import Completion
-from qwq_rl.inference.sampler import Order, Sampler
+from qwq_rl.inference.sampler import Sampler, SamplingRequest
 from qwq_rl.rollouts.rollout import Rollout, Sampled, Segment
-from qwq_rl.rollouts.scoring import Judge, Pending
+from qwq_rl.rollouts.scoring import PendingScores, RoundScorer
 from qwq_rl.rollouts.verdict_log import Counts
 
 PART = 512
@@ -67,7 +67,7 @@ class Collector:
         recipe: RlRecipe,
         source: PromptSource,
         sampler: Sampler,
-        judge: Judge,
+        judge: RoundScorer,
         tokenizer: PreTrainedTokenizerBase,
         process: tuple[int, int],
     ) -> None:
@@ -112,7 +112,7 @@ class Collector:
 
     def _sample_and_score(
         self,
-        drawn: Sequence[Drawn],
+        drawn: Sequence[Prompt],
         update: int,
         meanwhile: Callable[[Sequence[Sampled]], None],
         seconds: dict[str, float],
@@ -121,7 +121,7 @@ class Collector:
         own = drawn[self._rank :: self._world]
         size = max(1, PART // self.recipe.rollout.generations)
         parts = max(1, -(-len(drawn) // (size * self._world)))  # as many in every process
-        pending: list[Pending] = []
+        pending: list[PendingScores] = []
         with ThreadPoolExecutor(1, "verifiers") as thread:
             for part in range(parts):
                 started = time.monotonic()
@@ -134,13 +134,13 @@ class Collector:
             seconds["score"] += time.monotonic() - started
         return [one for found, _ in finished for one in found], [one for _, counts in finished for one in counts]
 
-    def _sample(self, drawn: Sequence[Drawn], update: int) -> list[Sampled]:
+    def _sample(self, drawn: Sequence[Prompt], update: int) -> list[Sampled]:
         shape = self.recipe.rollout
         prompts = [render_prompt(self._tokenizer, one.row) for one in drawn]
         ids = [list(self._tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
         growth = shape.lengthen
         limit = length_limit(update, shape.max_tokens, growth.start if growth else None, growth.over if growth else 0)
-        order = Order(
+        order = SamplingRequest(
             ids,
             [one.place for one in drawn],
             shape.generations,
@@ -155,7 +155,7 @@ class Collector:
         ]
 
     def _sampled(
-        self, drawn: Drawn, prompt: str, ids: Sequence[int], completion: Completion, sample: int, update: int
+        self, drawn: Prompt, prompt: str, ids: Sequence[int], completion: Completion, sample: int, update: int
     ) -> Sampled:
         response = read_response(self._tokenizer, prompt, completion.token_ids, completion.finish)
         segment = Segment("model", response.text, response.token_ids, completion.logprobs)

@@ -17,11 +17,11 @@ from qwq_rl.rewards.reward import Scored
 from qwq_rl.rewards.reward_model import Preference
 from qwq_rl.rewards.scorer import Scorer
 from qwq_rl.rollouts.rollout import Rollout, Sampled
-from qwq_rl.rollouts.verdict_log import Counts, Journal, Key, keys_of
+from qwq_rl.rollouts.verdict_log import Counts, Key, VerdictLog, keys_of
 
 
 @dataclass(frozen=True)
-class Pending:
+class PendingScores:
     """Samples whose scores are on their way."""
 
     samples: Sequence[Sampled]
@@ -43,14 +43,14 @@ class Pending:
         return [Rollout(**vars(one), scored=scores[at]) for at, one in enumerate(self.samples)], counts
 
 
-class Judge:
+class RoundScorer:
     """Scores the samples of one process; all processes begin alike."""
 
-    def __init__(self, recipe: RlRecipe, scorer: Scorer, preference: Preference | None, journal: Journal) -> None:
+    def __init__(self, recipe: RlRecipe, scorer: Scorer, preference: Preference | None, journal: VerdictLog) -> None:
         self._recipe, self._scorer, self._preference = recipe, scorer, preference
         self.journal = journal
 
-    def begin(self, samples: Sequence[Sampled], update: int, thread: Executor) -> Pending:
+    def begin(self, samples: Sequence[Sampled], update: int, thread: Executor) -> PendingScores:
         """Start scoring whole groups; what an earlier process wrote down of a sample is not asked again.
 
         Preferences are worked out in any case: they come out the same, unless the scale was measured anew.
@@ -75,7 +75,7 @@ class Judge:
             return scored, counts
 
         counts = list(self.journal.counts(keys[at] for at in replayed))
-        return Pending(samples, replayed, counts, rest, thread.submit(judge) if rest else None)
+        return PendingScores(samples, replayed, counts, rest, thread.submit(judge) if rest else None)
 
     def _preferences(self, samples: Sequence[Sampled]) -> Sequence[float | None]:
         if self._preference is None:

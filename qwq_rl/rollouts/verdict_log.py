@@ -51,20 +51,20 @@ def keys_of(update: int, place: int, row: Row, responses: Sequence[Sequence[int]
     return keys
 
 
-def journal_of(folder: StageFolder, rank: int) -> Path:
+def verdict_log_of(folder: StageFolder, rank: int) -> Path:
     """Where the process of that rank keeps its journal."""
     return folder.path / ("verdicts.jsonl" if rank == 0 else f"verdicts-{rank}.jsonl")
 
 
-def journals_beside(folder: StageFolder, rank: int, world: int) -> list[Path]:
+def verdict_logs_beside(folder: StageFolder, rank: int, world: int) -> list[Path]:
     """The journals of other ranks, where another number of processes than `world` left them.
 
     By as many as now every rank judged what it is to judge again, and all of that is in its own.
     """
     found = set(folder.path.glob("verdicts*.jsonl"))
-    if found == {journal_of(folder, one) for one in range(world)}:
+    if found == {verdict_log_of(folder, one) for one in range(world)}:
         return []
-    return sorted(found - {journal_of(folder, rank)})
+    return sorted(found - {verdict_log_of(folder, rank)})
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class _Call:
     scored: Mapping[Key, Scored]
 
 
-class Journal:
+class VerdictLog:
     """The journal of one process of a stage.
 
     `judges` stands for what gives the verdicts, such as a hash of the verifiers' versions: entries of other judges are

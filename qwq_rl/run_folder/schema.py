@@ -7,7 +7,7 @@ from typing import Literal, NotRequired, TypedDict
 Status = Literal["waiting", "running", "done", "failed"]
 
 
-class Estimate(TypedDict):
+class EstimateRecord(TypedDict):
     """A mean and its two-sided 95 % interval, clustered by prompt."""
 
     mean: float
@@ -18,9 +18,9 @@ class Estimate(TypedDict):
 class Score(TypedDict):
     """The score of an area (a domain or a family); an estimate is null where it was not asked for or not to be had."""
 
-    sampled: Estimate | None
-    greedy: Estimate | None
-    pass_at_k: Estimate | None
+    sampled: EstimateRecord | None
+    greedy: EstimateRecord | None
+    pass_at_k: EstimateRecord | None
     prompts: int
     samples: int
     tokens: float | None
@@ -122,7 +122,7 @@ class Tokens(TypedDict):
     max: int
 
 
-class Groups(TypedDict):
+class GroupsRecord(TypedDict):
     """The groups of an update by what they teach; the useful ones have two different rewards."""
 
     total: int
@@ -164,7 +164,7 @@ class RlMetrics(Update):
     reward: float | None
     truncated: float
     tokens: Tokens
-    groups: Groups
+    groups: GroupsRecord
     faults: int
     domains: dict[str, DomainMetrics]
     families: dict[str, FamilyMetrics]
@@ -209,7 +209,7 @@ class VerdictRecord(TypedDict):
     seconds: float
 
 
-class Segment(TypedDict):
+class SegmentRecord(TypedDict):
     """One turn of a rollout; `loss_mask` and `logprobs` have one entry a token."""
 
     role: Literal["model", "environment"]
@@ -220,7 +220,7 @@ class Segment(TypedDict):
     policy_version: int
 
 
-class Rollout(TypedDict):
+class RolloutRecord(TypedDict):
     """One line of `rollouts/update-NNNNNN.jsonl`."""
 
     id: str
@@ -231,7 +231,7 @@ class Rollout(TypedDict):
     sample: int
     update: int
     prompt: str
-    segments: list[Segment]
+    segments: list[SegmentRecord]
     finish: Literal["stop", "length", "tool_limit", "parse_error", "environment_error"]
     gates: dict[str, bool]
     verdicts: dict[str, VerdictRecord]
@@ -299,10 +299,10 @@ class Done(TypedDict):
     recipe_hash: str
 
 
-class Difference(TypedDict):
+class DifferenceRecord(TypedDict):
     """A paired difference of pass@1; `lower95` is its one-sided 95 % lower bound."""
 
-    difference: Estimate
+    difference: EstimateRecord
     lower95: float
     prompts: int
 
@@ -310,8 +310,8 @@ class Difference(TypedDict):
 class Compared(TypedDict):
     """Two checkpoints on one set."""
 
-    domains: dict[str, Difference]
-    families: dict[str, Difference]
+    domains: dict[str, DifferenceRecord]
+    families: dict[str, DifferenceRecord]
 
 
 class SetSummary(TypedDict):

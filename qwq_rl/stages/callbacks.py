@@ -24,7 +24,7 @@ Evaluator = Callable[[Evaluate, int], list[Line]]
 """(what to evaluate, the update) -> lines for evaluations.jsonl."""
 
 
-class Stop:
+class StopRequest:
     """Remembers that SIGINT or SIGTERM asked the trainer to save and leave; a second SIGINT is Ctrl-C as usual."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Recorder(TrainerCallback):
         folder: StageFolder,
         kind: str,
         clock: Clock,
-        stop: Stop,
+        stop: StopRequest,
         samples_per_update: int,
         details: Callable[[Mapping[str, float]], Line],
         evaluate: Evaluate | None,

@@ -16,12 +16,12 @@ from qwq_rl.data.order import mix
 from qwq_rl.data.sources import Row, load_rows
 from qwq_rl.errors import UserError
 from qwq_rl.run_folder.files import RunFolder, StageFolder
-from qwq_rl.stages.callbacks import Stop
+from qwq_rl.stages.callbacks import StopRequest
 from qwq_rl.training.clock import Clock
 
 
 @dataclass(frozen=True)
-class Setting:
+class StageContext:
     """One process of one stage."""
 
     run: RunFolder
@@ -31,7 +31,7 @@ class Setting:
     resume: Path | None
     """The checkpoint to go on from."""
     clock: Clock
-    stop: Stop
+    stop: StopRequest
 
     def locate(self, source: str) -> str:
         """A model's place: the result of a stage of this run, a folder, or a Hub id."""
@@ -46,24 +46,24 @@ class Setting:
         return source
 
 
-def load_model(source: ModelSource, setting: Setting, seed: int) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_model(source: ModelSource, context: StageContext, seed: int) -> tuple[Any, PreTrainedTokenizerBase]:
     """The causal model and the tokenizer that a stage starts from."""
     if source.new == "tiny":
         from qwq_rl.data.tiny.model import build_model, build_tokenizer
 
         tokenizer = build_tokenizer()
         return build_model(tokenizer, seed), tokenizer
-    model = load_pretrained(AutoModelForCausalLM, source, setting, dtype="auto")
-    return model, load_pretrained(AutoTokenizer, source, setting)
+    model = load_pretrained(AutoModelForCausalLM, source, context, dtype="auto")
+    return model, load_pretrained(AutoTokenizer, source, context)
 
 
-def load_pretrained(auto_class: Any, source: ModelSource, setting: Setting, **arguments: Any) -> Any:
+def load_pretrained(auto_class: Any, source: ModelSource, context: StageContext, **arguments: Any) -> Any:
     """What `auto_class` of transformers makes of the place that a stage starts from; UserError where it cannot."""
     try:
-        return auto_class.from_pretrained(setting.locate(str(source.from_)), **arguments)
+        return auto_class.from_pretrained(context.locate(str(source.from_)), **arguments)
     except OSError as error:
         raise UserError(
-            f"cannot load the model `{source.from_}` that {setting.folder.name} starts from: {error}"
+            f"cannot load the model `{source.from_}` that {context.folder.name} starts from: {error}"
         ) from None
 
 
@@ -77,28 +77,28 @@ def ordered_rows(sources: Sequence[DataSource], seed: int, per_update: int, upda
     return mix(load_sources(sources, seed), seed, per_update, updates)
 
 
-def per_device(total: int, setting: Setting, what: str) -> int:
+def per_device(total: int, context: StageContext, what: str) -> int:
     """`total` split over the processes; UserError where it cannot be split evenly."""
-    if total % setting.world_size:
-        raise UserError(f"{what} is {total}, which {setting.world_size} processes cannot share evenly")
-    return total // setting.world_size
+    if total % context.world_size:
+        raise UserError(f"{what} is {total}, which {context.world_size} processes cannot share evenly")
+    return total // context.world_size
 
 
-def batch_arguments(total: int, micro_batch: int | None, setting: Setting, what: str) -> dict[str, int]:
+def batch_arguments(total: int, micro_batch: int | None, context: StageContext, what: str) -> dict[str, int]:
     """How `total` rows an update are split over processes and micro-batches; UserError where that is not even."""
-    share = per_device(total, setting, what)
+    share = per_device(total, context, what)
     size = micro_batch or share
     if share % size:
         raise UserError(f"update.micro_batch is {size}, which does not divide a process's share of an update, {share}")
     return {"per_device_train_batch_size": size, "gradient_accumulation_steps": share // size}
 
 
-def shared_arguments(recipe: Stage, setting: Setting) -> dict[str, Any]:
+def shared_arguments(recipe: Stage, context: StageContext) -> dict[str, Any]:
     """Keyword arguments common to SFTConfig, RewardConfig and GRPOConfig, before the recipe's own `trl` block."""
     update: RlUpdate | SupervisedUpdate = recipe.update
     on_gpu = torch.cuda.is_available()
     return {
-        "output_dir": str(setting.folder.checkpoints),
+        "output_dir": str(context.folder.checkpoints),
         "max_steps": recipe.steps,
         "seed": recipe.seed,
         "learning_rate": update.lr,
@@ -110,7 +110,7 @@ def shared_arguments(recipe: Stage, setting: Setting) -> dict[str, Any]:
         "logging_strategy": "steps",
         "logging_steps": 1,
         "report_to": list(recipe.track) or "none",
-        "run_name": f"{setting.run.path.name}/{setting.folder.name}",
+        "run_name": f"{context.run.path.name}/{context.folder.name}",
         "disable_tqdm": True,
         "bf16": on_gpu,
         "use_cpu": not on_gpu,

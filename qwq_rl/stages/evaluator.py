@@ -16,7 +16,7 @@ from qwq_rl.data.sources import Row, load_rows
 from qwq_rl.evals.estimates import PromptRecord, evaluation_line
 from qwq_rl.evals.evaluate import evaluate_model, named_verifiers, require_verifiers
 from qwq_rl.stages.callbacks import Line
-from qwq_rl.stages.context import Setting
+from qwq_rl.stages.context import StageContext
 
 
 class TrainingEvaluator:
@@ -24,11 +24,11 @@ class TrainingEvaluator:
 
     trainer: Any
 
-    def __init__(self, recipe: RlRecipe | SftRecipe, setting: Setting) -> None:
-        self._setting = setting
+    def __init__(self, recipe: RlRecipe | SftRecipe, context: StageContext) -> None:
+        self._context = context
         self._max_tokens = recipe.rollout.max_tokens if isinstance(recipe, RlRecipe) else recipe.max_length
         self._sets = {name: _limited(load_rows(name), recipe.evaluate.limit) for name in recipe.evaluate.sets}
-        recipes = [setting.folder.resolved, *sorted(setting.recipe_folder.glob("*.yaml"))]
+        recipes = [context.folder.resolved, *sorted(context.recipe_folder.glob("*.yaml"))]
         self._verifiers = named_verifiers(recipes)
         require_verifiers((row for rows in self._sets.values() for row in rows), self._verifiers)
 
@@ -40,10 +40,10 @@ class TrainingEvaluator:
             line = evaluation_line(
                 records,
                 update=update,
-                stage=self._setting.folder.name,
+                stage=self._context.folder.name,
                 data_set=name,
                 time=time.time(),
-                cpu_seconds=self._setting.clock.cpu_seconds(),
+                cpu_seconds=self._context.clock.cpu_seconds(),
             )
             self._track(line)
             lines.append(line)

@@ -31,7 +31,7 @@ from qwq_rl.errors import RunStateError
 from qwq_rl.rewards.scorer import entries_of
 from qwq_rl.rewards.versions import digest, verifier_source, verifier_versions
 from qwq_rl.run_folder.files import read_json, write_json
-from qwq_rl.stages.context import Setting, load_pretrained
+from qwq_rl.stages.context import StageContext, load_pretrained
 
 CONTRACT = "contract.json"
 """Its name in `checkpoint-N` and `final`, where it also has the digest of the weights beside it."""
@@ -56,55 +56,55 @@ class Change:
         return f"  {self.item}: {self.what}: then {self.then}, now {self.now}"
 
 
-def agreed_contract(recipe: Stage, setting: Setting) -> Contract:
+def agreed_contract(recipe: Stage, context: StageContext) -> Contract:
     """The contract under which the stage goes on, or begins; says in it what it was compared with, and what accepted.
 
     Raises RunStateError, naming each item that differs, where one is not among the recipe's `accept_changes`.
     """
-    place = setting.locate(str(recipe.model.from_)) if recipe.model.from_ else None
-    now = stage_contract(recipe, setting)
-    before = setting.resume or (Path(place) if place and Path(place).is_dir() else None)
+    place = context.locate(str(recipe.model.from_)) if recipe.model.from_ else None
+    now = stage_contract(recipe, context)
+    before = context.resume or (Path(place) if place and Path(place).is_dir() else None)
     then = read_json(before / CONTRACT) if before else None
-    now["accepted"] = list(then["accepted"]) if then and setting.resume else []
+    now["accepted"] = list(then["accepted"]) if then and context.resume else []
     if then is None:
-        now["compared_with"] = f"nothing: {_without(recipe, setting, before)}"
+        now["compared_with"] = f"nothing: {_without(recipe, context, before)}"
         return now
-    if setting.resume:
-        changes = [*_resumed(recipe, then, now), *_swapped(setting.resume, then)]
-        now["compared_with"] = setting.resume.name
+    if context.resume:
+        changes = [*_resumed(recipe, then, now), *_swapped(context.resume, then)]
+        now["compared_with"] = context.resume.name
     else:
-        changes = [*_started(recipe, then, now), *_swapped(Path(str(place)), then), *_ancestors(then, setting, recipe)]
+        changes = [*_started(recipe, then, now), *_swapped(Path(str(place)), then), *_ancestors(then, context, recipe)]
         now["compared_with"] = str(recipe.model.from_)
     refused = [change for change in changes if not accepts(recipe.accept_changes, change.item)]
     if refused:
-        raise RunStateError(_refusal(refused, setting, now["compared_with"]))
+        raise RunStateError(_refusal(refused, context, now["compared_with"]))
     for change in changes:
-        print(f"{setting.folder.name}: accepted by its recipe: {change.item} changed ({change.then} -> {change.now})")
+        print(f"{context.folder.name}: accepted by its recipe: {change.item} changed ({change.then} -> {change.now})")
     now["accepted"] += [
         {"item": one.item, "then": one.then, "now": one.now, "since": now["compared_with"]} for one in changes
     ]
     return now
 
 
-def stage_contract(recipe: Stage, setting: Setting) -> Contract:
+def stage_contract(recipe: Stage, context: StageContext) -> Contract:
     """The contract of a stage as it would run now. UserError where what it starts from is not there."""
     source = recipe.model
     rl = recipe if isinstance(recipe, RlRecipe) else None
     scorer = rl.reward_model if rl else None
     return {
-        **tokenizer_items(load_pretrained(AutoTokenizer, source, setting) if source.from_ else build_tokenizer()),
+        **tokenizer_items(load_pretrained(AutoTokenizer, source, context) if source.from_ else build_tokenizer()),
         "base": source.from_ or source.new,
-        "lineage": _lineage(source, setting),
+        "lineage": _lineage(source, context),
         "verifiers": verifier_versions(rl.domains) if rl else {},
-        "reward_model": weights_version(Path(setting.locate(scorer.from_))) if scorer else None,
+        "reward_model": weights_version(Path(context.locate(scorer.from_))) if scorer else None,
     }
 
 
-def _lineage(source: ModelSource, setting: Setting) -> list[dict[str, str | None]]:
+def _lineage(source: ModelSource, context: StageContext) -> list[dict[str, str | None]]:
     """The models that a stage comes from, the one that it starts from first."""
     if source.from_ is None:
         return [{"name": source.new, "weights": None}]
-    folder = Path(setting.locate(source.from_))
+    folder = Path(context.locate(source.from_))
     if folder.is_dir():
         of_base = read_json(folder / CONTRACT) or {"lineage": []}
         return [{"name": source.from_, "weights": weights_version(folder)}, *of_base["lineage"]]
@@ -216,12 +216,12 @@ def _swapped(folder: Path, then: Contract) -> Iterator[Change]:
         yield Change("base", then["weights"], str(found), f"the weights in {folder}, since they were saved")
 
 
-def _ancestors(then: Contract, setting: Setting, recipe: Stage) -> Iterator[Change]:
+def _ancestors(then: Contract, context: StageContext, recipe: Stage) -> Iterator[Change]:
     """Stages of this run from which the base came, and which hold other weights by now."""
-    if not setting.run.stage(str(recipe.model.from_)).final.is_dir():
+    if not context.run.stage(str(recipe.model.from_)).final.is_dir():
         return
     for one in then["lineage"]:
-        final = setting.run.stage(one["name"]).final
+        final = context.run.stage(one["name"]).final
         if not final.is_dir():
             return
         found = weights_version(final)
@@ -234,22 +234,22 @@ def _version(ancestor: Mapping[str, Any]) -> str:
     return f"{ancestor['name']} {ancestor['weights']}"
 
 
-def _without(recipe: Stage, setting: Setting, before: Path | None) -> str:
+def _without(recipe: Stage, context: StageContext, before: Path | None) -> str:
     """Why there is no contract to compare with."""
-    if setting.resume:
-        return f"{setting.resume.name} was saved before checkpoints carried a contract"
+    if context.resume:
+        return f"{context.resume.name} was saved before checkpoints carried a contract"
     if before is None:
         return f"{recipe.model.from_} comes from the Hub, without a contract" if recipe.model.from_ else "a new model"
     return f"there is no {CONTRACT} in {before}"
 
 
-def _refusal(changes: Sequence[Change], setting: Setting, since: str) -> str:
+def _refusal(changes: Sequence[Change], context: StageContext, since: str) -> str:
     names = ", ".join(dict.fromkeys(change.item for change in changes))
-    doing = "go on from its" if setting.resume else "start from"
+    doing = "go on from its" if context.resume else "start from"
     return (
-        f"{setting.folder.path} would {doing} {since}, and since that was trained this has changed:\n"
+        f"{context.folder.path} would {doing} {since}, and since that was trained this has changed:\n"
         + "\n".join(map(str, changes))
         + "\nPut back what was there; or, if the change is meant, say so in the recipe, and provenance.json will tell: "
         + f"accept_changes: [{names}]\n(`--accept_changes=[{names}]` behind `qwq_rl.train`, "
-        + f"`--{setting.folder.name}.accept_changes=[{names}]` behind `qwq-rl run`)"
+        + f"`--{context.folder.name}.accept_changes=[{names}]` behind `qwq-rl run`)"
     )

@@ -24,10 +24,10 @@ from qwq_rl.rewards.reward_model import Preference
 from qwq_rl.rewards.scorer import Scorer
 from qwq_rl.rewards.versions import digest, verifier_versions
 from qwq_rl.rollouts.collect import Collector
-from qwq_rl.rollouts.scoring import Judge
-from qwq_rl.rollouts.verdict_log import Journal, journal_of, journals_beside
+from qwq_rl.rollouts.scoring import RoundScorer
+from qwq_rl.rollouts.verdict_log import VerdictLog, verdict_log_of, verdict_logs_beside
 from qwq_rl.stages.callbacks import Evaluator, Recorder
-from qwq_rl.stages.context import Setting, load_model, load_sources, shared_arguments
+from qwq_rl.stages.context import StageContext, load_model, load_sources, shared_arguments
 from qwq_rl.stages.lora import adapter_of, without_wrapper
 from qwq_rl.training.critic import Critic, CriticPlan, build_critic_model
 from qwq_rl.training.policy_trainer import PolicyTrainer
@@ -37,7 +37,7 @@ TOKENS_ON_CPU, TOKENS_ON_GPU = 2048, 32768
 """Padded tokens of a micro-batch where the recipe says nothing; on a CPU, what its caches hold."""
 
 
-def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> PolicyTrainer:
+def build_rl(recipe: RlRecipe, context: StageContext, evaluator: Evaluator) -> PolicyTrainer:
     """The trainer of an `rl` stage, ready to train."""
     rounds = -(-recipe.steps // recipe.update.of_a_round)
     sources = load_sources(recipe.data, recipe.seed)
@@ -45,14 +45,14 @@ def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> Policy
     if recipe.trl.get("use_vllm"):
         check_vllm()
     if PartialState().is_main_process:
-        audit_stage(mix(sources, recipe.seed, recipe.rollout.prompts, rounds), scorer, recipe, setting.folder)
+        audit_stage(mix(sources, recipe.seed, recipe.rollout.prompts, rounds), scorer, recipe, context.folder)
     preference = None
     if recipe.reward_model is not None:
-        place = setting.locate(recipe.reward_model.from_)
-        preference = Preference(place, setting.folder.path / "preference.json")
+        place = context.locate(recipe.reward_model.from_)
+        preference = Preference(place, context.folder.path / "preference.json")
     # Whole above, sharded below: under ZeRO-3 transformers shares out what it loads once there are arguments.
-    config = grpo_config(recipe, setting)
-    model, tokenizer = load_model(recipe.model, setting, recipe.seed)
+    config = grpo_config(recipe, context)
+    model, tokenizer = load_model(recipe.model, context, recipe.seed)
     trainer = PolicyTrainer(
         recipe,
         model,
@@ -60,24 +60,24 @@ def build_rl(recipe: RlRecipe, setting: Setting, evaluator: Evaluator) -> Policy
         config,
         objective_of(recipe),
         recipe.update.micro_tokens or (TOKENS_ON_GPU if torch.cuda.is_available() else TOKENS_ON_CPU),
-        setting.folder,
-        setting.clock,
+        context.folder,
+        context.clock,
         adapter_of(recipe.model.lora, model, "CAUSAL_LM", recipe.seed),
     )
     process = (trainer.accelerator.process_index, trainer.accelerator.num_processes)
     source = PromptSource(sources, recipe.seed, recipe.rollout.sampling)
-    beside = journals_beside(setting.folder, *process)
-    journal = Journal(journal_of(setting.folder, process[0]), _judges(recipe), beside)
-    judge = Judge(recipe, scorer, preference, journal)
-    sampler = _sampler(recipe, trainer, tokenizer, setting)
+    beside = verdict_logs_beside(context.folder, *process)
+    journal = VerdictLog(verdict_log_of(context.folder, process[0]), _judges(recipe), beside)
+    judge = RoundScorer(recipe, scorer, preference, journal)
+    sampler = _sampler(recipe, trainer, tokenizer, context)
     collector = Collector(recipe, source, sampler, judge, tokenizer, process)
-    trainer.collect_with(collector, _critic(recipe, setting, trainer))
+    trainer.collect_with(collector, _critic(recipe, context, trainer))
     trainer.add_callback(
         Recorder(
-            setting.folder,
+            context.folder,
             recipe.kind,
-            setting.clock,
-            setting.stop,
+            context.clock,
+            context.stop,
             recipe.rollout.prompts * recipe.rollout.generations // recipe.update.updates_per_rollout,
             trainer.details,
             recipe.evaluate,
@@ -105,7 +105,7 @@ def _judges(recipe: RlRecipe) -> str:
     return digest(repr((versions, recipe.gates, recipe.reward_model, sorted(recipe.domains.items()))))
 
 
-def _critic(recipe: RlRecipe, setting: Setting, trainer: PolicyTrainer) -> Critic | None:
+def _critic(recipe: RlRecipe, context: StageContext, trainer: PolicyTrainer) -> Critic | None:
     block = recipe.critic
     if block is None:
         return None
@@ -118,14 +118,16 @@ def _critic(recipe: RlRecipe, setting: Setting, trainer: PolicyTrainer) -> Criti
         gradient_clip=recipe.update.gradient_clip,
         tokens=trainer.micro_tokens,
     )
-    place = setting.locate(str(block.from_ or recipe.model.from_))
+    place = context.locate(str(block.from_ or recipe.model.from_))
     return Critic(build_critic_model(place), plan, trainer.accelerator)
 
 
-def _sampler(recipe: RlRecipe, trainer: PolicyTrainer, tokenizer: PreTrainedTokenizerBase, setting: Setting) -> Sampler:
+def _sampler(
+    recipe: RlRecipe, trainer: PolicyTrainer, tokenizer: PreTrainedTokenizerBase, context: StageContext
+) -> Sampler:
     """Our own decoder, unless the recipe asks for another."""
     if recipe.rollout.server is not None:
-        return ServedSampler(trainer, tokenizer, recipe.rollout.server, setting.folder.path, recipe.rollout.max_tokens)
+        return ServedSampler(trainer, tokenizer, recipe.rollout.server, context.folder.path, recipe.rollout.max_tokens)
     if recipe.trl.get("use_vllm"):
         return vllm_sampler(trainer, tokenizer)
     if recipe.trl.get("use_transformers_continuous_batching"):
@@ -148,13 +150,13 @@ def objective_of(recipe: RlRecipe) -> Objective:
     return Objective(algorithm, parameters, update.kl, update.entropy, bounds)
 
 
-def grpo_config(recipe: RlRecipe, setting: Setting) -> GRPOConfig:
+def grpo_config(recipe: RlRecipe, context: StageContext) -> GRPOConfig:
     """TRL's arguments for a recipe; what a round and an update are is ours, and TRL only told how large they get."""
     rollout, update = recipe.rollout, recipe.update
     generations = max(2, rollout.generations)  # TRL refuses 1
     arguments: dict[str, Any] = {
-        **shared_arguments(recipe, setting),
-        "per_device_train_batch_size": -(-rollout.prompts // setting.world_size) * generations,
+        **shared_arguments(recipe, context),
+        "per_device_train_batch_size": -(-rollout.prompts // context.world_size) * generations,
         "gradient_accumulation_steps": 1,
         "steps_per_generation": 1,
         "num_generations": generations,

@@ -17,7 +17,7 @@ from qwq_rl.errors import RowError
 from qwq_rl.inference.fast_qwen.training_head import use_compact_head
 from qwq_rl.stages.callbacks import Evaluator, Line, Recorder
 from qwq_rl.stages.context import (
-    Setting,
+    StageContext,
     batch_arguments,
     load_model,
     load_pretrained,
@@ -52,11 +52,11 @@ class _RewardTrainer(_OwnOptimizer, RewardTrainer):
     pass
 
 
-def build_sft(recipe: SftRecipe, setting: Setting, evaluator: Evaluator) -> SFTTrainer:
+def build_sft(recipe: SftRecipe, context: StageContext, evaluator: Evaluator) -> SFTTrainer:
     """A trainer that fine-tunes on the last assistant message of every row, thinking included."""
     # Before the model: under ZeRO-3 transformers shares out what it loads once there are arguments.
-    config = SFTConfig(**_arguments(recipe, setting) | {"completion_only_loss": True, "packing": False})
-    model, tokenizer = load_model(recipe.model, setting, recipe.seed)
+    config = SFTConfig(**_arguments(recipe, context) | {"completion_only_loss": True, "packing": False})
+    model, tokenizer = load_model(recipe.model, context, recipe.seed)
     rows = ordered_rows(recipe.data, recipe.seed, recipe.batch, recipe.steps)
     _SftTrainer.recipe = recipe
     trainer = _SftTrainer(
@@ -64,7 +64,7 @@ def build_sft(recipe: SftRecipe, setting: Setting, evaluator: Evaluator) -> SFTT
         args=config,
         train_dataset=_tokenized(rows, lambda some: _sft_tokens(tokenizer, some, recipe.max_length)),
         processing_class=tokenizer,
-        callbacks=[_recorder(recipe, setting, evaluator, _sft_details)],
+        callbacks=[_recorder(recipe, context, evaluator, _sft_details)],
         peft_config=adapter_of(recipe.model.lora, model, "CAUSAL_LM", recipe.seed),
     )
     if not torch.cuda.is_available():
@@ -72,15 +72,15 @@ def build_sft(recipe: SftRecipe, setting: Setting, evaluator: Evaluator) -> SFTT
     return trainer
 
 
-def build_reward_model(recipe: RewardModelRecipe, setting: Setting) -> RewardTrainer:
+def build_reward_model(recipe: RewardModelRecipe, context: StageContext) -> RewardTrainer:
     """A trainer of a scalar head on the stage's model, by the Bradley-Terry loss on final answers."""
-    tokenizer = load_pretrained(AutoTokenizer, recipe.model, setting)
-    config = RewardConfig(**_arguments(recipe, setting))  # before the model, as above
+    tokenizer = load_pretrained(AutoTokenizer, recipe.model, context)
+    config = RewardConfig(**_arguments(recipe, context))  # before the model, as above
     torch.manual_seed(recipe.seed)
     model = load_pretrained(
         AutoModelForSequenceClassification,
         recipe.model,
-        setting,
+        context,
         num_labels=1,
         pad_token_id=tokenizer.pad_token_id,
         dtype="auto",
@@ -92,15 +92,15 @@ def build_reward_model(recipe: RewardModelRecipe, setting: Setting) -> RewardTra
         args=config,
         train_dataset=_tokenized(rows, lambda some: _pair_tokens(tokenizer, some, recipe.max_length)),
         processing_class=tokenizer,
-        callbacks=[_recorder(recipe, setting, None, _reward_details)],
+        callbacks=[_recorder(recipe, context, None, _reward_details)],
         peft_config=adapter_of(recipe.model.lora, model, "SEQ_CLS", recipe.seed),
     )
 
 
-def _arguments(recipe: SftRecipe | RewardModelRecipe, setting: Setting) -> dict[str, Any]:
+def _arguments(recipe: SftRecipe | RewardModelRecipe, context: StageContext) -> dict[str, Any]:
     return {
-        **shared_arguments(recipe, setting),
-        **batch_arguments(recipe.batch, recipe.update.micro_batch, setting, "batch"),
+        **shared_arguments(recipe, context),
+        **batch_arguments(recipe.batch, recipe.update.micro_batch, context, "batch"),
         "weight_decay": recipe.update.weight_decay,
         "train_sampling_strategy": "sequential",
         "adam_beta2": 0.95,
@@ -109,14 +109,14 @@ def _arguments(recipe: SftRecipe | RewardModelRecipe, setting: Setting) -> dict[
 
 
 def _recorder(
-    recipe: SftRecipe | RewardModelRecipe, setting: Setting, evaluator: Evaluator | None, details: Any
+    recipe: SftRecipe | RewardModelRecipe, context: StageContext, evaluator: Evaluator | None, details: Any
 ) -> Recorder:
     evaluate = recipe.evaluate if isinstance(recipe, SftRecipe) else None
     return Recorder(
-        setting.folder,
+        context.folder,
         recipe.kind,
-        setting.clock,
-        setting.stop,
+        context.clock,
+        context.stop,
         recipe.batch,
         details,
         evaluate,

@@ -20,7 +20,7 @@ from qwq_rl.errors import RunStateError, UserError
 WEIGHTS, ENGINE = "critic.pt", "engine"
 
 
-class Engine(Protocol):
+class CriticEngine(Protocol):
     """A model with its optimiser."""
 
     def train(self, mode: bool) -> None:
@@ -42,7 +42,7 @@ class Engine(Protocol):
         """Read them; raises RunStateError where they are not."""
 
 
-def engine_for(model: Any, lr: float, gradient_clip: float, accelerator: Any) -> Engine:
+def engine_for(model: Any, lr: float, gradient_clip: float, accelerator: Any) -> CriticEngine:
     """The engine for the way in which this run is distributed. Raises UserError where there is none."""
     kind = accelerator.distributed_type
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
@@ -66,16 +66,16 @@ class Replicated:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def train(self, mode: bool) -> None:
-        """See Engine."""
+        """See CriticEngine."""
         self._model.train(mode)
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """See Engine."""
+        """See CriticEngine."""
         with self._accelerator.autocast():
             return self._model(input_ids=ids, use_cache=False).logits
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """See Engine."""
+        """See CriticEngine."""
         loss.backward()
         if last and self._accelerator.num_processes > 1:
             grads = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
@@ -83,20 +83,20 @@ class Replicated:
                 work.wait()
 
     def step(self) -> float:
-        """See Engine."""
+        """See CriticEngine."""
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return float(norm)
 
     def save(self, folder: Path) -> None:
-        """See Engine."""
+        """See CriticEngine."""
         if self._accelerator.is_main_process:
             state = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
             torch.save(state, folder / WEIGHTS)
 
     def load(self, folder: Path) -> None:
-        """See Engine."""
+        """See CriticEngine."""
         path = folder / WEIGHTS
         if not path.exists():
             raise RunStateError(
@@ -120,29 +120,29 @@ class Sharded:
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
 
     def train(self, mode: bool) -> None:
-        """See Engine."""
+        """See CriticEngine."""
         self._engine.train(mode)
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """See Engine."""
+        """See CriticEngine."""
         return self._engine(input_ids=ids, use_cache=False).logits
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """See Engine. DeepSpeed takes the mean over processes, hence the factor."""
+        """See CriticEngine. DeepSpeed takes the mean over processes, hence the factor."""
         self._engine.set_gradient_accumulation_boundary(is_boundary=last)
         self._engine.backward(loss * self._processes)
 
     def step(self) -> float:
-        """See Engine."""
+        """See CriticEngine."""
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 
     def save(self, folder: Path) -> None:
-        """See Engine."""
+        """See CriticEngine."""
         self._engine.save_checkpoint(str(folder), tag=ENGINE)
 
     def load(self, folder: Path) -> None:
-        """See Engine."""
+        """See CriticEngine."""
         if not (folder / ENGINE).is_dir():
             raise RunStateError(f"{folder / ENGINE} is missing: this checkpoint has no critic sharded by DeepSpeed")
         self._engine.load_checkpoint(str(folder), tag=ENGINE)

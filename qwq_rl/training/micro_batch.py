@@ -52,7 +52,7 @@ BLANK = Trace(torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.bool
 
 
 @dataclass(frozen=True)
-class Batch:
+class MicroBatch:
     """Some traces side by side, padded on the right: a causal model then needs no attention mask."""
 
     ids: torch.Tensor
@@ -83,9 +83,9 @@ def trace_of(rollout: Sampled, domain: int, counts: bool) -> Trace:
     )
 
 
-def collate(traces: Sequence[Trace], device: torch.device, share: bool = False) -> Batch:
+def collate(traces: Sequence[Trace], device: torch.device, share: bool = False) -> MicroBatch:
     """The traces as one batch on `device`; with `share`, for a model that reads each prompt once."""
-    return Batch(
+    return MicroBatch(
         padded([trace.ids for trace in traces], device),
         padded([trace.mask for trace in traces], device),
         padded([trace.sampled for trace in traces], device),
@@ -113,7 +113,7 @@ def padded(rows: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)
 
 
-def token_logprobs(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+def token_logprobs(model: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probabilities and, where the head works them out, entropies of the trained tokens; (B, L - 1), 0 elsewhere.
 
     `model` is wrapped as it trains and has TRL's fused head or ours (`compact_head`), which divides by the temperature.
@@ -128,7 +128,7 @@ def token_logprobs(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor
 def logprobs_of(model: Any, traces: Sequence[Trace], tokens: int, accelerator: Any) -> list[torch.Tensor]:
     """Log-probabilities (L_i - 1,) on the CPU of each trace's trained tokens, `tokens` padded tokens at a time."""
 
-    def work(batch: Batch) -> torch.Tensor:
+    def work(batch: MicroBatch) -> torch.Tensor:
         with accelerator.autocast():
             return token_logprobs(model, batch)[0]
 
@@ -137,7 +137,7 @@ def logprobs_of(model: Any, traces: Sequence[Trace], tokens: int, accelerator: A
 
 @torch.no_grad()
 def by_micro_batch(
-    work: Callable[[Batch], torch.Tensor], traces: Sequence[Trace], tokens: int, accelerator: Any, share: bool
+    work: Callable[[MicroBatch], torch.Tensor], traces: Sequence[Trace], tokens: int, accelerator: Any, share: bool
 ) -> list[torch.Tensor]:
     """What `work` makes of each trace's tokens, from (B, L - 1) a micro-batch to (L_i - 1,) float32 on the CPU.
 

@@ -35,9 +35,9 @@ from qwq_rl.training.clock import Clock
 from qwq_rl.training.critic import Critic
 from qwq_rl.training.micro_batch import Trace, logprobs_of, trace_of
 from qwq_rl.training.record_round import write_down
-from qwq_rl.training.round_batch import Prepared, compared, expected, from_state
-from qwq_rl.training.safeguards import Event, LimitReached, Rails
-from qwq_rl.training.update import Budget, Lesson, Objective, Tally, run_update
+from qwq_rl.training.round_batch import RoundBatch, critic_advantages, from_state, group_advantages
+from qwq_rl.training.safeguards import Event, LimitReached, Safeguards
+from qwq_rl.training.update import Budget, Lesson, MetricSums, Objective, run_update
 
 
 class PolicyTrainer(GRPOTrainer):
@@ -62,9 +62,9 @@ class PolicyTrainer(GRPOTrainer):
         self.folder, self.clock, self.micro_tokens = folder, clock, tokens
         self.collector: Collector
         self.critic: Critic | None = None
-        self.rails = Rails(recipe.limits)
+        self.rails = Safeguards(recipe.limits)
         self.events: list[Event] = []
-        self.prepared: Prepared | None = None
+        self.prepared: RoundBatch | None = None
         self.figures: dict[str, float] = {}
         self._references: dict[tuple[int, int], torch.Tensor] = {}
         """(group, sample) -> log-probabilities (L - 1,) under the reference, of the round that is being collected."""
@@ -96,7 +96,7 @@ class PolicyTrainer(GRPOTrainer):
             self._references = {}
             self.prepared = self._prepare(self.collector.collect(update, self._refer), update)
         lessons = self.prepared.part(update, parts, self.recipe.seed)
-        tally = Tally()
+        tally = MetricSums()
         loss = run_update(model, self.accelerator, lessons, self.objective, self._budget(), tally)
         tally.add("loss", loss / self.accelerator.num_processes)
         self.figures = tally.reduced(self.accelerator)
@@ -121,7 +121,7 @@ class PolicyTrainer(GRPOTrainer):
         constant = float(self.recipe.rollout.max_tokens) if self.objective.algorithm.weights == "constant" else None
         return Budget(self.micro_tokens, torch.tensor(weights), constant)
 
-    def _prepare(self, collected: Round, update: int) -> Prepared:
+    def _prepare(self, collected: Round, update: int) -> RoundBatch:
         self.seconds |= collected.seconds
         traces = [self._trace(one) for one in collected.rollouts]
         found, figures = self._advantages(collected, traces, update)
@@ -135,7 +135,7 @@ class PolicyTrainer(GRPOTrainer):
         ]
         summary = self._write_down(collected, lessons, update)
         summary |= {"critic": figures} if figures else {}
-        return Prepared(update, lessons, collected.places(), collected.total, before, summary)
+        return RoundBatch(update, lessons, collected.places(), collected.total, before, summary)
 
     def _trace(self, rollout: Rollout) -> Trace:
         """What cannot be judged is not trained on, nor what was cut off where the recipe says so."""
@@ -147,9 +147,11 @@ class PolicyTrainer(GRPOTrainer):
         self, collected: Round, traces: Sequence[Trace], update: int
     ) -> tuple[list[torch.Tensor], dict[str, float | None]]:
         if self.critic is None or self.recipe.critic is None:
-            return compared(collected, self.recipe.algorithm, self._domains), {}
+            return group_advantages(collected, self.recipe.algorithm, self._domains), {}
         started = time.monotonic()
-        found = expected(collected, traces, self.critic, self.recipe.critic, self.recipe.seed * 1_000_003 + update)
+        found = critic_advantages(
+            collected, traces, self.critic, self.recipe.critic, self.recipe.seed * 1_000_003 + update
+        )
         self.seconds["critic"] = time.monotonic() - started
         return found
 

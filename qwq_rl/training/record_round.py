@@ -18,7 +18,7 @@ from qwq_rl.data.row import Row
 from qwq_rl.rollouts.rollout import Line, added, summarise_round
 from qwq_rl.rollouts.verdict_log import Counts
 from qwq_rl.run_folder.files import read_lines, write_lines
-from qwq_rl.training.safeguards import Event, LimitReached, Rails
+from qwq_rl.training.safeguards import Event, LimitReached, Safeguards
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def write_down(
     lines: Sequence[Line],
     counts: Sequence[Counts],
     sampled: int,
-    rails: Rails,
+    rails: Safeguards,
     rows: Mapping[str, Row],
 ) -> tuple[Line, list[Event]]:
     """Write the lines of all processes to `path`, by group and sample; what the metrics say, and the rails' events.
@@ -80,7 +80,7 @@ def _joined(path: Path, own: Sequence[Line], world: int) -> list[Line]:
 
 
 def _looked_at(
-    lines: Sequence[Line], counts: Sequence[Counts], sampled: int, rails: Rails, rows: Mapping[str, Row]
+    lines: Sequence[Line], counts: Sequence[Counts], sampled: int, rails: Safeguards, rows: Mapping[str, Row]
 ) -> _Told:
     summary = summarise_round(lines) | {"verifiers": added(counts)}
     summary["groups"]["sampled"] = sampled

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from qwq_rl.algorithms.advantages import advantages
 from qwq_rl.algorithms.gae import adaptive_lambda, at_last_token, gae, moments, whiten
 from qwq_rl.algorithms.named import ALGORITHMS
-from qwq_rl.config.blocks import Critic as CriticBlock
+from qwq_rl.config.blocks import CriticBlock as CriticBlock
 from qwq_rl.rollouts.collect import Round
 from qwq_rl.rollouts.rollout import Line
 from qwq_rl.training.critic import Critic
@@ -22,7 +22,7 @@ from qwq_rl.training.update import Lesson
 
 
 @dataclass(frozen=True)
-class Prepared:
+class RoundBatch:
     """The lessons of this process, from update `first` on, counted from 1."""
 
     first: int
@@ -76,18 +76,18 @@ class Prepared:
         }
 
 
-def from_state(state: Mapping[str, Any]) -> Prepared:
-    """The round that `Prepared.state` described."""
+def from_state(state: Mapping[str, Any]) -> RoundBatch:
+    """The round that `RoundBatch.state` described."""
     lessons = [
         Lesson(
             Trace(one["ids"], one["mask"], one["sampled"], one["domain"]), one["advantage"], reference=one["reference"]
         )
         for one in state["lessons"]
     ]
-    return Prepared(state["first"], lessons, state["places"], state["total"], state["before"], state["summary"])
+    return RoundBatch(state["first"], lessons, state["places"], state["total"], state["before"], state["summary"])
 
 
-def compared(collected: Round, algorithm: str, domains: Sequence[str]) -> list[torch.Tensor]:
+def group_advantages(collected: Round, algorithm: str, domains: Sequence[str]) -> list[torch.Tensor]:
     """(1,) of each rollout of this process, by the groups of all processes; `domains` are the recipe's, in order."""
     rewards = [[float("nan") if one is None else one for one in of] for _, _, of in collected.outcomes]
     sizes = torch.tensor([len(of) for of in rewards])
@@ -106,7 +106,7 @@ def compared(collected: Round, algorithm: str, domains: Sequence[str]) -> list[t
     return [every[place].reshape(1) for place in collected.places()]
 
 
-def expected(
+def critic_advantages(
     collected: Round, traces: Sequence[Trace], critic: Critic, block: CriticBlock, seed: int
 ) -> tuple[list[torch.Tensor], dict[str, float | None]]:
     """(L - 1,) of each rollout of this process: its tokens against the critic, which then learns from the round.

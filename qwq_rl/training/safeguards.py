@@ -1,7 +1,7 @@
 """Safety rails: what a round or an update must not look like, and what happens if it does.
 
 Every rule is a function of figures that all processes hold alike, so that all of them stop, or skip, together. What the
-rules remember (`Rails.state_dict`) belongs into a checkpoint.
+rules remember (`Safeguards.state_dict`) belongs into a checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qwq_rl.config.blocks import Limits
+from qwq_rl.config.blocks import LimitsBlock
 from qwq_rl.data.row import Row
 from qwq_rl.errors import GateFailed
 from qwq_rl.training.zero_reward_diagnosis import explain_zero_rewards
@@ -47,10 +47,10 @@ class Event:
         return {"update": self.update, "kind": self.kind, "text": self.text, "figures": known}
 
 
-class Rails:
+class Safeguards:
     """The rails of one stage."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: LimitsBlock) -> None:
         """`limits`: the recipe's."""
         self._limits = limits
         self._zero: dict[str, int] = {}

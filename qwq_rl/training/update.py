@@ -14,7 +14,7 @@ from qwq_rl.algorithms.losses import Clip, clipped, clipped_tokens, kl_k3, row_w
 from qwq_rl.algorithms.named import Algorithm
 from qwq_rl.algorithms.ratios import importance_weights, log_ratios
 from qwq_rl.inference.fast_qwen.training_head import shares_prompts
-from qwq_rl.training.micro_batch import BLANK, Batch, Trace, collate, padded, plan, token_logprobs
+from qwq_rl.training.micro_batch import BLANK, MicroBatch, Trace, collate, padded, plan, token_logprobs
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Objective:
 class Targets:
     """What the loss compares the policy's log-probabilities with; (B, L - 1) unless said otherwise."""
 
-    batch: Batch
+    batch: MicroBatch
     advantages: torch.Tensor
     """(B, 1) or (B, L - 1)."""
     weights: torch.Tensor
@@ -82,7 +82,7 @@ class Targets:
 
 
 def run_update(
-    model: Any, accelerator: Any, lessons: Sequence[Lesson], objective: Objective, budget: Budget, tally: Tally
+    model: Any, accelerator: Any, lessons: Sequence[Lesson], objective: Objective, budget: Budget, tally: MetricSums
 ) -> torch.Tensor:
     """Forward and backward over all lessons of this process; gradients are left in the model, averaged over processes.
 
@@ -174,7 +174,7 @@ def _unsynchronised(accelerator: Any, model: Any) -> Any:
 
 
 def loss_of(
-    objective: Objective, targets: Targets, logprobs: torch.Tensor, entropies: torch.Tensor | None, tally: Tally
+    objective: Objective, targets: Targets, logprobs: torch.Tensor, entropies: torch.Tensor | None, tally: MetricSums
 ) -> torch.Tensor:
     """sum over rows of weight times the sum over its trained tokens of their loss, a scalar; figures go to `tally`.
 
@@ -196,7 +196,9 @@ def loss_of(
     return (torch.where(mask, losses, 0.0).sum(-1) * targets.weights).sum()
 
 
-def _note(objective: Objective, targets: Targets, logprobs: torch.Tensor, ratios: torch.Tensor, tally: Tally) -> None:
+def _note(
+    objective: Objective, targets: Targets, logprobs: torch.Tensor, ratios: torch.Tensor, tally: MetricSums
+) -> None:
     mask, real = targets.batch.mask, targets.weights[:, None] > 0
     tally.add("tokens", (mask & real).sum())
     clip = objective.parameters.get("clip")
@@ -209,7 +211,7 @@ def _note(objective: Objective, targets: Targets, logprobs: torch.Tensor, ratios
         tally.highest("gap_max", gap.max())
 
 
-class Tally:
+class MetricSums:
     """Adds up figures without waiting for the device; `reduced` is the one time that processes exchange them."""
 
     def __init__(self) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from qwq_rl.sandbox.http.dispatch import Dispatch, Entry, Terms, entry_of
-from qwq_rl.sandbox.http.replica import Answered, Broken, Later, Line, Replica
-from qwq_rl.sandbox.interface import Deliver, Judging
+from qwq_rl.sandbox.http.replica import Answered, ConnectionBroken, Later, Line, Replica
+from qwq_rl.sandbox.interface import Deliver, SandboxInterface
 from qwq_rl.sandbox.local import SandboxUnavailable
 from qwq_rl.sandbox.protocol import LEVELS, Job, JobError, tests_hash
 from qwq_rl.sandbox.stored_tests import KeptTests
@@ -24,7 +24,7 @@ _PARALLEL, _MOST_PARALLEL = 8, 64
 _STATE_LASTS_S = 30.0
 
 
-class RemoteSandbox(Judging):
+class RemoteSandbox(SandboxInterface):
     """Judges jobs with one or more servers; to be shared between threads.
 
     A server that dies, is full or is ending costs time, never a verdict: its jobs go to the others, each is answered
@@ -106,7 +106,7 @@ class RemoteSandbox(Judging):
                     found.append(line.ask("GET", "/readyz"))
                 finally:
                     line.close()
-            except (Later, Broken, Answered) as error:
+            except (Later, ConnectionBroken, Answered) as error:
                 silent.append(f"{replica.url}: {error}")
         if not found:
             raise SandboxUnavailable(f"no sandbox server is ready: {'; '.join(silent)}")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qwq_rl.sandbox.http.replica import Answered, Broken, Later, Line, Replica, judge
+from qwq_rl.sandbox.http.replica import Answered, ConnectionBroken, Later, Line, Replica, judge
 from qwq_rl.sandbox.interface import Deliver
 from qwq_rl.sandbox.local import SandboxUnavailable
 from qwq_rl.sandbox.protocol import LEVELS, CaseResult, Job, JobError, Result
@@ -123,11 +123,11 @@ class Dispatch:
             self._talk(replica, piece)
             left = [entry for entry in piece if not entry.answered]
             if left:
-                raise Broken("the stream ended early")
+                raise ConnectionBroken("the stream ended early")
             self._note(replica, len(piece))
         except Later as error:
             self._note(replica, len(piece), error)
-        except Broken as error:
+        except ConnectionBroken as error:
             self._note(replica, len(piece), error)
             self._count_deaths(piece, error)
         except Answered as error:
@@ -189,7 +189,7 @@ class Dispatch:
             entry = piece[told["index"]]
             result = Result.from_dict(told["result"]) if "result" in told else None
         except (LookupError, TypeError, ValueError) as error:
-            raise Broken(f"the server said what is no result: {error!r}") from error
+            raise ConnectionBroken(f"the server said what is no result: {error!r}") from error
         ran = result is not None and result.verdict != "sandbox_error"
         if result is not None and ran and LEVELS.index(result.isolation) < LEVELS.index(self._terms.require):
             self._fail(
@@ -213,7 +213,7 @@ class Dispatch:
         for place in entry.places:
             self._deliver(place, replace(result, id=self._jobs[place].id))
 
-    def _count_deaths(self, piece: Sequence[Entry], error: Broken) -> None:
+    def _count_deaths(self, piece: Sequence[Entry], error: ConnectionBroken) -> None:
         for entry in piece:
             entry.deaths += not entry.answered
             if not entry.answered and entry.deaths >= _MOST_DEATHS:
@@ -239,7 +239,7 @@ class Dispatch:
             self._pending.extend(entry for entry in piece if not entry.answered)
             self._changed.notify_all()
 
-    def _note(self, replica: Replica, jobs: int, error: Later | Broken | None = None) -> None:
+    def _note(self, replica: Replica, jobs: int, error: Later | ConnectionBroken | None = None) -> None:
         """How talking to a server went."""
         with self._changed:
             replica.jobs -= jobs

@@ -29,7 +29,7 @@ class Later(Exception):
         self.wait_s, self.reached = wait_s, reached
 
 
-class Broken(Exception):
+class ConnectionBroken(Exception):
     """The connection broke while the server worked; what it did not answer may be asked again, for a job's verdict
     does not depend on how often it is judged."""
 
@@ -98,7 +98,7 @@ class Line:
         self._socket.settimeout(SILENCE_S)
 
     def cut(self) -> None:
-        """Break the connection; whoever reads from it gets `Broken`, and the server cancels."""
+        """Break the connection; whoever reads from it gets `ConnectionBroken`, and the server cancels."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -107,7 +107,8 @@ class Line:
         self._connection.close()
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> Any:
-        """The JSON that it answers. Raises `Later`, `Broken` and `Answered`."""
+        """The JSON that it answers. Raises `Later`,
+        `ConnectionBroken` and `Answered`."""
         with _transport():
             response = self._opened(method, path, body)
             return json.loads(response.read())
@@ -129,11 +130,11 @@ class Line:
 
 @contextlib.contextmanager
 def _transport() -> Iterator[None]:
-    """Say `Broken` for whatever goes wrong on the way."""
+    """Say `ConnectionBroken` for whatever goes wrong on the way."""
     try:
         yield
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: half a line
-        raise Broken(f"{type(error).__name__}: {error}") from error
+        raise ConnectionBroken(f"{type(error).__name__}: {error}") from error
 
 
 def _refuse(response: http.client.HTTPResponse) -> None:
@@ -147,7 +148,7 @@ def _refuse(response: http.client.HTTPResponse) -> None:
         asked = response.headers.get("Retry-After", "")
         raise Later(text, float(asked) if asked.isdecimal() else None, reached=True)
     if response.status in (502, 504):  # a proxy's, whose server may have begun
-        raise Broken(f"{response.status} {text}")
+        raise ConnectionBroken(f"{response.status} {text}")
     raise Answered(response.status, text, body if isinstance(body, dict) else {})
 
 
@@ -161,7 +162,8 @@ def judge(
     """Have jobs judged over one connection; `take` gets each line as it comes.
 
     `tests` are the bodies of the test sets that the jobs name: those that the server lacks are put in first, over the
-    same connection, behind which a balancer keeps one and the same server. Raises `Later`, `Broken` and `Answered`.
+    same connection, behind which a balancer keeps one and the same server. Raises `Later`,
+    `ConnectionBroken` and `Answered`.
     """
     body = json.dumps({"jobs": jobs, **asked}).encode()
     for _ in range(3):
@@ -175,4 +177,4 @@ def judge(
                 raise
             for name in missing:
                 line.ask("PUT", f"/v1/tests/{name}", tests[name])
-    raise Broken("the server loses test sets that were just put in")
+    raise ConnectionBroken("the server loses test sets that were just put in")

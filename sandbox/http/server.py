@@ -16,9 +16,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qwq_rl.sandbox.http import prometheus as figures
+from qwq_rl.sandbox.http import prometheus
 from qwq_rl.sandbox.http.admission import Bounds, Refused, Visit, check_job, check_texts
-from qwq_rl.sandbox.http.service import Batch, Service
+from qwq_rl.sandbox.http.service import RequestJobs, Service
 from qwq_rl.sandbox.local import SandboxUnavailable
 from qwq_rl.sandbox.protocol import LEVELS, Job, JobError, Limits, Result, tests_hash
 from qwq_rl.sandbox.stored_tests import UnknownTests
@@ -29,7 +29,7 @@ _RUN_FIELDS = {"code", "language", "stdin", "stdin_b64", "limits", "require", "d
 
 
 @dataclass(frozen=True)
-class Asked:
+class JudgeRequest:
     """A request to judge, read and checked."""
 
     jobs: tuple[Job, ...]
@@ -73,7 +73,7 @@ def _health(service: Service) -> APIRouter:
 
     @router.get("/metrics", summary="Figures for Prometheus")
     async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(service.metrics(), media_type=figures.CONTENT_TYPE)
+        return PlainTextResponse(service.metrics(), media_type=prometheus.CONTENT_TYPE)
 
     return router
 
@@ -138,7 +138,7 @@ def _work(service: Service) -> APIRouter:
 class _Results(Response):
     """A stream of lines; it ends the work where the client leaves or does not read."""
 
-    def __init__(self, batch: Batch, service: Service) -> None:
+    def __init__(self, batch: RequestJobs, service: Service) -> None:
         super().__init__(media_type="application/x-ndjson")
         del self.headers["content-length"]
         self._batch, self._floor = batch, service.floor
@@ -197,7 +197,7 @@ def _parsed(body: bytes) -> Any:
         raise Refused(400, f"the body is not JSON that can be read: {error}") from None
 
 
-def _read_batch(body: bytes, bounds: Bounds) -> Asked:
+def _read_batch(body: bytes, bounds: Bounds) -> JudgeRequest:
     """Read `{"jobs": [...], "require": level, "deadline_s": seconds}`. Raises `Refused` and `JobError`."""
     given = _parsed(body)
     if not isinstance(given, dict) or not isinstance(given.get("jobs"), list) or not given["jobs"]:
@@ -215,10 +215,10 @@ def _read_batch(body: bytes, bounds: Bounds) -> Asked:
             check_job(jobs[-1], bounds)
         except JobError as error:
             raise JobError(f"jobs[{place}]: {error}") from None
-    return Asked(tuple(jobs), _level(given), _deadline(given, bounds))
+    return JudgeRequest(tuple(jobs), _level(given), _deadline(given, bounds))
 
 
-def _read_run(body: bytes, bounds: Bounds) -> Asked:
+def _read_run(body: bytes, bounds: Bounds) -> JudgeRequest:
     """Read `{"code", "language", "stdin" | "stdin_b64", "limits", ...}`. Raises `Refused` and `JobError`."""
     given = _parsed(body)
     if not isinstance(given, dict) or "code" not in given or ("stdin" in given and "stdin_b64" in given):
@@ -229,7 +229,7 @@ def _read_run(body: bytes, bounds: Bounds) -> Asked:
     limits = Limits.from_dict(given.get("limits", {}))
     job = Job("run", given["code"], [test], language=given.get("language", "python"), limits=limits, run_only=True)
     check_job(job, bounds)
-    return Asked((job,), _level(given), _deadline(given, bounds))
+    return JudgeRequest((job,), _level(given), _deadline(given, bounds))
 
 
 def _level(given: dict[str, Any]) -> str | None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from qwq_rl.sandbox.http import prometheus as figures
+from qwq_rl.sandbox.http import prometheus
 from qwq_rl.sandbox.http.admission import Admission, Bounds, Refused, Visit
 from qwq_rl.sandbox.local import LocalSandbox, SandboxUnavailable
 from qwq_rl.sandbox.protocol import LEVELS, Job, Result
@@ -32,17 +32,17 @@ class Service:
         self.admission = Admission(bounds)
         self.draining = False
         self.isolation = "L0"
-        self.requests = figures.Counter(("route", "status"))
-        self.verdicts = figures.Counter(("verdict",))
-        self.attempts = figures.Counter(("kind",))
-        self.seconds = figures.Histogram()
+        self.requests = prometheus.Counter(("route", "status"))
+        self.verdicts = prometheus.Counter(("verdict",))
+        self.attempts = prometheus.Counter(("kind",))
+        self.seconds = prometheus.Histogram()
         self.cancelled_jobs = 0
         self.languages: dict[str, str] = {}
         self._proven = self._begun = time.monotonic()
         self._why_not = "the isolation is not proven yet"
 
     async def prove(self) -> None:
-        """Have the sandbox show that it lives and what it reaches. A mother that died is replaced and tried anew."""
+        """Have the sandbox show that it lives and what it reaches. A fork server that died is replaced."""
         try:
             self.isolation = await asyncio.to_thread(lambda: self.sandbox.isolation)
             self._proven, self._why_not = time.monotonic(), ""
@@ -76,9 +76,9 @@ class Service:
         if require is not None and LEVELS.index(require) > LEVELS.index(self.isolation):
             raise Refused(412, f"this server reaches isolation {self.isolation}, and {require} is required")
 
-    async def begin(self, jobs: Sequence[Job], visit: Visit, deadline_s: float) -> Batch:
+    async def begin(self, jobs: Sequence[Job], visit: Visit, deadline_s: float) -> RequestJobs:
         """Have jobs judged. Raises `JobError` and `SandboxUnavailable` as the sandbox does."""
-        batch = Batch(self, visit, len(jobs), deadline_s)
+        batch = RequestJobs(self, visit, len(jobs), deadline_s)
         batch.ticket = await asyncio.to_thread(self.sandbox.submit, jobs, batch.deliver)
         return batch
 
@@ -102,7 +102,7 @@ class Service:
 
     def metrics(self) -> str:
         """All figures, in Prometheus' text format."""
-        load, one, used = self.sandbox.load, figures.sample, resource.getrusage(resource.RUSAGE_SELF)
+        load, one, used = self.sandbox.load, prometheus.sample, resource.getrusage(resource.RUSAGE_SELF)
         levels = [one("qwq_sandbox_isolation", float(level == self.isolation), {"level": level}) for level in LEVELS]
         counted = [
             ("requests_total", "Requests answered.", self.requests),
@@ -114,8 +114,8 @@ class Service:
             ("cached_jobs_total", "Jobs answered from memory.", load.cached_jobs),
             ("coalesced_jobs_total", "Jobs that joined an equal one under way.", load.coalesced_jobs),
             ("cancelled_jobs_total", "Jobs given up: the client left or the deadline passed.", self.cancelled_jobs),
-            ("mothers_died_total", "Sandbox processes that died and were replaced.", load.mothers_died),
-            ("mothers_retired_total", "Sandbox processes replaced after many cases.", load.mothers_retired),
+            ("fork_servers_died_total", "Sandbox processes that died and were replaced.", load.fork_servers_died),
+            ("fork_servers_retired_total", "Sandbox processes replaced after many cases.", load.fork_servers_retired),
             ("cpu_seconds_total", "CPU of the server, programs not included.", used.ru_utime + used.ru_stime),
         ]
         gauges = [
@@ -129,17 +129,20 @@ class Service:
             ("uptime_seconds", "Since the start.", time.monotonic() - self._begun),
         ]
         families = [
-            *(figures.family(f"qwq_sandbox_{n}", "counter", h, c.samples(f"qwq_sandbox_{n}")) for n, h, c in counted),
             *(
-                figures.family(f"qwq_sandbox_{n}", "counter", h, [one(f"qwq_sandbox_{n}", value)])
+                prometheus.family(f"qwq_sandbox_{n}", "counter", h, c.samples(f"qwq_sandbox_{n}"))
+                for n, h, c in counted
+            ),
+            *(
+                prometheus.family(f"qwq_sandbox_{n}", "counter", h, [one(f"qwq_sandbox_{n}", value)])
                 for n, h, value in totals
             ),
             *(
-                figures.family(f"qwq_sandbox_{n}", "gauge", h, [one(f"qwq_sandbox_{n}", value)])
+                prometheus.family(f"qwq_sandbox_{n}", "gauge", h, [one(f"qwq_sandbox_{n}", value)])
                 for n, h, value in gauges
             ),
-            figures.family("qwq_sandbox_isolation", "gauge", "1 at the level that was proven.", levels),
-            figures.family(
+            prometheus.family("qwq_sandbox_isolation", "gauge", "1 at the level that was proven.", levels),
+            prometheus.family(
                 "qwq_sandbox_job_seconds",
                 "histogram",
                 "From taking a job on to its answer.",
@@ -149,7 +152,7 @@ class Service:
         return "".join(families)
 
 
-class Batch:
+class RequestJobs:
     """Jobs of one request and their answers as they come."""
 
     def __init__(self, service: Service, visit: Visit, jobs: int, deadline_s: float) -> None:

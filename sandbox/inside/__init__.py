@@ -1,1 +1,1 @@
-"""What runs in the sandbox's own processes: the mother that forks, the jail, and the roles a jailed child can play."""
+"""What runs in the sandbox's own processes: the fork server, the jail, and the roles of a jailed child."""

@@ -1,4 +1,4 @@
-"""Control groups around the mother and all her children: bounds on memory and tasks, where this user may set them.
+"""Control groups around the fork server and all its children: bounds on memory and tasks, where this user may set them.
 
 Both versions of the interface: https://docs.kernel.org/admin-guide/cgroup-v1/ and .../cgroup-v2.html. Paths are texts:
 `pathlib` would fill memory that every child's fork and exit pay for.
@@ -16,8 +16,8 @@ _PREFIX = "qwq-sandbox-"
 
 
 @dataclass(frozen=True)
-class Groups:
-    """The groups of one mother: their folders, kept open, since she leaves the file tree they are in."""
+class ControlGroups:
+    """The groups of one server: their folders, kept open, since it leaves the file tree they are in."""
 
     parents: tuple[int, ...]
     name: str
@@ -31,8 +31,8 @@ class Groups:
                 os.rmdir(self.name, dir_fd=parent)
 
 
-def make(memory_bytes: int, tasks: int) -> Groups | None:
-    """Groups with these bounds for this process's children; None where the machine or this user has none to give."""
+def make(memory_bytes: int, tasks: int) -> ControlGroups | None:
+    """Control groups with these bounds for this process's children; None where there are none to give."""
     name = f"{_PREFIX}{os.getpid()}"
     made: list[str] = []
     try:
@@ -52,10 +52,10 @@ def make(memory_bytes: int, tasks: int) -> Groups | None:
             with contextlib.suppress(OSError):
                 os.rmdir(place)
         return None
-    return Groups(parents, name, members)
+    return ControlGroups(parents, name, members)
 
 
-def enter(groups: Groups) -> bool:
+def enter(groups: ControlGroups) -> bool:
     """Bring this process in; False where that is refused."""
     try:
         for member in groups.members:

@@ -35,7 +35,7 @@ def main(payload: dict[str, Any]) -> None:
     try:
         names = program.run_code(payload["code"], "__main__")
         value = names["check"](given, output, expected) if callable(names.get("check")) else None
-    except program.Ended as end:
+    except program.ProgramEnded as end:
         if end.status or not printed.getvalue().strip():
             raise
         value = None

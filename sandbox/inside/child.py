@@ -61,13 +61,13 @@ def _play(payload: dict[str, Any]) -> None:
     status = 0
     try:
         ROLES[payload["role"]](payload)
-    except program.Ended as end:
+    except program.ProgramEnded as end:
         status = end.status
     os._exit(program.finish(status))
 
 
 def dress() -> None:
-    """Make this interpreter look like one that runs `main.py`; done by the mother, her children need not do it."""
+    """Make this interpreter look like one that runs `main.py`; done by the fork server, its children need not do it."""
     for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
         _signal.signal(number, _signal.SIG_DFL)
     sys.stdin = sys.__stdin__ = io.TextIOWrapper(  # type: ignore[misc]

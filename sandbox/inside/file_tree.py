@@ -1,4 +1,4 @@
-"""A file tree of the mother's own: nothing in it but what programs may read. Her children inherit it.
+"""A file tree of the fork server's own: nothing in it but what programs may read. Its children inherit it.
 
 Constants: linux/mount.h. Call numbers: the kernel's tables.
 """

@@ -2,10 +2,10 @@
 
 Started by exec, so nothing of the trainer is in its memory. It never reads a submission, an input or an output: those
 are files whose descriptors pass through it, so no child can find another's in the memory it inherits. Two processes:
-the launcher enters the namespaces and watches the trainer; the mother proper is the first process of the new process
+the launcher enters the namespaces and watches the trainer; the server proper is the first process of the new process
 namespace, whose end takes every child with it.
 
-Over the control socket, one packet each (wire.py): first a greeting in JSON from the mother, then requests and replies.
+Over the control socket, one packet each (wire.py): first its greeting in JSON, then requests and replies.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ import traceback
 from collections import deque
 from dataclasses import dataclass, field
 
-from qwq_rl.sandbox.inside import cgroups, child, jail, landlock, seccomp
-from qwq_rl.sandbox.inside import seccomp_notify as notices
-from qwq_rl.sandbox.inside.wire import FILES, FORKED, PROCESS, REPLY, REQUEST, Plan
+from qwq_rl.sandbox.inside import cgroups, child, jail, landlock, seccomp, seccomp_notify
+from qwq_rl.sandbox.inside.wire import FILES, FORKED, PROCESS, REPLY, REQUEST, ForkServerPlan
 
 _CPU_SLACK = 0.002
 _WATCH_MS = 1000
 _ROOM = socket.CMSG_SPACE(2 * FILES * 4)
 _MOST_NOTICES = 1000
-"""Refused calls after which a process is ended: each costs the mother time."""
+"""Refused calls after which a process is ended: each costs the fork server time."""
 _WARM = """
     abc array bisect cmath collections contextlib copy dataclasses datetime decimal encodings.ascii encodings.latin_1
     enum fractions functools heapq io itertools json math numbers operator queue random re statistics string struct
@@ -63,7 +62,7 @@ class _Process:
 
 
 @dataclass
-class _Case:
+class _RunningCase:
     number: int
     slot: int
     cpu_s: float
@@ -72,7 +71,7 @@ class _Case:
     processes: list[_Process] = field(default_factory=list)
 
 
-def main(control_fd: int, plan: Plan) -> None:
+def main(control_fd: int, plan: ForkServerPlan) -> None:
     """Launch, and stay until the trainer is gone."""
     trainer = os.getppid()
     groups = None if "cgroups" in plan.without else cgroups.make(plan.memory_bytes, plan.tasks)
@@ -85,7 +84,7 @@ def main(control_fd: int, plan: Plan) -> None:
             for file in () if groups is None else (*groups.parents, *groups.members):
                 os.close(file)
             control = socket.socket(fileno=control_fd)
-            Mother(control, plan, namespaces, grouped).serve()
+            ForkServer(control, plan, namespaces, grouped).serve()
         except BaseException:
             traceback.print_exc()
         finally:
@@ -102,19 +101,19 @@ def main(control_fd: int, plan: Plan) -> None:
     os._exit(0)
 
 
-class Mother:
+class ForkServer:
     """Forks children as requests come, at most `slots` cases at once, and says how each ended."""
 
-    def __init__(self, control: socket.socket, plan: Plan, namespaces: bool, grouped: bool) -> None:
+    def __init__(self, control: socket.socket, plan: ForkServerPlan, namespaces: bool, grouped: bool) -> None:
         self._control = control
         _warm(plan)
         self._memory = _address_space()
-        self._walls = jail.prepare(plan.outfit, namespaces, grouped, plan.slots, plan.without)
+        self._walls = jail.prepare(plan.profile, namespaces, grouped, plan.slots, plan.without)
         self._free = list(range(plan.slots))
         self._slots = plan.slots
-        self._cases: dict[int, _Case] = {}
+        self._cases: dict[int, _RunningCase] = {}
         self._waiting: deque[tuple[bytes, list[int]]] = deque()
-        self._running: dict[int, tuple[_Case, _Process]] = {}
+        self._running: dict[int, tuple[_RunningCase, _Process]] = {}
         self._poll = select.poll()
         greeting = {
             "seccomp": self._walls.filter is not None,
@@ -164,7 +163,7 @@ class Mother:
             packet, files = self._waiting.popleft()
             number, count, cpu_s, wall_s, memory, file_bytes = REQUEST.unpack(packet)
             now = time.monotonic()
-            case = self._cases[number] = _Case(number, self._free.pop(), cpu_s, now, now + wall_s)
+            case = self._cases[number] = _RunningCase(number, self._free.pop(), cpu_s, now, now + wall_s)
             self._start(case, count, files, (self._memory + memory, cpu_s, file_bytes))
 
     def _cancel(self, number: int) -> None:
@@ -178,7 +177,7 @@ class Mother:
             count = REQUEST.unpack(item[0])[1]
             self._control.send(REPLY.pack(number, 0.0) + PROCESS.pack(signal.SIGKILL, 0.0, 0, b"x", 0) * count)
 
-    def _start(self, case: _Case, count: int, files: list[int], limits: tuple[int, float, int]) -> None:
+    def _start(self, case: _RunningCase, count: int, files: list[int], limits: tuple[int, float, int]) -> None:
         links = socket.socketpair() if count == 2 else ()
         for place in range(count):
             mine = files[place * FILES : (place + 1) * FILES]
@@ -222,7 +221,7 @@ class Mother:
         self._start_waiting()
 
     def _reap_orphans(self) -> None:
-        """What native programs left and was ended with their group has come to the mother."""
+        """What native programs left and was ended with their group has come to the fork server."""
         known = {process.pid for _, process in self._running.values()}
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
@@ -232,16 +231,16 @@ class Mother:
 
     def _hear(self, listener: int) -> None:
         """Answer a refused call: signals to oneself are let through, all else is noted and stays refused."""
-        notice = notices.take(listener)
+        notice = seccomp_notify.take(listener)
         if notice is None:
             return
         process = self._process_of(notice.thread)
         if process is None:
-            notices.answer(listener, notice, allow=False)
+            seccomp_notify.answer(listener, notice, allow=False)
             return
         about_signal = seccomp.names_target(notice.call)
         if about_signal and notice.target in (process.pid, 0):
-            notices.answer(listener, notice, allow=notice.target == process.pid)
+            seccomp_notify.answer(listener, notice, allow=notice.target == process.pid)
             return
         kind = seccomp.kind_of(notice.call, notice.target, native=self._walls.native)
         if about_signal and notice.target == FORKED:
@@ -250,14 +249,14 @@ class Mother:
         process.notices += 1
         if process.notices > _MOST_NOTICES:
             self._end(process, b"r")
-        notices.answer(listener, notice, allow=False)
+        seccomp_notify.answer(listener, notice, allow=False)
 
     def _process_of(self, thread: int) -> _Process | None:
         processes = [process for _, process in self._running.values()]
         for process in processes:
             if process.pid == thread:
                 return process
-        return next((item for item in processes if notices.is_thread_of(thread, item.pid)), None)
+        return next((item for item in processes if seccomp_notify.is_thread_of(thread, item.pid)), None)
 
     def _patience(self) -> int | None:
         """Milliseconds to the next time a running process must be looked at."""
@@ -319,7 +318,7 @@ def _address_space() -> int:
         return 128 << 20
 
 
-def _warm(plan: Plan) -> None:
+def _warm(plan: ForkServerPlan) -> None:
     """Do once what every child would otherwise do: imports, the compiler's first run, what `site` adds to builtins."""
     sys.path += plan.search
     for name in plan.preload:
@@ -327,7 +326,7 @@ def _warm(plan: Plan) -> None:
             importlib.import_module(name)
     random.seed(0)  # every child starts from here: a verdict must not depend on luck
     opens = "landlock" not in plan.without and landlock.version() > 0
-    for name in () if plan.outfit.native else f"{_WARM} {'' if opens else _WARM_BEHIND_WALLS}".split():
+    for name in () if plan.profile.native else f"{_WARM} {'' if opens else _WARM_BEHIND_WALLS}".split():
         importlib.import_module(name)
     for name in ("exit", "quit"):
         setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D (i.e. EOF)"))

@@ -1,4 +1,4 @@
-"""The walls: namespaces, file tree and identity once for the mother; limits, Landlock and seccomp for every child.
+"""The walls: namespaces, file tree and identity once for the fork server; limits, Landlock and seccomp for every child.
 
 Constants: linux/prctl.h, linux/sched.h, linux/capability.h.
 """
@@ -18,16 +18,14 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qwq_rl.sandbox.inside import file_tree as rooms
-from qwq_rl.sandbox.inside import landlock, seccomp
-from qwq_rl.sandbox.inside import seccomp_notify as notices
-from qwq_rl.sandbox.inside.wire import HIGH, Outfit
+from qwq_rl.sandbox.inside import file_tree, landlock, seccomp, seccomp_notify
+from qwq_rl.sandbox.inside.wire import HIGH, Profile
 
 _NEW_USER, _NEW_PID, _NEW_NET, _NEW_IPC, _NEW_UTS = 0x10000000, 0x20000000, 0x40000000, 0x08000000, 0x04000000
 _SET_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _SET_SUBREAPER, _SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _FIRST_UID = 0x70000000
-"""User ids from here on belong to nobody: a mother that starts as root takes one of its own."""
+"""User ids from here on belong to nobody: a fork server that starts as root takes one of its own."""
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _OPEN_FILES, _MOTHERS_FILES, _THREADS, _SCRATCH_MB = 64, 1024, 64, 512
 _OTHERS_GROWTH = 1024
@@ -39,7 +37,7 @@ _HARD = {
     kind: resource.getrlimit(kind)[1]
     for kind in map(resource.__dict__.__getitem__, ("RLIMIT_CPU", "RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_NPROC"))
 } | {resource.RLIMIT_NOFILE: _MOTHERS_FILES}
-"""What a mother started with: a child cannot have more."""
+"""What a fork server started with: a child cannot have more."""
 _DIE_WITH_PARENT = (_SET_PDEATHSIG, *map(ctypes.c_ulong, (signal.SIGKILL, 0, 0, 0)))
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -63,14 +61,14 @@ class Filter:
 
     @staticmethod
     def _prepared(program: bytes) -> tuple[Any, ...]:
-        header = notices.FilterProgram(len(program) // 8, ctypes.cast(ctypes.c_char_p(program), ctypes.c_void_p))
+        header = seccomp_notify.FilterProgram(len(program) // 8, ctypes.cast(ctypes.c_char_p(program), ctypes.c_void_p))
         zero = ctypes.c_ulong(0)
         return _SET_SECCOMP, ctypes.c_ulong(2), ctypes.byref(header), zero, zero
 
 
 @dataclass(frozen=True)
 class Walls:
-    """What the mother found she can put around a child."""
+    """What the fork server found that it can put around a child."""
 
     namespaces: bool
     """Own network, IPC, UTS and process namespaces."""
@@ -83,7 +81,7 @@ class Walls:
     bounded: bool
     """There is a bound on processes, by that or by a control group: only then may programs have any."""
     filter: Filter | None
-    """The short seccomp program that a child adds to the mother's; None where none can be installed."""
+    """The short seccomp program that a child adds to the fork server's; None where none can be installed."""
     forking: Filter | None
     """The one for children that may start processes."""
     limits: bool
@@ -117,12 +115,12 @@ def leave_host(without: Collection[str]) -> bool:
     return True
 
 
-def prepare(outfit: Outfit, namespaces: bool, grouped: bool, slots: int, without: Collection[str]) -> Walls:
+def prepare(profile: Profile, namespaces: bool, grouped: bool, slots: int, without: Collection[str]) -> Walls:
     """Give up every privilege and build what children put on; each wall is tried in a child before it is counted on."""
     user_namespace = namespaces and os.geteuid() != 0
-    readable = [*outfit.readable, os.path.dirname(os.__file__)]
-    own_root = namespaces and "root" not in without and _move_house(readable, outfit)
-    scratch = rooms.SCRATCH if own_root and outfit.scratch else outfit.scratch
+    readable = [*profile.readable, os.path.dirname(os.__file__)]
+    own_root = namespaces and "root" not in without and _enter_own_tree(readable, profile)
+    scratch = file_tree.SCRATCH if own_root and profile.scratch else profile.scratch
     own_user = _take_own_uid(scratch) or user_namespace
     threads = _THREADS * slots if own_user else None
     if threads is None and os.getuid() != 0:
@@ -130,7 +128,7 @@ def prepare(outfit: Outfit, namespaces: bool, grouped: bool, slots: int, without
     _drop_capabilities()
     prctl(_SET_DUMPABLE, 1)  # off after a change of user, and then /dev/stdin could not be opened
     prctl(_SET_NO_NEW_PRIVS, 1)
-    if outfit.native:
+    if profile.native:
         prctl(_SET_SUBREAPER, 1)
     die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -140,12 +138,12 @@ def prepare(outfit: Outfit, namespaces: bool, grouped: bool, slots: int, without
     for folder in folders:
         if folder:
             os.mkdir(folder, 0o700)
-    rules = _landlock_rules(readable, folders, outfit.native) if version else ()
+    rules = _landlock_rules(readable, folders, profile.native) if version else ()
     version = version if rules else 0
     filters: tuple[Filter | None, Filter | None] = (None, None)
     listener: int | None = None
     if "seccomp" not in without and seccomp.supported():
-        filters, listener = _filter_calls(outfit.native, version, quiet="notices" in without)
+        filters, listener = _filter_calls(profile.native, version, quiet="notices" in without)
     return Walls(
         namespaces=namespaces,
         own_root=own_root,
@@ -159,7 +157,7 @@ def prepare(outfit: Outfit, namespaces: bool, grouped: bool, slots: int, without
         rules=rules,
         landlock=version,
         scratch=scratch,
-        native=outfit.native,
+        native=profile.native,
     )
 
 
@@ -172,7 +170,9 @@ def enter(walls: Walls, slot: int, memory_bytes: int, cpu_s: float, file_bytes: 
     if walls.native:
         os.setpgid(0, 0)  # what it starts stays in this group: the filter refuses to leave it
     if walls.limits:
-        _limit(resource.RLIMIT_CPU, int(cpu_s) + 2)  # the mother ends it at cpu_s; this holds should she be late
+        _limit(
+            resource.RLIMIT_CPU, int(cpu_s) + 2
+        )  # the fork server ends it at cpu_s; this holds should that come late
         _limit(resource.RLIMIT_AS, memory_bytes)
         _limit(resource.RLIMIT_FSIZE, file_bytes)
         _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
@@ -212,11 +212,11 @@ def works(action: Callable[[], object]) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def _move_house(readable: Sequence[str], outfit: Outfit) -> bool:
+def _enter_own_tree(readable: Sequence[str], profile: Profile) -> bool:
     """Go to a file tree of our own, if that can be had; tried in a child first, since half a move cannot be undone."""
 
     def move() -> None:
-        rooms.enter(readable, _DEVICES, _SCRATCH_MB if outfit.scratch else 0)
+        file_tree.enter(readable, _DEVICES, _SCRATCH_MB if profile.scratch else 0)
 
     if not works(move):
         return False
@@ -236,7 +236,7 @@ def _landlock_rules(readable: Sequence[str], folders: Sequence[str | None], nati
 def _filter_calls(
     native: bool, landlock_version: int, *, quiet: bool
 ) -> tuple[tuple[Filter | None, Filter | None], int | None]:
-    """Put on the mother's filter: what each child adds that may not fork, or may; and where refused calls are told.
+    """Put on the fork server's filter: what each child adds that may not fork, or may; and where refusals are told.
 
     None for what is not to be had.
     """
@@ -248,10 +248,10 @@ def _filter_calls(
         )
         return plain, forking
 
-    telling = seccomp.mothers(may_open=opens, native=native, tells=True)
-    if not quiet and works(lambda: notices.install(telling)):
-        return added(tells=True), fcntl.fcntl(notices.install(telling), fcntl.F_DUPFD_CLOEXEC, HIGH)
-    silent = seccomp.mothers(may_open=opens, native=native, tells=False)
+    telling = seccomp.server_filter(may_open=opens, native=native, tells=True)
+    if not quiet and works(lambda: seccomp_notify.install(telling)):
+        return added(tells=True), fcntl.fcntl(seccomp_notify.install(telling), fcntl.F_DUPFD_CLOEXEC, HIGH)
+    silent = seccomp.server_filter(may_open=opens, native=native, tells=False)
     if not works(Filter(silent).install):
         return (None, None), None
     Filter(silent).install()

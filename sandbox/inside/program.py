@@ -20,7 +20,7 @@ TOGETHER_S = 0.1
 """CPU seconds that calls which share a process may take in all: with more, a process each is no great cost."""
 
 
-class Ended(Exception):
+class ProgramEnded(Exception):
     """The submission's code ended early, by an exception or sys.exit; `status` is its exit status."""
 
     def __init__(self, status: int) -> None:
@@ -28,12 +28,12 @@ class Ended(Exception):
 
 
 def main(payload: dict[str, Any]) -> None:
-    """A program that reads standard input and writes standard output. Raises `Ended`."""
+    """A program that reads standard input and writes standard output. Raises `ProgramEnded`."""
     run_code(payload["code"], "__main__")
 
 
 def call(payload: dict[str, Any]) -> None:
-    """One call of a function; its value is reported. Raises `Ended`."""
+    """One call of a function; its value is reported. Raises `ProgramEnded`."""
     names = run_code(payload["code"], "solution")
     try:
         value = encode(find(names, payload["entry_point"])(*payload["args"]))
@@ -45,7 +45,7 @@ def call(payload: dict[str, Any]) -> None:
 def calls(payload: dict[str, Any]) -> None:
     """The calls of all tests where the program keeps nothing from one to the next, else that of the first alone.
 
-    How many are made is reported before the program begins, then a value each. Raises `Ended`.
+    How many are made is reported before the program begins, then a value each. Raises `ProgramEnded`.
     """
     waiting: list[bytes] = payload.pop("calls")
     if stateless(payload["code"]):
@@ -62,7 +62,7 @@ def calls(payload: dict[str, Any]) -> None:
 
 
 def run_code(text: str, name: str) -> dict[str, Any]:
-    """Execute the submission as the module `name`; its globals. Raises `Ended`, having reported what went wrong."""
+    """Execute the submission as the module `name`; its globals. Raises `ProgramEnded`, what went wrong reported."""
     try:
         code = compile(text, "main.py", "exec", dont_inherit=True)
     except MemoryError as error:
@@ -70,7 +70,7 @@ def run_code(text: str, name: str) -> dict[str, Any]:
     except (SyntaxError, ValueError, OverflowError, RecursionError) as error:
         report({"error": "compile", "message": f"{type(error).__name__}: {error}"})
         sys.__excepthook__(type(error), error, None)
-        raise Ended(1) from None
+        raise ProgramEnded(1) from None
     module = types.ModuleType(name)
     module.__dict__["__builtins__"] = __builtins__
     sys.modules[name] = module
@@ -81,10 +81,10 @@ def run_code(text: str, name: str) -> dict[str, Any]:
     return module.__dict__
 
 
-def failed(error: BaseException) -> Ended:
+def failed(error: BaseException) -> ProgramEnded:
     """Report and show an exception that left the submission's code; what to raise in its place."""
     if isinstance(error, SystemExit):
-        return Ended(_exit_status(error.code))
+        return ProgramEnded(_exit_status(error.code))
     kind = "memory" if isinstance(error, MemoryError) else "exception"
     report({"error": kind, "message": f"{type(error).__name__}: {error}"[:2000]})
     traceback = error.__traceback__
@@ -92,7 +92,7 @@ def failed(error: BaseException) -> Ended:
         traceback = traceback.tb_next
     error.__traceback__ = traceback  # without the sandbox's own frames
     sys.excepthook(type(error), error, traceback)
-    return Ended(1)
+    return ProgramEnded(1)
 
 
 def find(names: dict[str, Any], name: str) -> Any:

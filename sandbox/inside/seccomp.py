@@ -53,7 +53,7 @@ _CLONE3, _IOCTL, _FCNTL, _SOCKETPAIR, _SENDTO = (435, 435), (16, 29), (72, 25), 
 _CLONE, _KILL_CALL, _TGKILL, _PRLIMIT, _PRCTL = (56, 220), (62, 129), (234, 131), (302, 261), (157, 167)
 _NAMING = (15, 16, 0x53564D41)
 """PR_SET_NAME, PR_GET_NAME, PR_SET_VMA: the prctl calls that a native program may make."""
-_MOTHERS_ALONE = {
+_SERVERS_ALONE = {
     "recvmsg": (47, 212), "prctl": (157, 167), "pidfd_open": (434, 434), "close_range": (436, 436),
     "landlock_restrict_self": (446, 446), "pidfd_send_signal": (424, 424), "waitid": (247, 95), "setpgid": (109, 154),
     "unlinkat": (263, 35), "unlink": (87, -1), "rmdir": (84, -1),
@@ -68,7 +68,7 @@ _TOLD = {
     "shared memory": ((29, 194), (64, 190), (68, 186), (240, 180)),
     "kernel": ((321, 280), (298, 241), (250, 219), (248, 217), (323, 282), (425, 425), (304, 265), (169, 142)),
 }
-"""Calls that only an attempt to get out makes, by what it is after: refused, and where possible told to the mother.
+"""Calls that only an attempt to get out makes, by what it is after: refused, and the fork server told.
 
 socket, connect, accept, sendmsg, bind, listen, accept4; fork, vfork, execve, execveat; ptrace, process_vm_readv and
 _writev, kcmp, pidfd_getfd; kill, tgkill, tkill, rt_sigqueueinfo, rt_tgsigqueueinfo; unshare, setns, mount, umount2,
@@ -105,14 +105,14 @@ def supported() -> bool:
     return platform.machine() in _ARCHITECTURES and struct.calcsize("P") == 8
 
 
-def mothers(*, may_open: bool, native: bool, tells: bool) -> bytes:
-    """The long filter, which the mother puts on and her children inherit: calls that a child or she herself needs.
+def server_filter(*, may_open: bool, native: bool, tells: bool) -> bytes:
+    """The long filter, which the fork server puts on and its children inherit: calls that a child or it needs.
 
     Without `may_open` no file can be opened at all; `native` adds what programs need that are not a fork of a warm
-    Python; with `tells` the calls that betray an attempt wait for the mother's refusal, so that she knows of them.
+    Python; with `tells` the calls that betray an attempt wait for the fork server's refusal, so that it knows of them.
     """
     opening = _give(_ALLOW) if may_open else _give(_ERRNO | errno.EACCES)
-    allowed = [*_PLAIN.values(), *_MOTHERS_ALONE.values(), _CLONE, _PRLIMIT, *(_NATIVE.values() if native else ())]
+    allowed = [*_PLAIN.values(), *_SERVERS_ALONE.values(), _CLONE, _PRLIMIT, *(_NATIVE.values() if native else ())]
     if native or not tells:
         allowed += [_KILL_CALL, _TGKILL]
     rules: list[Rule] = [(calls, [_give(_ALLOW)]) for calls in allowed]
@@ -131,14 +131,14 @@ def mothers(*, may_open: bool, native: bool, tells: bool) -> bytes:
 
 
 def childs(*, native: bool, tells: bool, scoped: bool, forks: bool) -> bytes:
-    """The short filter that every child adds, with a place for its process id: what is hers alone is refused.
+    """The short filter that every child adds, with a place for its process id: what is the server's alone is refused.
 
     Only with `forks` may it start processes; threads it always may.
-    Signals: where the mother is told of them she lets those to the child itself pass; where Landlock keeps them in
+    Signals: where the fork server is told of them it lets those to the child itself pass; where Landlock keeps them in
     (`scoped`), a native program may send them; else only to its first process.
     """
     kept = _NATIVE.values() if native else ()
-    rules: list[Rule] = [(calls, [_refuse()]) for calls in _MOTHERS_ALONE.values() if calls not in kept]
+    rules: list[Rule] = [(calls, [_refuse()]) for calls in _SERVERS_ALONE.values() if calls not in kept]
     rules += [(_PRLIMIT, [_load_argument(0), *_only_if(0)])]
     if native:
         rules[:] = [rule for rule in rules if rule[0] != _PRCTL]

@@ -1,4 +1,4 @@
-"""What the kernel tells the mother of refused system calls: who tried what. Struct layout: linux/seccomp.h."""
+"""What the kernel tells the fork server of refused system calls: who tried what. Struct layout: linux/seccomp.h."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _STOPPING = (StopIteration, StopAsyncIteration)
 """Raised inside a generator or map of the test they would end it quietly, and `all(...)` would be true."""
 
 
-class Broken(Exception):
+class SubmissionBroken(Exception):
     """The submission's process ended, or sent something that is no answer."""
 
 
@@ -77,7 +77,7 @@ def check(payload: dict[str, Any]) -> None:
     except Untransferable as error:
         program.report({"fault": str(error)})
     except BaseException as error:
-        raised = isinstance(error, Broken) or hasattr(error, "of_submission")
+        raised = isinstance(error, SubmissionBroken) or hasattr(error, "of_submission")
         program.report({"failed": _describe(error, payload["code"]), "raised": raised})
     os._exit(0)
 
@@ -118,14 +118,14 @@ class _Link:
         self._replies = os.fdopen(LINK, "rb", closefd=False)
 
     def ask(self, request: dict[str, Any]) -> Any:
-        """One request and its answer. Raises what the submission raised, or `Broken`."""
+        """One request and its answer. Raises what the submission raised, or `SubmissionBroken`."""
         try:
             _send(request)
             reply = json.loads(self._replies.readline(_LONGEST))
             raised = reply.get("raise")
             value = None if raised else decode(reply["value"], lambda body: Remote(self, int(body[0])))
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            raise Broken("the program ended before it answered") from None
+            raise SubmissionBroken("the program ended before it answered") from None
         if raised:
             raise _exception(*map(str, raised[:2]))
         return value

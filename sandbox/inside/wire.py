@@ -1,4 +1,4 @@
-"""What the trainer, the mother and her children agree on: packets, descriptor numbers, the mark of a closed jail."""
+"""What the trainer, the fork server and its children agree on: packets, descriptors, the mark of a closed jail."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ No processes: the case of that number is to be ended.
 REPLY = struct.Struct("=Id")
 """Case number, wall seconds; one `PROCESS` a process follows."""
 PROCESS = struct.Struct("=idQcH")
-"""Wait status, CPU seconds, largest resident bytes, what the mother ended it for: `-`, `c` CPU, `w` wall, `x` since it
+"""Wait status, CPU seconds, largest resident bytes, what the server ended it for: `-`, `c` CPU, `w` wall, `x` since it
 was told to, `r` too many refused calls; and a bit for each kind of refused call (seccomp.py) it was seen to try."""
 FORKED = 0x7FFFFFFF
-"""No process: a child asks to signal it, and is refused, so that the mother hears of a fork."""
+"""No process: a child asks to signal it, and is refused, so that the fork server hears of a fork."""
 FILES = 5
 """Standard input, output, error, the report and the payload."""
 
@@ -29,8 +29,8 @@ READY = b"R"
 
 
 @dataclass(frozen=True)
-class Outfit:
-    """What the children of one mother are for, and so what they may reach."""
+class Profile:
+    """What the children of one fork server are for, and so what they may reach."""
 
     readable: tuple[str, ...]
     """Folders and files of the host that they may read, besides the standard library."""
@@ -41,15 +41,15 @@ class Outfit:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One mother."""
+class ForkServerPlan:
+    """One fork server."""
 
     slots: int
-    outfit: Outfit
+    profile: Profile
     without: tuple[str, ...] = ()
     """Walls that are left out, to see what a machine that lacks them would give."""
     memory_bytes: int = 1 << 40
-    """What she and all her children may have together, where control groups can be had."""
+    """What it and all its children may have together, where control groups can be had."""
     tasks: int = 1024
     """As many processes and threads they may be, likewise."""
     search: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from qwq_rl.audit.responses import Asked, Mistake, read_asked, read_response
+from qwq_rl.audit.responses import LineMistake, ResponseCheck, read_asked, read_response
 from qwq_rl.audit.verify import main, percentile, verdict_line
 from qwq_rl.cli import main as qwq_rl
 from qwq_rl.cli import spoken
@@ -263,7 +263,9 @@ def test_a_penalty_is_judged_in_its_own_range(tmp_path: Path, own: str, capsys: 
 # --- what a row asks --------------------------------------------------------------------------------------------------
 
 
-def asked(folder: Path, row: dict[str, Any], verifier: str = "math", check: str | None = None) -> Asked | Mistake:
+def asked(
+    folder: Path, row: dict[str, Any], verifier: str = "math", check: str | None = None
+) -> ResponseCheck | LineMistake:
     (found,) = read_asked(write(folder, row), verifier, check=check, responses=False)
     return found
 
@@ -288,7 +290,7 @@ def test_which_check_of_a_row_is_asked(
     tmp_path: Path, row: dict[str, Any], verifier: str, check: str | None, reference: Any, role: str
 ) -> None:
     found = asked(tmp_path, row, verifier, check)
-    assert isinstance(found, Asked), found
+    assert isinstance(found, ResponseCheck), found
     assert (found.check.verifier, found.check.reference, found.check.role) == (verifier, reference, role)
 
 
@@ -303,7 +305,7 @@ def test_which_check_of_a_row_is_asked(
 )
 def test_what_a_row_asks_must_be_clear(tmp_path: Path, row: dict[str, Any], check: str | None, what: str) -> None:
     found = asked(tmp_path, row, "own.py:verify", check)
-    assert isinstance(found, Mistake)
+    assert isinstance(found, LineMistake)
     assert what in found.what
 
 

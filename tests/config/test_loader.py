@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwq_rl.config.loader import Loaded, about, load, to_yaml
+from qwq_rl.config.loader import LoadedFile, about, load, to_yaml
 from qwq_rl.errors import RecipeError
 
 
@@ -46,7 +46,7 @@ class Car:
     from_: str | None = field(default=None, metadata=about("Where from."))
 
 
-def read(folder: Path, text: str, *overrides: str) -> Loaded[Car]:
+def read(folder: Path, text: str, *overrides: str) -> LoadedFile[Car]:
     path = folder / "car.yaml"
     path.write_text(text)
     return load(path, Car, overrides)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from qwq_rl.config.loader import blocks_of
 from qwq_rl.config.recipe import (
     KINDS,
-    Checkpoint,
+    CheckpointBlock,
     DataSource,
     Domain,
     Evaluate,
@@ -28,7 +28,7 @@ from qwq_rl.config.recipe import (
     RewardModelSource,
     RlRecipe,
     RlUpdate,
-    Rollout,
+    RolloutBlock,
     SftRecipe,
     SupervisedUpdate,
     difference,
@@ -84,11 +84,11 @@ def test_rl_example(folder: Path) -> None:
         data=(DataSource("tiny/math"), DataSource("tiny/code")),
         domains={"math": Domain({"math": {}}), "code": Domain({"code": {}})},
         gates=("think_closed", "finished", "answered"),
-        rollout=Rollout(prompts=16, generations=8, max_tokens=48),
+        rollout=RolloutBlock(prompts=16, generations=8, max_tokens=48),
         update=RlUpdate(lr=1e-3, clip=(0.2, 0.28)),
         steps=100,
         evaluate=Evaluate(every=20, sets=("tiny/tuning",), samples=4, at_start=True),
-        checkpoint=Checkpoint(every=20, keep=2),
+        checkpoint=CheckpointBlock(every=20, keep=2),
     )
 
 
@@ -294,7 +294,7 @@ EVALUATE = st.builds(
     limit=COUNTS,
     at_start=st.booleans(),
 )
-CHECKPOINT = st.builds(Checkpoint, every=st.just(1), keep=COUNTS)
+CHECKPOINT = st.builds(CheckpointBlock, every=st.just(1), keep=COUNTS)
 DOMAINS = st.builds(
     Domain,
     verifiers=st.dictionaries(NAMES, NAMES | st.dictionaries(NAMES, st.none() | NUMBERS | NAMES | st.lists(COUNTS))),
@@ -311,7 +311,9 @@ RL = st.builds(
     domains=st.dictionaries(NAMES, DOMAINS, min_size=1, max_size=3),
     reward_model=st.none() | st.builds(RewardModelSource, NAMES),
     gates=st.sampled_from([(), ("finished",), ("answered", "think_closed")]),
-    rollout=st.builds(Rollout, prompts=COUNTS, generations=st.integers(2, 9), max_tokens=COUNTS, temperature=NUMBERS),
+    rollout=st.builds(
+        RolloutBlock, prompts=COUNTS, generations=st.integers(2, 9), max_tokens=COUNTS, temperature=NUMBERS
+    ),
     update=st.builds(RlUpdate, lr=NUMBERS, clip=st.tuples(NUMBERS, NUMBERS), kl=NUMBERS, epochs=COUNTS),
     steps=COUNTS,
     evaluate=EVALUATE,

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwq_rl.data.order import mix
-from qwq_rl.data.prompt_source import Drawn, PromptSource, Sampling
+from qwq_rl.data.prompt_source import Prompt, PromptSource, Sampling
 from qwq_rl.data.row import Row
 from qwq_rl.errors import RunStateError
 
@@ -31,7 +31,7 @@ def rows_of(source: str, domains: str, family: str | None = None) -> list[Row]:
     ]
 
 
-def ids(drawn: Sequence[Drawn]) -> list[str]:
+def ids(drawn: Sequence[Prompt]) -> list[str]:
     return [one.row["id"] for one in drawn]
 
 
@@ -284,7 +284,7 @@ def test_a_resumed_source_goes_on_exactly(
 ) -> None:
     domains = {row["domain"] for rows, weight in built(shape) if weight for row in rows}
     straight, resumed = (PromptSource(built(shape), seed, sampling) for _ in range(2))
-    drawn: list[Drawn] = []
+    drawn: list[Prompt] = []
     for update, (action, argument) in enumerate(actions):
         if action == "resume":
             state = json.loads(json.dumps(resumed.state_dict()))

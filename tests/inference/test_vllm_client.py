@@ -15,7 +15,7 @@ from vllm_stand_in import StandIn
 from qwq_rl.data.tiny.model import build_model, build_tokenizer
 from qwq_rl.inference import Completion, generate
 from qwq_rl.inference import vllm_client as vllm_server
-from qwq_rl.inference.vllm_client import Request, ServerLost, ServerUnfit, VllmServer
+from qwq_rl.inference.vllm_client import CompletionRequest, ServerLost, ServerUnfit, VllmServer
 from qwq_rl.inference.vllm_http import answers
 
 EOS = 2
@@ -58,12 +58,12 @@ def client(stand_in: StandIn, folder: Path, timeout_s: float = 20.0) -> VllmServ
     return server
 
 
-def ask(number: int = 0, **changes: Any) -> Request:
+def ask(number: int = 0, **changes: Any) -> CompletionRequest:
     plain = {"samples": 2, "max_tokens": 6, "temperature": 0.8, "seed": 100 + 10 * number, "eos_token_id": EOS}
-    return Request([60, 61 + number, 62], **plain | changes)  # type: ignore[arg-type]
+    return CompletionRequest([60, 61 + number, 62], **plain | changes)  # type: ignore[arg-type]
 
 
-def expected(folder: Path, request: Request) -> list[Completion]:
+def expected(folder: Path, request: CompletionRequest) -> list[Completion]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return [
         generate(
@@ -74,7 +74,7 @@ def expected(folder: Path, request: Request) -> list[Completion]:
     ]  # fmt: skip
 
 
-def complete(server: VllmServer, request: Request) -> list[Completion]:
+def complete(server: VllmServer, request: CompletionRequest) -> list[Completion]:
     return server.complete(request, lambda: True)
 
 

@@ -11,7 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from qwq_rl.pipeline.processes import Ended, Job, Process, accelerate_command, environment, explain_failure
+from qwq_rl.pipeline.processes import (
+    Process,
+    ProcessEnd,
+    StageProcess,
+    accelerate_command,
+    environment,
+    explain_failure,
+)
 
 LAUNCHER = str(Path(__file__).parent.parent / "processes" / "launcher.py")
 TWO_RANKS = """
@@ -28,10 +35,12 @@ def program(tmp_path: Path, code: str, launched: bool = True) -> Process:
     script = tmp_path / "program.py"
     script.write_text(code)
     launcher = [LAUNCHER] if launched else []
-    return Process(Job("train x", [sys.executable, *launcher, str(script)], tmp_path / "x" / "stage.log", launched))
+    return Process(
+        StageProcess("train x", [sys.executable, *launcher, str(script)], tmp_path / "x" / "stage.log", launched)
+    )
 
 
-def end(process: Process) -> Ended:
+def end(process: Process) -> ProcessEnd:
     deadline = time.monotonic() + 60
     while (ended := process.poll()) is None:
         assert time.monotonic() < deadline
@@ -131,5 +140,5 @@ def test_the_rank_that_failed_first_is_quoted(tmp_path: Path) -> None:
         "import os, sys, time\nif os.environ['RANK'] == '1':\n  sys.exit('error: rank 1 is torn')\ntime.sleep(60)"
     )
     command = [*accelerate_command(tmp_path / "two.yaml"), str(tmp_path / "program.py")]
-    ended = end(Process(Job("train x", command, tmp_path / "stage.log", launched=True)))
+    ended = end(Process(StageProcess("train x", command, tmp_path / "stage.log", launched=True)))
     assert explain_failure(ended).splitlines()[0] == "train x: rank 1 is torn"

@@ -19,7 +19,7 @@ from conforms import conforms
 from pipeline_recipes import PIPELINE, SHORT, STAGES, shorten, write_recipe
 
 from qwq_rl.errors import RecipeError
-from qwq_rl.pipeline.scheduler import Programs
+from qwq_rl.pipeline.scheduler import StartCommands
 from qwq_rl.run_folder.files import RunFolder, read_json, read_lines
 from qwq_rl.run_folder.locks import holder
 from qwq_rl.run_folder.schema import PipelineState
@@ -394,15 +394,15 @@ def test_a_full_disk_is_called_one(short_recipe: Path, run: RunFolder) -> None:
 
 
 def test_a_recipe_may_say_how_its_stages_are_launched(tmp_path: Path) -> None:
-    assert Programs.of_recipe(tmp_path).processes == 1
+    assert StartCommands.of_recipe(tmp_path).processes == 1
     own = tmp_path / "accelerate.yaml"
     own.write_text("distributed_type: MULTI_GPU\nnum_processes: 4\n")
-    programs = Programs.of_recipe(tmp_path)
+    programs = StartCommands.of_recipe(tmp_path)
     assert programs.processes == 4
     assert f"--config_file={own}" in programs.train
     own.write_text("distributed_type: [MULTI_GPU")
     with pytest.raises(RecipeError, match=r"accelerate.yaml: `num_processes: N` must be there"):
-        Programs.of_recipe(tmp_path)
+        StartCommands.of_recipe(tmp_path)
 
 
 @pytest.mark.slow

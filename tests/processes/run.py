@@ -10,9 +10,9 @@ from rich.console import Console
 
 from qwq_rl.cli import spoken
 from qwq_rl.config.recipe import load_pipeline
-from qwq_rl.pipeline.plan import Plan
+from qwq_rl.pipeline.plan import PipelinePlan
 from qwq_rl.pipeline.processes import accelerate_command
-from qwq_rl.pipeline.scheduler import Programs, run_stages
+from qwq_rl.pipeline.scheduler import StartCommands, run_stages
 from qwq_rl.pipeline.terminal import Board
 from qwq_rl.run_folder.files import RunFolder
 
@@ -28,9 +28,9 @@ def main() -> int:
     options = parser.parse_args()
     pipeline, stages = load_pipeline(options.recipe)
     launch = accelerate_command(None) if options.accelerate else (sys.executable, str(HERE / "launcher.py"))
-    programs = Programs((*launch, str(HERE / "counter.py")), (sys.executable, str(HERE / "evaluator.py")))
+    programs = StartCommands((*launch, str(HERE / "counter.py")), (sys.executable, str(HERE / "evaluator.py")))
     with Board(Console(width=200)) as board:
-        plan = Plan(options.recipe, pipeline, stages, {})
+        plan = PipelinePlan(options.recipe, pipeline, stages, {})
         run_stages(plan, RunFolder(options.run), programs, board, options.restart)
     return 0
 

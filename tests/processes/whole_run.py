@@ -10,7 +10,7 @@ from rich.console import Console
 
 from qwq_rl.cli import spoken
 from qwq_rl.pipeline.run import execute, read_order
-from qwq_rl.pipeline.scheduler import Programs
+from qwq_rl.pipeline.scheduler import StartCommands
 from qwq_rl.pipeline.terminal import Board
 from qwq_rl.report.build import write_report
 from qwq_rl.report.summary import summarise
@@ -28,7 +28,7 @@ def finish(folder: RunFolder, release: str) -> dict[str, Any]:
 
 def main() -> int:
     train = (sys.executable, str(HERE / "launcher.py"), str(HERE / "counter.py"))
-    programs = Programs(train, (sys.executable, str(HERE / "evaluator.py")))
+    programs = StartCommands(train, (sys.executable, str(HERE / "evaluator.py")))
     execute(read_order(sys.argv[1:]), programs, Board(Console(width=200)), finish)
     return 0
 

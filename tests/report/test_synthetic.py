@@ -17,7 +17,7 @@ FILES: dict[str, Any] = {
     "2_reward_model/metrics.jsonl": records.SupervisedMetrics,
     "1_math_code/metrics.jsonl": records.RlMetrics,
     "1_math_code/evaluations.jsonl": records.EvaluationLine,
-    "2_general/rollouts/update-000003.jsonl": records.Rollout,
+    "2_general/rollouts/update-000003.jsonl": records.RolloutRecord,
     "evaluations/2_general/tiny-final.jsonl": records.EvaluationPrompt,
     "evaluations/2_general/tiny-final.json": records.Evaluation,
     "1_control/provenance.json": records.Provenance,

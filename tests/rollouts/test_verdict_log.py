@@ -18,7 +18,7 @@ from qwq_rl.config.blocks import Domain, DomainCheck
 from qwq_rl.data.row import Row
 from qwq_rl.rewards.reward import Scored
 from qwq_rl.rewards.scorer import Scorer
-from qwq_rl.rollouts.verdict_log import Journal, Key, journal_of, journals_beside, keys_of
+from qwq_rl.rollouts.verdict_log import Key, VerdictLog, keys_of, verdict_log_of, verdict_logs_beside
 from qwq_rl.run_folder.files import StageFolder
 from qwq_rl.verifiers import Response, Verdict
 
@@ -63,9 +63,9 @@ def keyed(scored: list[Scored], update: int = 1) -> list[tuple[Key, Scored]]:
 
 
 def test_what_was_written_is_read_back_as_it_was(path: Path, scored: list[Scored]) -> None:
-    Journal(path).write(1, keyed(scored), COUNTS)
+    VerdictLog(path).write(1, keyed(scored), COUNTS)
 
-    again = Journal(path)
+    again = VerdictLog(path)
 
     keys = [key for key, _ in keyed(scored)]
     assert [again.replay(key) for key in keys] == scored
@@ -78,11 +78,11 @@ def test_no_text_or_number_changes(path: Path, text: str, number: float) -> None
     verdict = Verdict(1.0, text, text, text or None, {text: number}, 1 / 3)
     odd = Scored(None, number, {text: verdict}, {text: False}, 2 / 3)
 
-    Journal(path).write(1, [(key(), odd)], COUNTS)
-    trimmed = Journal(path)
+    VerdictLog(path).write(1, [(key(), odd)], COUNTS)
+    trimmed = VerdictLog(path)
     trimmed.trim(1)
 
-    assert Journal(path).replay(key()) == odd
+    assert VerdictLog(path).replay(key()) == odd
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_no_text_or_number_changes(path: Path, text: str, number: float) -> None
     [{"update": 2}, {"place": 1}, {"sample": 1}, {"token_ids": (0, 8)}, {"row": {**MATH, "reference": "5"}}],
 )
 def test_another_completion_is_judged_for_itself(path: Path, scored: list[Scored], other: dict[str, Any]) -> None:
-    Journal(path).write(1, keyed(scored[:1]), COUNTS)
+    VerdictLog(path).write(1, keyed(scored[:1]), COUNTS)
 
-    again = Journal(path)
+    again = VerdictLog(path)
 
     assert again.replay(key()) == scored[0]
     assert again.replay(key(**other)) is None
@@ -103,51 +103,51 @@ def test_what_could_not_be_judged_is_judged_again(path: Path, scored: list[Score
     fault = Scorer(DOMAINS, GATES).score([({**MATH, "reference": {"no": "answer"}}, respond(r"\boxed{4}"))])[0]
     assert fault.reward is None
 
-    Journal(path).write(1, keyed([scored[0], fault]), COUNTS)
+    VerdictLog(path).write(1, keyed([scored[0], fault]), COUNTS)
 
-    assert [Journal(path).replay(key) for key, _ in keyed([scored[0], fault])] == [scored[0], None]
+    assert [VerdictLog(path).replay(key) for key, _ in keyed([scored[0], fault])] == [scored[0], None]
 
 
 def test_an_open_row_has_a_reward_and_no_score_and_is_replayed(path: Path, scored: list[Scored]) -> None:
     assert (scored[-1].score, scored[-1].reward) == (None, 1 / 3)
 
-    Journal(path).write(1, [(key(row=CHAT), scored[-1])], {})
+    VerdictLog(path).write(1, [(key(row=CHAT), scored[-1])], {})
 
-    assert Journal(path).replay(key(row=CHAT)) == scored[-1]
+    assert VerdictLog(path).replay(key(row=CHAT)) == scored[-1]
 
 
 def test_a_torn_last_line_is_passed_over_and_later_ones_are_whole(path: Path, scored: list[Scored]) -> None:
     first, second, third = keyed(scored[:3])
-    Journal(path).write(1, [first], COUNTS)
-    Journal(path).write(1, [second], COUNTS)
+    VerdictLog(path).write(1, [first], COUNTS)
+    VerdictLog(path).write(1, [second], COUNTS)
     whole = path.read_bytes()
     for cut in (2, 20, len(whole.splitlines()[1])):
         path.write_bytes(whole[:-cut])
 
-        torn = Journal(path)
+        torn = VerdictLog(path)
         assert (torn.replay(first[0]), torn.replay(second[0])) == (first[1], None)
         torn.write(1, [third], COUNTS)
 
-        again = Journal(path)
+        again = VerdictLog(path)
         assert [again.replay(key) for key, _ in (first, second, third)] == [first[1], None, third[1]]
 
 
 def test_a_line_of_zeros_that_a_loss_of_power_left_is_passed_over(path: Path, scored: list[Scored]) -> None:
     first, second = keyed(scored[:2])
-    Journal(path).write(1, [first], COUNTS)
+    VerdictLog(path).write(1, [first], COUNTS)
     with path.open("ab") as file:
         file.write(b"\0" * 100 + b"\n[]\nnull\n{}\n")
-    Journal(path).write(1, [second], COUNTS)
+    VerdictLog(path).write(1, [second], COUNTS)
 
-    assert [Journal(path).replay(key) for key, _ in (first, second)] == [first[1], second[1]]
+    assert [VerdictLog(path).replay(key) for key, _ in (first, second)] == [first[1], second[1]]
 
 
 def test_trimming_keeps_what_may_be_needed_again(path: Path, scored: list[Scored]) -> None:
-    journal = Journal(path)
+    journal = VerdictLog(path)
     for update in (1, 2, 3, 4):
         journal.write(update, keyed(scored[:2], update), COUNTS)
 
-    again = Journal(path)
+    again = VerdictLog(path)
     again.trim(3)
     again.write(5, keyed(scored[:1], 5), COUNTS)
 
@@ -157,7 +157,7 @@ def test_trimming_keeps_what_may_be_needed_again(path: Path, scored: list[Scored
 
 
 def test_nothing_is_written_where_there_is_nothing(path: Path) -> None:
-    journal = Journal(path)
+    journal = VerdictLog(path)
     journal.trim(3)
     journal.write(3, [], COUNTS)
 
@@ -165,35 +165,35 @@ def test_nothing_is_written_where_there_is_nothing(path: Path) -> None:
 
 
 def test_a_verifier_that_was_mended_is_asked_again(path: Path, scored: list[Scored]) -> None:
-    Journal(path, "sha256:broken").write(1, [(key(), replace(scored[0], reward=0.0))], COUNTS)
+    VerdictLog(path, "sha256:broken").write(1, [(key(), replace(scored[0], reward=0.0))], COUNTS)
 
-    mended = Journal(path, "sha256:mended")
+    mended = VerdictLog(path, "sha256:mended")
     assert mended.replay(key()) is None
     mended.write(1, [(key(), scored[0])], COUNTS)
 
-    assert Journal(path, "sha256:mended").replay(key()) == scored[0]
+    assert VerdictLog(path, "sha256:mended").replay(key()) == scored[0]
     mended.trim(1)
     assert len(path.read_text().splitlines()) == 1
 
 
 def test_what_was_judged_in_two_calls_has_the_counts_of_both(path: Path, scored: list[Scored]) -> None:
     first, second = keyed(scored[:2])
-    journal = Journal(path)
+    journal = VerdictLog(path)
     journal.write(1, [first], {"math": {"judged": 2, "faults": 1}})
     journal.write(1, [second], {"math": {"judged": 1}})
 
-    assert Journal(path).counts([first[0], second[0]]) == [
+    assert VerdictLog(path).counts([first[0], second[0]]) == [
         {"math": {"judged": 2, "faults": 1}},
         {"math": {"judged": 1}},
     ]
 
 
 def test_a_completion_that_was_judged_again_counts_as_it_was_judged_last(path: Path, scored: list[Scored]) -> None:
-    journal = Journal(path)
+    journal = VerdictLog(path)
     journal.write(1, [(key(), scored[1])], {"math": {"judged": 9}})
     journal.write(1, [(key(), scored[0])], COUNTS)
 
-    again = Journal(path)
+    again = VerdictLog(path)
 
     assert again.replay(key()) == scored[0]
     assert again.counts([key()]) == [COUNTS]
@@ -201,11 +201,11 @@ def test_a_completion_that_was_judged_again_counts_as_it_was_judged_last(path: P
 
 def test_what_is_left_of_a_call_of_which_something_changed_is_not_intact(path: Path, scored: list[Scored]) -> None:
     first, second, third = (key for key, _ in keyed(scored[:3]))
-    journal = Journal(path)
+    journal = VerdictLog(path)
     journal.write(1, keyed(scored[:2]), COUNTS)
     journal.write(1, keyed(scored[:3])[2:], COUNTS)
 
-    again = Journal(path)
+    again = VerdictLog(path)
 
     assert again.intact([first, second, third]) == {first, second, third}
     assert again.intact([first, third, key(9)]) == {third}
@@ -214,7 +214,7 @@ def test_what_is_left_of_a_call_of_which_something_changed_is_not_intact(path: P
 def test_every_process_has_a_file_of_its_own(tmp_path: Path) -> None:
     folder = StageFolder(tmp_path)
 
-    assert [journal_of(folder, rank).name for rank in (0, 1)] == ["verdicts.jsonl", "verdicts-1.jsonl"]
+    assert [verdict_log_of(folder, rank).name for rank in (0, 1)] == ["verdicts.jsonl", "verdicts-1.jsonl"]
 
 
 @pytest.mark.parametrize(("world", "asked"), [(1, ["verdicts-1.jsonl"]), (2, []), (3, ["verdicts-1.jsonl"])])
@@ -224,10 +224,10 @@ def test_another_number_of_processes_looks_into_all_journals(
     folder = StageFolder(tmp_path / "1_math_code")
     first, second = keyed(scored[:2])
     for rank, entry in enumerate((first, second)):
-        Journal(journal_of(folder, rank)).write(1, [entry], COUNTS)
+        VerdictLog(verdict_log_of(folder, rank)).write(1, [entry], COUNTS)
 
-    beside = journals_beside(folder, 0, world)
-    journal = Journal(journal_of(folder, 0), others=beside)
+    beside = verdict_logs_beside(folder, 0, world)
+    journal = VerdictLog(verdict_log_of(folder, 0), others=beside)
 
     assert [path.name for path in beside] == asked
     assert [journal.replay(key) for key, _ in (first, second)] == [first[1], second[1] if asked else None]
@@ -237,12 +237,12 @@ def test_a_journal_forgets_its_own_entries_and_leaves_those_of_others(tmp_path: 
     folder = StageFolder(tmp_path / "1_math_code")
     first, second = keyed(scored[:2])
     for rank, entry in enumerate((first, second)):
-        Journal(journal_of(folder, rank)).write(1, [entry], COUNTS)
+        VerdictLog(verdict_log_of(folder, rank)).write(1, [entry], COUNTS)
 
-    Journal(journal_of(folder, 0), others=[journal_of(folder, 1)]).trim(2)
+    VerdictLog(verdict_log_of(folder, 0), others=[verdict_log_of(folder, 1)]).trim(2)
 
-    assert Journal(journal_of(folder, 0)).replay(first[0]) is None
-    assert Journal(journal_of(folder, 1)).replay(second[0]) == second[1]
+    assert VerdictLog(verdict_log_of(folder, 0)).replay(first[0]) is None
+    assert VerdictLog(verdict_log_of(folder, 1)).replay(second[0]) == second[1]
 
 
 UNSTEADY = """
@@ -255,10 +255,10 @@ import json, os, signal, sys
 from pathlib import Path
 from qwq_rl.config.blocks import Domain
 from qwq_rl.rewards.scorer import Scorer
-from qwq_rl.rollouts.verdict_log import Journal, keys_of
+from qwq_rl.rollouts.verdict_log import VerdictLog, keys_of
 from qwq_rl.verifiers import Response
 folder, dies = Path(sys.argv[1]), int(sys.argv[2])
-journal = Journal(folder / "verdicts.jsonl")
+journal = VerdictLog(folder / "verdicts.jsonl")
 scorer = Scorer({"d": Domain({f"{folder / 'unsteady.py'}:verify": {}})}, [])
 row = {"id": "r", "domain": "d", "prompt": "?", "reference": "4"}
 for update in (1, 2, 3):

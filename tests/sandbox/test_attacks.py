@@ -128,13 +128,13 @@ print(found)
     assert printed == "SECRET-123\n"
 
 
-def test_no_submission_or_input_stays_in_the_mother(sandbox: LocalSandbox) -> None:
-    """Later children inherit her memory, and could read there what others answered."""
+def test_no_submission_or_input_stays_in_the_fork_server(sandbox: LocalSandbox) -> None:
+    """Later children inherit its memory, and could read there what others answered."""
     sandbox.judge([Job("p", "x = 'REMAINS-1'\nprint(input())", [{"input": "REMAINS-2", "output": "REMAINS-3"}])])
-    mother = _children(sandbox._mother.process.pid)[0]  # type: ignore[union-attr]
+    server = _children(sandbox._link.process.pid)[0]  # type: ignore[union-attr]
     content = b""
     try:
-        with open(f"/proc/{mother}/maps") as maps, open(f"/proc/{mother}/mem", "rb") as memory:
+        with open(f"/proc/{server}/maps") as maps, open(f"/proc/{server}/mem", "rb") as memory:
             for line in maps:
                 place, rights = line.split()[:2]
                 if "rw" in rights:
@@ -142,8 +142,8 @@ def test_no_submission_or_input_stays_in_the_mother(sandbox: LocalSandbox) -> No
                     memory.seek(start)
                     content += memory.read(end - start)
     except PermissionError:
-        pytest.skip("this user may not read the memory of the mother")
-    assert b"_MOTHERS_ALONE" in content, "her memory was not read"
+        pytest.skip("this user may not read the memory of the fork server")
+    assert b"_SERVERS_ALONE" in content, "its memory was not read"
     assert b"REMAINS-" not in content
 
 
@@ -166,7 +166,7 @@ if os.fork() == 0:
 
 
 @pytest.mark.parametrize("target", ["os.getppid()", "-1", "0", "1"])
-def test_killing_the_mother_fails(target: str, sandbox: LocalSandbox) -> None:
+def test_killing_the_fork_server_fails(target: str, sandbox: LocalSandbox) -> None:
     code = f"import os\ntry: os.kill({target}, 9)\nexcept OSError: print('no')"
     jobs = [
         Job("attack", code, [{"input": "", "output": "no"}]),

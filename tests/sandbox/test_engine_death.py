@@ -54,7 +54,7 @@ def test_who_waits_is_told_and_the_next_call_is_answered() -> None:
     with LocalSandbox(1) as sandbox:
         found = outcome(lambda: sandbox.judge([SLOW]))
         until(lambda: sandbox.load.running_cases)
-        mother, thread = sandbox._mother, kill(sandbox)
+        server, thread = sandbox._link, kill(sandbox)
         sandbox.submit([QUICK], lambda *_: None)  # wakes it
 
         error = found.get(timeout=10)
@@ -62,8 +62,8 @@ def test_who_waits_is_told_and_the_next_call_is_answered() -> None:
         assert "SystemExit" in str(error)
         thread.join(15)
         assert not thread.is_alive()
-        assert mother is not None
-        assert mother.process.poll() is not None
+        assert server is not None
+        assert server.process.poll() is not None
         assert sandbox.judge([QUICK])[0].verdict == "accepted"
 
 

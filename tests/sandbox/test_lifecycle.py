@@ -1,4 +1,4 @@
-"""The mother's life: she dies and is replaced, outlives nobody, leaks nothing; threads share her, forks do not."""
+"""The fork server's life: it dies and is replaced, outlives nobody, leaks nothing; threads share it, forks do not."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def gone(pids: list[int], within: float) -> bool:
 
 
 def launcher(sandbox: LocalSandbox) -> int:
-    assert sandbox._mother is not None
-    return sandbox._mother.process.pid
+    assert sandbox._link is not None
+    return sandbox._link.process.pid
 
 
 def test_it_starts_with_the_first_job() -> None:
@@ -70,14 +70,14 @@ def test_nothing_is_left_behind() -> None:
     with LocalSandbox(2) as sandbox:
         sandbox.judge([SUM])
         files, pids = len(os.listdir("/proc/self/fd")), family(launcher(sandbox))
-        mother = pids[1]
-        held = len(os.listdir(f"/proc/{mother}/fd"))
+        server = pids[1]
+        held = len(os.listdir(f"/proc/{server}/fd"))
         sandbox.judge(
             [*map(total, range(40)), *(Job("bad", f"import os\nos.abort(){' ' * n}", SUM.tests) for n in range(40))]
         )
         assert len(os.listdir("/proc/self/fd")) == files
-        assert len(os.listdir(f"/proc/{mother}/fd")) == held
-        assert children(mother) == []
+        assert len(os.listdir(f"/proc/{server}/fd")) == held
+        assert children(server) == []
     assert gone(pids, 3)
     assert len(os.listdir("/proc/self/fd")) == files - 4
     assert list(Path("/sys/fs/cgroup").glob(f"*/**/qwq-sandbox-{pids[0]}")) == []
@@ -91,7 +91,7 @@ def test_a_closed_sandbox_can_start_again() -> None:
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_mother_that_dies_is_replaced_and_the_batch_judged_again(victim: int) -> None:
+def test_a_fork_server_that_dies_is_replaced_and_the_batch_judged_again(victim: int) -> None:
     with LocalSandbox(2) as sandbox:
         sandbox.judge([SUM])
         pids = family(launcher(sandbox))
@@ -99,7 +99,7 @@ def test_a_mother_that_dies_is_replaced_and_the_batch_judged_again(victim: int) 
         killer.start()
         results = sandbox.judge([slow(n) for n in range(4)])
         assert [result.verdict for result in results] == ["accepted"] * 4
-        assert any("mother died" in event for result in results for event in result.events)
+        assert any("fork server died" in event for result in results for event in result.events)
         assert gone(pids, 3)
 
 
@@ -110,9 +110,9 @@ def test_two_deaths_are_a_fault_of_ours_and_no_wrong_answer() -> None:
 
         def keep_killing() -> None:
             while not done.wait(0.1):
-                mother = sandbox._mother
-                if mother is not None:
-                    os.kill(mother.process.pid, signal.SIGKILL)
+                server = sandbox._link
+                if server is not None:
+                    os.kill(server.process.pid, signal.SIGKILL)
 
         killer = threading.Thread(target=keep_killing)
         killer.start()
@@ -145,28 +145,28 @@ def test_threads_share_it() -> None:
             worker.start()
         for worker in workers:
             worker.join()
-        # started by a thread that has ended since: the mother must live on
+        # started by a thread that has ended since: the fork server must live on
         assert sandbox.judge([SUM])[0].verdict == "accepted"
         assert sandbox.judge([SUM])[0].events == ()
     assert [result.verdict for result in found] == ["accepted"] * 20
 
 
-def test_a_forked_copy_gets_a_mother_of_its_own() -> None:
+def test_a_forked_copy_gets_a_fork_server_of_its_own() -> None:
     script = """
 import os
 from qwq_rl.sandbox import Job, LocalSandbox
 job = Job("sum", "print(2 + 3)", [{"input": "", "output": "5"}])
 sandbox = LocalSandbox(1)
 sandbox.judge([job])
-first = sandbox._mother.process.pid
+first = sandbox._link.process.pid
 pid = os.fork()
 if pid == 0:
-    good = sandbox.judge([job])[0].verdict == "accepted" and sandbox._mother.process.pid != first
+    good = sandbox.judge([job])[0].verdict == "accepted" and sandbox._link.process.pid != first
     sandbox.close()
     os._exit(0 if good else 1)
 assert os.waitpid(pid, 0)[1] == 0
 again = sandbox.judge([Job("sum", "print(3 + 2)", job.tests)])[0]
-assert (again.verdict, again.events, sandbox._mother.process.pid) == ("accepted", (), first)
+assert (again.verdict, again.events, sandbox._link.process.pid) == ("accepted", (), first)
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
@@ -186,7 +186,7 @@ for _ in range({copies}):
 job = Job("slow", "while True: pass", [{{"input": "", "output": ""}}], limits=Limits(cpu_s=60, wall_s=60))
 threading.Thread(target=sandbox.judge, args=([job],), daemon=True).start()
 time.sleep(0.5)
-print(sandbox._mother.process.pid, flush=True)
+print(sandbox._link.process.pid, flush=True)
 time.sleep(60)
 """
     trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
@@ -212,7 +212,7 @@ with LocalSandbox(200) as sandbox:
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-def test_an_unused_mother_needs_no_cpu() -> None:
+def test_an_unused_fork_server_needs_no_cpu() -> None:
     with LocalSandbox(1) as sandbox:
         sandbox.judge([SUM])
         pids = family(launcher(sandbox))
@@ -251,18 +251,18 @@ def test_limits_of_one_job_do_not_reach_the_next() -> None:
         assert [result.verdict for result in sandbox.judge([tight, roomy])] == ["memory_limit", "accepted"]
 
 
-def test_mothers_are_replaced_after_many_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fork_servers_are_replaced_after_many_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_MOST_CASES", 20)
     slow = "import time\ntime.sleep(0.5)\nprint({})"
     codes = [slow if n in (10, 50) else "print({})" for n in range(100)]
     jobs = [Job(str(n), codes[n].format(n), [{"input": "", "output": str(n)}]) for n in range(100)]
     with LocalSandbox(2) as sandbox:
         sandbox.probe()
-        first = sandbox._mother
+        first = sandbox._link
         results = sandbox.judge(jobs)
         load = sandbox.load
         assert {result.verdict for result in results} == {"accepted"}
-        assert (load.mothers_retired, load.mothers_died) == (4, 0)
-        assert sandbox._mother is not first
+        assert (load.fork_servers_retired, load.fork_servers_died) == (4, 0)
+        assert sandbox._link is not first
         assert first is not None
         assert first.process.returncode is not None

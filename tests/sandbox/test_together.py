@@ -21,10 +21,10 @@ def judged(sandbox: LocalSandbox, code: str, expected: list[Any], **fields: Any)
     tests = [{"args": [place], "expected": value} for place, value in enumerate(expected)]
     sandbox.isolation  # noqa: B018  (starts it)
     assert sandbox._engine is not None
-    house = sandbox._engine.houses["lean"]
-    before = house.cases
+    pool = sandbox._engine.pools["lean"]
+    before = pool.cases
     (result,) = sandbox.judge([Job("one", code, tests, entry_point="f", **fields)])
-    return result, house.cases - before
+    return result, pool.cases - before
 
 
 def test_calls_of_a_program_that_keeps_nothing_share_a_process(sandbox: LocalSandbox) -> None:

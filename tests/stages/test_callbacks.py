@@ -16,7 +16,7 @@ from transformers import TrainerControl, TrainerState
 from qwq_rl.config.recipe import Evaluate
 from qwq_rl.run_folder.checkpoints import COMPLETE, progress_of, saved
 from qwq_rl.run_folder.files import StageFolder, read_lines
-from qwq_rl.stages.callbacks import Recorder, Stop
+from qwq_rl.stages.callbacks import Recorder, StopRequest
 from qwq_rl.training.clock import Clock
 
 EVALUATE = Evaluate(every=2, sets=("tiny/tuning",), samples=1)
@@ -28,10 +28,10 @@ def folder(tmp_path: Path) -> StageFolder:
 
 
 @pytest.fixture
-def stop() -> Iterator[Stop]:
+def stop() -> Iterator[StopRequest]:
     """With the process's own handlers put back at the end."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield Stop()
+    yield StopRequest()
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -39,7 +39,7 @@ def stop() -> Iterator[Stop]:
 class Stage:
     """A recorder that is told of updates as a trainer tells it."""
 
-    def __init__(self, folder: StageFolder, stop: Stop, evaluate: Evaluate | None = None, keep: int = 1) -> None:
+    def __init__(self, folder: StageFolder, stop: StopRequest, evaluate: Evaluate | None = None, keep: int = 1) -> None:
         self.evaluated: list[int] = []
         self.state = TrainerState(max_steps=5, is_world_process_zero=True)
         self.args: Any = SimpleNamespace(output_dir=str(folder.checkpoints), world_size=1)
@@ -67,7 +67,7 @@ class Stage:
         self.recorder.on_save(self.args, self.state, TrainerControl())
 
 
-def test_an_update_is_one_line(folder: StageFolder, stop: Stop) -> None:
+def test_an_update_is_one_line(folder: StageFolder, stop: StopRequest) -> None:
     Stage(folder, stop).log(3, loss=1.5, learning_rate=0.1, grad_norm=2.0, a=0.25)
 
     (line,) = read_lines(folder.metrics)
@@ -78,19 +78,19 @@ def test_an_update_is_one_line(folder: StageFolder, stop: Stop) -> None:
     }  # fmt: skip
 
 
-def test_the_closing_summary_of_a_trainer_is_no_update(folder: StageFolder, stop: Stop) -> None:
+def test_the_closing_summary_of_a_trainer_is_no_update(folder: StageFolder, stop: StopRequest) -> None:
     Stage(folder, stop).log(5, train_loss=1.0, train_runtime=3.0)
 
     assert not folder.metrics.exists()
 
 
-def test_a_number_that_there_is_not_is_left_out(folder: StageFolder, stop: Stop) -> None:
+def test_a_number_that_there_is_not_is_left_out(folder: StageFolder, stop: StopRequest) -> None:
     Stage(folder, stop).log(1, loss=1.0, a=None)
 
     assert read_lines(folder.metrics)[0]["accuracy"] is None
 
 
-def test_only_the_main_process_writes(folder: StageFolder, stop: Stop) -> None:
+def test_only_the_main_process_writes(folder: StageFolder, stop: StopRequest) -> None:
     stage = Stage(folder, stop, EVALUATE)
     stage.state.is_world_process_zero = False
 
@@ -104,7 +104,7 @@ def test_only_the_main_process_writes(folder: StageFolder, stop: Stop) -> None:
     assert not (folder.checkpoints / "checkpoint-2" / COMPLETE).exists()
 
 
-def test_it_evaluates_when_it_is_due_and_after_the_last_update(folder: StageFolder, stop: Stop) -> None:
+def test_it_evaluates_when_it_is_due_and_after_the_last_update(folder: StageFolder, stop: StopRequest) -> None:
     stage = Stage(folder, stop, EVALUATE)
 
     for update in (1, 2, 3, 4, 5):
@@ -118,7 +118,7 @@ def test_it_evaluates_when_it_is_due_and_after_the_last_update(folder: StageFold
 
 @pytest.mark.parametrize(("at_start", "resumed_at", "expected"), [(True, 0, [0]), (True, 2, []), (False, 0, [])])
 def test_it_evaluates_at_the_start_where_that_is_asked_for(
-    folder: StageFolder, stop: Stop, at_start: bool, resumed_at: int, expected: list[int]
+    folder: StageFolder, stop: StopRequest, at_start: bool, resumed_at: int, expected: list[int]
 ) -> None:
     stage = Stage(folder, stop, Evaluate(every=2, sets=("tiny/tuning",), samples=1, at_start=at_start))
     stage.state.global_step = resumed_at
@@ -128,13 +128,13 @@ def test_it_evaluates_at_the_start_where_that_is_asked_for(
     assert stage.evaluated == expected
 
 
-def test_the_last_update_is_saved_whatever_the_interval(folder: StageFolder, stop: Stop) -> None:
+def test_the_last_update_is_saved_whatever_the_interval(folder: StageFolder, stop: StopRequest) -> None:
     stage = Stage(folder, stop)
 
     assert [stage.step(update).should_save for update in (1, 2, 3, 4, 5)] == [False] * 4 + [True]
 
 
-def test_a_checkpoint_is_whole_before_an_older_one_goes(folder: StageFolder, stop: Stop) -> None:
+def test_a_checkpoint_is_whole_before_an_older_one_goes(folder: StageFolder, stop: StopRequest) -> None:
     Accelerator(cpu=True)
     stage = Stage(folder, stop, keep=2)
     for update in (1, 2):
@@ -156,7 +156,9 @@ def test_a_checkpoint_is_whole_before_an_older_one_goes(folder: StageFolder, sto
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_stops_after_the_update(folder: StageFolder, stop: Stop, number: signal.Signals) -> None:
+def test_a_signal_saves_and_stops_after_the_update(
+    folder: StageFolder, stop: StopRequest, number: signal.Signals
+) -> None:
     stop.listen()
     stage = Stage(folder, stop)
     before = stage.step(1)
@@ -169,7 +171,7 @@ def test_a_signal_saves_and_stops_after_the_update(folder: StageFolder, stop: St
     assert stop.asked == number
 
 
-def test_a_second_ctrl_c_does_not_wait(stop: Stop) -> None:
+def test_a_second_ctrl_c_does_not_wait(stop: StopRequest) -> None:
     stop.listen()
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -177,7 +179,7 @@ def test_a_second_ctrl_c_does_not_wait(stop: Stop) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_second_sigterm_is_no_more_than_the_first(stop: Stop) -> None:
+def test_a_second_sigterm_is_no_more_than_the_first(stop: StopRequest) -> None:
     stop.listen()
 
     for _ in range(2):

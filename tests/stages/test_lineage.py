@@ -17,8 +17,8 @@ from qwq_rl.config.recipe import load_stage
 from qwq_rl.errors import RecipeError, RunStateError
 from qwq_rl.run_folder.checkpoints import COMPLETE, newest_complete, saved, update_of
 from qwq_rl.run_folder.files import RunFolder, StageFolder, read_json, read_lines, write_json
-from qwq_rl.stages.callbacks import Stop
-from qwq_rl.stages.context import Setting
+from qwq_rl.stages.callbacks import StopRequest
+from qwq_rl.stages.context import StageContext
 from qwq_rl.stages.lineage import CONTRACT, agreed_contract, weights_version
 from qwq_rl.training.clock import Clock
 
@@ -289,7 +289,9 @@ def test_a_model_of_the_hub_is_known_by_its_commit(
     run = RunFolder(tmp_path / "run")
     recipe = load_stage(small.recipes / "1_control.yaml", ["--model.from=lab/model"])
 
-    found = agreed_contract(recipe, Setting(run, run.stage("1_control"), small.recipes, 1, None, Clock(), Stop()))
+    found = agreed_contract(
+        recipe, StageContext(run, run.stage("1_control"), small.recipes, 1, None, Clock(), StopRequest())
+    )
 
     assert found["compared_with"] == "nothing: lab/model comes from the Hub, without a contract"
     assert found["lineage"] == [{"name": "lab/model", "weights": f"commit:{commit}"}]

@@ -23,8 +23,8 @@ from qwq_rl.errors import RecipeError, UserError
 from qwq_rl.rewards.reward import win_rates
 from qwq_rl.rewards.reward_model import load_reward_model, score_answers
 from qwq_rl.run_folder.files import RunFolder, read_json, read_lines
-from qwq_rl.stages.callbacks import Stop
-from qwq_rl.stages.context import Setting
+from qwq_rl.stages.callbacks import StopRequest
+from qwq_rl.stages.context import StageContext
 from qwq_rl.stages.rl import grpo_config
 from qwq_rl.training.clock import Clock
 
@@ -225,9 +225,9 @@ def test_the_divergence_is_from_the_model_the_stage_started_from(small: SmallRun
 # --- a trainer by itself ----------------------------------------------------------------------------------------------
 
 
-def setting_of(small: SmallRun, path: Path, world_size: int = 1) -> Setting:
+def setting_of(small: SmallRun, path: Path, world_size: int = 1) -> StageContext:
     run = small.beside(path, "0_cold_start")
-    return Setting(run, run.stage("1_math_code"), small.recipes, world_size, None, Clock(), Stop())
+    return StageContext(run, run.stage("1_math_code"), small.recipes, world_size, None, Clock(), StopRequest())
 
 
 def test_the_weight_of_a_domain_scales_its_part_of_the_gradient(small: SmallRun, tmp_path: Path) -> None:

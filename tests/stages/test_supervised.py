@@ -14,16 +14,16 @@ from qwq_rl.data.sources import load_rows
 from qwq_rl.errors import RowError, UserError
 from qwq_rl.evals.evaluate import evaluate_model, load_model
 from qwq_rl.run_folder.files import RunFolder, read_lines
-from qwq_rl.stages.callbacks import Stop
-from qwq_rl.stages.context import Setting, ordered_rows
+from qwq_rl.stages.callbacks import StopRequest
+from qwq_rl.stages.context import StageContext, ordered_rows
 from qwq_rl.stages.muon import Muon
 from qwq_rl.train import build_trainer
 from qwq_rl.training.clock import Clock
 
 
-def setting_of(small: SmallRun, path: Path, stage: str, *needed: str, world_size: int = 1) -> Setting:
+def setting_of(small: SmallRun, path: Path, stage: str, *needed: str, world_size: int = 1) -> StageContext:
     run = small.beside(path, *needed) if needed else RunFolder(path)
-    return Setting(run, run.stage(stage), small.recipes, world_size, None, Clock(), Stop())
+    return StageContext(run, run.stage(stage), small.recipes, world_size, None, Clock(), StopRequest())
 
 
 def test_a_cold_start_learns_what_it_is_shown(small: SmallRun) -> None:
@@ -95,17 +95,17 @@ def test_a_stage_that_starts_from_an_unfinished_one_says_so(small: SmallRun, tmp
 
 
 def test_a_batch_must_share_evenly_among_processes(small: SmallRun, tmp_path: Path) -> None:
-    setting = setting_of(small, tmp_path, "1_control", "0_cold_start", world_size=3)
+    context = setting_of(small, tmp_path, "1_control", "0_cold_start", world_size=3)
 
     with pytest.raises(UserError, match="batch is 8, which 3 processes cannot share evenly"):
-        build_trainer(load_stage(small.recipes / "1_control.yaml"), setting)
+        build_trainer(load_stage(small.recipes / "1_control.yaml"), context)
 
 
 def test_a_micro_batch_must_divide_the_batch(small: SmallRun, tmp_path: Path) -> None:
-    setting = setting_of(small, tmp_path, "1_control", "0_cold_start")
+    context = setting_of(small, tmp_path, "1_control", "0_cold_start")
 
     with pytest.raises(UserError, match=r"update\.micro_batch is 3, which does not divide"):
-        build_trainer(load_stage(small.recipes / "1_control.yaml", ["--update.micro_batch=3"]), setting)
+        build_trainer(load_stage(small.recipes / "1_control.yaml", ["--update.micro_batch=3"]), context)
 
 
 def test_what_is_recorded_of_an_evaluation_is_what_the_checkpoint_reaches(small: SmallRun) -> None:

@@ -21,7 +21,7 @@ from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import FusedCausalLMOutput, use_adapter
 
 from qwq_rl.inference.engines import vllm_sampler
-from qwq_rl.inference.sampler import Order
+from qwq_rl.inference.sampler import SamplingRequest
 
 ON_CPU: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1, "save_strategy": "no"}
 TEMPERATURE = 0.7
@@ -169,7 +169,7 @@ def test_generation_takes_token_ids_and_returns_them_with_what_log_probabilities
 
 
 def test_what_it_returns_becomes_groups_of_completions(trainer: Any) -> None:
-    order = Order([[60, 61], [62]], [0, 1], samples=2, max_tokens=3, temperature=TEMPERATURE, seed=0)
+    order = SamplingRequest([[60, 61], [62]], [0, 1], samples=2, max_tokens=3, temperature=TEMPERATURE, seed=0)
 
     groups = vllm_sampler(trainer, trainer.processing_class)(order)
 

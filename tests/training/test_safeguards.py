@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from qwq_rl.config.blocks import Limits
+from qwq_rl.config.blocks import LimitsBlock
 from qwq_rl.rollouts.rollout import summarise_round
-from qwq_rl.training.safeguards import ALARM, WINDOW, Event, LimitReached, Rails
+from qwq_rl.training.safeguards import ALARM, WINDOW, Event, LimitReached, Safeguards
 
 Line = dict[str, Any]
 NAN, INFINITE = math.nan, math.inf
@@ -27,23 +27,23 @@ def line(update: int, reward: float | None, domain: str = "math", logprob: float
     return {**placed, **judged, "prompt": "2 + 2?", "segments": [segment], "finish": "stop"}
 
 
-def look(rails: Rails, update: int, *rewards: float | None, **rest: Any) -> list[Event]:
+def look(rails: Safeguards, update: int, *rewards: float | None, **rest: Any) -> list[Event]:
     return see(rails, [line(update, reward, **rest) for reward in rewards])
 
 
-def see(rails: Rails, lines: list[Line]) -> list[Event]:
+def see(rails: Safeguards, lines: list[Line]) -> list[Event]:
     return rails.after_round(summarise_round(lines), lines, {"sum-1": {"id": "sum-1", "reference": "4"}})
 
 
-def resumed(rails: Rails, limits: Limits) -> Rails:
+def resumed(rails: Safeguards, limits: LimitsBlock) -> Safeguards:
     """As a process that comes after a kill finds it: through a file."""
-    again = Rails(limits)
+    again = Safeguards(limits)
     again.load_state_dict(json.loads(json.dumps(rails.state_dict())))
     return again
 
 
 def test_a_healthy_stage_is_left_alone() -> None:
-    rails = Rails(Limits(gradient_norm=10.0, entropy=0.1, kl=1.0))
+    rails = Safeguards(LimitsBlock(gradient_norm=10.0, entropy=0.1, kl=1.0))
 
     for update in range(1, 40):
         assert look(rails, update, 0.0, 1.0) == []
@@ -54,7 +54,7 @@ def test_a_healthy_stage_is_left_alone() -> None:
 
 
 def test_by_default_only_what_can_never_be_healthy_stops_a_stage() -> None:
-    rails = Rails(Limits())
+    rails = Safeguards(LimitsBlock())
 
     for update in range(1, 40):
         look(rails, update, 0.0, 1.0, logprob=-1e-9)
@@ -63,7 +63,7 @@ def test_by_default_only_what_can_never_be_healthy_stops_a_stage() -> None:
 
 
 def test_too_much_that_could_not_be_judged_stops_the_stage() -> None:
-    rails = Rails(Limits(fault_share=0.25))
+    rails = Safeguards(LimitsBlock(fault_share=0.25))
     look(rails, 1, 1.0, 0.0, 0.0, None)
 
     with pytest.raises(LimitReached) as stopped:
@@ -77,7 +77,7 @@ def test_too_much_that_could_not_be_judged_stops_the_stage() -> None:
 
 
 def test_first_rounds_without_a_reward_stop_the_stage_with_a_diagnosis() -> None:
-    rails = Rails(Limits(zero_rounds=3))
+    rails = Safeguards(LimitsBlock(zero_rounds=3))
     assert look(rails, 1, 0.0, 0.0) == look(rails, 2, 0.0, 0.0) == []
 
     with pytest.raises(LimitReached) as stopped:
@@ -93,7 +93,7 @@ def test_first_rounds_without_a_reward_stop_the_stage_with_a_diagnosis() -> None
 
 @pytest.mark.parametrize("limit", [2, None])
 def test_a_stage_that_once_had_a_reward_may_lose_it(limit: int | None) -> None:
-    rails = Rails(Limits(zero_rounds=limit))
+    rails = Safeguards(LimitsBlock(zero_rounds=limit))
     look(rails, 1, 0.0, 0.1 if limit else 0.0)
 
     for update in range(2, 9):
@@ -101,7 +101,7 @@ def test_a_stage_that_once_had_a_reward_may_lose_it(limit: int | None) -> None:
 
 
 def test_a_round_of_which_nothing_could_be_judged_counts_neither_way() -> None:
-    rails = Rails(Limits(zero_rounds=2, fault_share=1.0))
+    rails = Safeguards(LimitsBlock(zero_rounds=2, fault_share=1.0))
     look(rails, 1, 0.0)
     look(rails, 2, None)
 
@@ -110,7 +110,7 @@ def test_a_round_of_which_nothing_could_be_judged_counts_neither_way() -> None:
 
 
 def test_a_domain_without_a_reward_is_told_of_once() -> None:
-    rails = Rails(Limits(zero_rounds=2))
+    rails = Safeguards(LimitsBlock(zero_rounds=2))
     told = [see(rails, [line(update, 1.0), line(update, 0.0, "code")]) for update in (1, 2, 3, 4)]
 
     assert [len(events) for events in told] == [0, 1, 0, 0]
@@ -130,7 +130,7 @@ def test_a_domain_without_a_reward_is_told_of_once() -> None:
     ],
 )
 def test_an_update_that_would_do_harm_is_skipped_and_told_of(norm: float, loss: float, why: str) -> None:
-    rails = Rails(Limits(gradient_norm=10.0))
+    rails = Safeguards(LimitsBlock(gradient_norm=10.0))
 
     assert rails.before_step(7, norm, loss) == "skip"
 
@@ -142,11 +142,11 @@ def test_an_update_that_would_do_harm_is_skipped_and_told_of(norm: float, loss: 
 
 
 def test_a_norm_at_its_limit_is_applied() -> None:
-    assert Rails(Limits(gradient_norm=10.0)).before_step(1, 10.0, 0.0) == "step"
+    assert Safeguards(LimitsBlock(gradient_norm=10.0)).before_step(1, 10.0, 0.0) == "step"
 
 
 def test_too_many_skipped_in_a_row_stop_the_stage() -> None:
-    rails = Rails(Limits(gradient_norm=1.0, skipped_updates=2))
+    rails = Safeguards(LimitsBlock(gradient_norm=1.0, skipped_updates=2))
     norms = [2.0, 2.0, 0.5, 3.0, 3.0]
     assert [rails.before_step(update, norm, 0.0) for update, norm in enumerate(norms)] == [
         "skip", "skip", "step", "skip", "skip",
@@ -166,11 +166,11 @@ def test_too_many_skipped_in_a_row_stop_the_stage() -> None:
 
 def test_a_loss_that_is_no_number_may_stop_at_once() -> None:
     with pytest.raises(LimitReached, match=r"Since update 4 none was applied, 1 in a row, .* are no numbers any more"):
-        Rails(Limits(skipped_updates=0)).before_step(4, NAN, NAN)
+        Safeguards(LimitsBlock(skipped_updates=0)).before_step(4, NAN, NAN)
 
 
 def test_an_entropy_that_stays_low_stops_the_stage() -> None:
-    rails = Rails(Limits(entropy=0.2))
+    rails = Safeguards(LimitsBlock(entropy=0.2))
     for update in range(1, WINDOW + 2):
         look(rails, update, 0.0, 1.0, logprob=-1.0)
     for update in range(WINDOW + 2, WINDOW + 10):
@@ -187,7 +187,7 @@ def test_an_entropy_that_stays_low_stops_the_stage() -> None:
 
 
 def test_few_rounds_say_nothing_of_the_entropy() -> None:
-    rails = Rails(Limits(entropy=0.2))
+    rails = Safeguards(LimitsBlock(entropy=0.2))
     for update in range(1, WINDOW):
         look(rails, update, 0.0, 1.0, logprob=-0.1)
 
@@ -196,15 +196,15 @@ def test_few_rounds_say_nothing_of_the_entropy() -> None:
 
 
 def test_an_entropy_that_nobody_can_tell_is_no_low_one() -> None:
-    assert look(Rails(Limits()), 1, 0.0, 1.0, logprob=None) == []
+    assert look(Safeguards(LimitsBlock()), 1, 0.0, 1.0, logprob=None) == []
 
     with pytest.raises(LimitReached, match="the sampler gives no log-probabilities"):
-        look(Rails(Limits(entropy=0.2)), 1, 0.0, 1.0, logprob=None)
+        look(Safeguards(LimitsBlock(entropy=0.2)), 1, 0.0, 1.0, logprob=None)
 
 
 @pytest.mark.parametrize("kl", [1.5, NAN])
 def test_a_policy_that_runs_away_stops_the_stage(kl: float) -> None:
-    rails = Rails(Limits(kl=1.0))
+    rails = Safeguards(LimitsBlock(kl=1.0))
     assert rails.after_update({"update": 1, "kl": 1.0}) == rails.after_update({"update": 2, "kl": None}) == []
 
     with pytest.raises(LimitReached, match=rf"update 3: the KL divergence to the reference is {kl} .* limits.kl 1: "):
@@ -212,7 +212,7 @@ def test_a_policy_that_runs_away_stops_the_stage(kl: float) -> None:
 
 
 def test_a_gap_is_an_alarm_when_it_begins_and_a_stop_when_it_is_too_large() -> None:
-    rails = Rails(Limits(gap=0.5))
+    rails = Safeguards(LimitsBlock(gap=0.5))
     means = [0.01, 0.5 * ALARM, 0.06, 0.2, 0.01, 0.07]
 
     told = [rails.after_update({"update": at, "gap": {"mean": mean, "max": 3.0}}) for at, mean in enumerate(means)]
@@ -229,15 +229,15 @@ def test_a_gap_is_an_alarm_when_it_begins_and_a_stop_when_it_is_too_large() -> N
 
 
 def test_a_gap_that_nobody_measured_is_none() -> None:
-    assert Rails(Limits()).after_update({"update": 1, "gap": None}) == []
-    assert Rails(Limits(gap=None)).after_update({"update": 1, "gap": {"mean": 9.0, "max": 9.0}}) == []
+    assert Safeguards(LimitsBlock()).after_update({"update": 1, "gap": None}) == []
+    assert Safeguards(LimitsBlock(gap=None)).after_update({"update": 1, "gap": {"mean": 9.0, "max": 9.0}}) == []
 
 
 def test_a_resumed_stage_goes_on_counting_where_it_was() -> None:
-    limits = Limits(zero_rounds=8, gradient_norm=1.0, skipped_updates=4, entropy=0.2, gap=0.5)
+    limits = LimitsBlock(zero_rounds=8, gradient_norm=1.0, skipped_updates=4, entropy=0.2, gap=0.5)
 
     def go(interrupted: bool) -> list[str]:
-        rails, said = Rails(limits), []
+        rails, said = Safeguards(limits), []
         for update in range(1, 15):
             try:
                 events = see(rails, [line(update, 0.0, "code", -0.1), line(update, float(update > 6), logprob=-0.1)])

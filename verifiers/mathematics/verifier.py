@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier, run_as
-from qwq_rl.verifiers.mathematics.algebra.client import Died, SymbolicPool, Unavailable, shared
+from qwq_rl.verifiers.mathematics.algebra.client import AlgebraUnavailable, Died, SymbolicPool, shared
 from qwq_rl.verifiers.mathematics.comparing.checker import equal
 from qwq_rl.verifiers.mathematics.comparing.comparison import Rules
 from qwq_rl.verifiers.mathematics.comparing.quantities import Percent
@@ -70,7 +70,7 @@ def math(
             return wrong(f"{shown(answer)} cannot be read, and is not the reference {shown(gold)}", answer)
         try:
             return compared(answer, gold)
-        except Unavailable as error:
+        except AlgebraUnavailable as error:
             return Verdict(None, "undecided", f"{shown(answer)} and {shown(gold)} need algebra: {error}", answer)
 
     return verify
@@ -104,9 +104,9 @@ def _balanced(text: str) -> bool:
 
 
 def _algebra(pool: SymbolicPool | None, answer: str, gold: str) -> Verdict:
-    """Ask math-verify; raises Unavailable where the failure is not the answer's doing, so that it is not remembered."""
+    """Ask math-verify; raises AlgebraUnavailable where the failure is not the answer's: not to be remembered."""
     if pool is None:
-        raise Unavailable("the recipe says symbolic: false")
+        raise AlgebraUnavailable("the recipe says symbolic: false")
     try:
         outcome = pool.equal(gold, answer, seconds=PAIR * pool.deadline_s)
     except Died as error:
@@ -121,7 +121,7 @@ def _failed(pool: SymbolicPool, answer: str, gold: str, error: Died) -> Verdict:
     try:
         pool.equal(gold, "0", seconds=ALONE * pool.deadline_s)
     except Died as alone:
-        raise Unavailable(f"the reference alone fails: {alone}") from alone
+        raise AlgebraUnavailable(f"the reference alone fails: {alone}") from alone
     try:
         if not error.timeout:
             return _verdict(pool.equal(gold, answer, seconds=AGAIN * pool.deadline_s) == "equal", answer, gold)

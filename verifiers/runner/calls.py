@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any, Literal
 
 from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier
-from qwq_rl.verifiers.loading import Loaded
+from qwq_rl.verifiers.loading import LoadedVerifier
 from qwq_rl.verifiers.verdicts import describe, fault
 
 Role = Literal["score", "gate", "penalty"]
@@ -45,7 +45,7 @@ def how_to_ask(verifier: Verifier) -> How:
 
 
 def _inner(verifier: Verifier) -> Any:
-    return verifier.verifier if isinstance(verifier, Loaded) else verifier
+    return verifier.verifier if isinstance(verifier, LoadedVerifier) else verifier
 
 
 def answer(

@@ -16,7 +16,7 @@ from qwq_rl.verifiers.contract import Running, Verdict, Verifier
 from qwq_rl.verifiers.runner.calls import RANGES, How, Item, Role, answer, how_to_ask
 from qwq_rl.verifiers.runner.circuit_breaker import Breaker
 from qwq_rl.verifiers.runner.verdict_cache import Key, VerdictCache, key_of
-from qwq_rl.verifiers.runner.workers import Broken, Pool, Unavailable, left_alive
+from qwq_rl.verifiers.runner.workers import NoWorker, Pool, WorkerBroken, left_alive
 from qwq_rl.verifiers.verdicts import fault
 
 MOST_TOGETHER = 16
@@ -33,7 +33,7 @@ cache; then retries of faults, workers that were given up, and how often the bre
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedItems:
     """One verdict an item, in order, and what happened on the way (`COUNTS`)."""
 
     verdicts: list[Verdict]
@@ -41,7 +41,7 @@ class Judged:
 
 
 @dataclass
-class _Sitting:
+class _Request:
     """One call: what is asked, and what has been found so far."""
 
     verifier: Verifier
@@ -62,7 +62,7 @@ class _Sitting:
                 self.counts[name] += more
 
 
-class Desk:
+class Dispatcher:
     """Judges with one verifier as its `running` says; safe to use from any thread."""
 
     def __init__(self, name: str, running: Running, pool: Pool | None, left: set[threading.Thread]) -> None:
@@ -76,41 +76,41 @@ class Desk:
 
     def judge(
         self, verifier: Verifier, items: Sequence[Item], role: Role, stop: threading.Event | None = None
-    ) -> Judged:
-        """Judge `items`. Raises what `answering.answer` lets through; after `stop` is set the result is worthless."""
-        sitting = _Sitting(verifier, items, role, stop=stop or threading.Event())
-        todo, keys = self._not_cached(sitting)
+    ) -> JudgedItems:
+        """Judge `items`. Raises what `calls.answer` lets through; after `stop` is set the result is worthless."""
+        request = _Request(verifier, items, role, stop=stop or threading.Event())
+        todo, keys = self._not_cached(request)
         ask = self._inline if self._pool is None else self._apart
-        ask(sitting, todo)
+        ask(request, todo)
         for attempt in range(self._running.retries):
-            faulty = [place for place in todo if sitting.found[place].status == "fault"]
+            faulty = [place for place in todo if request.found[place].status == "fault"]
             if not faulty or self._breaker.is_open:
                 break
             time.sleep(BACK_OFF_S * 2**attempt)
-            sitting.count("retries", len(faulty))
-            ask(sitting, faulty)
+            request.count("retries", len(faulty))
+            ask(request, faulty)
         if self._cache is not None:
-            self._share(sitting, keys, self._cache)
-        return Judged([sitting.found[place] for place in range(len(items))], self._counted(sitting))
+            self._share(request, keys, self._cache)
+        return JudgedItems([request.found[place] for place in range(len(items))], self._counted(request))
 
     def interrupt(self) -> None:
         """Let nobody wait for a worker any more."""
         if self._pool is not None:
             self._pool.interrupt()
 
-    def _not_cached(self, sitting: _Sitting) -> tuple[list[int], dict[int, Key]]:
+    def _not_cached(self, request: _Request) -> tuple[list[int], dict[int, Key]]:
         """The places that must be judged, one of those that are alike, and the keys of all that have one."""
         if self._cache is None:
-            return list(range(len(sitting.items))), {}
+            return list(range(len(request.items))), {}
         todo, keys, asked = [], {}, set()
-        for place, item in enumerate(sitting.items):
-            key = key_of(item, sitting.role)
+        for place, item in enumerate(request.items):
+            key = key_of(item, request.role)
             if key is not None:
                 keys[place] = key
                 verdict = self._cache.get(key)
                 if verdict is not None:
-                    sitting.found[place] = verdict
-                    sitting.count("cached")
+                    request.found[place] = verdict
+                    request.count("cached")
                     continue
                 if key in asked:
                     continue
@@ -118,93 +118,93 @@ class Desk:
             todo.append(place)
         return todo, keys
 
-    def _share(self, sitting: _Sitting, keys: Mapping[int, Key], cache: VerdictCache) -> None:
+    def _share(self, request: _Request, keys: Mapping[int, Key], cache: VerdictCache) -> None:
         """Keep the new verdicts, and give them to the items that were alike."""
         first: dict[Key, Verdict] = {}
         for place, key in keys.items():
-            verdict = sitting.found.get(place)
+            verdict = request.found.get(place)
             if verdict is None:
-                sitting.found[place] = first[key]
-                sitting.count("cached")
+                request.found[place] = first[key]
+                request.count("cached")
             elif key not in first:
                 first[key] = verdict
                 cache.put(key, verdict)
 
-    def _counted(self, sitting: _Sitting) -> dict[str, int]:
-        counts = sitting.counts
-        counts["judged"] = len(sitting.items)
+    def _counted(self, request: _Request) -> dict[str, int]:
+        counts = request.counts
+        counts["judged"] = len(request.items)
         for status, name in (("fault", "faults"), ("timeout", "timeouts"), ("crash", "crashes")):
-            counts[name] = sum(verdict.status == status for verdict in sitting.found.values())
+            counts[name] = sum(verdict.status == status for verdict in request.found.values())
         return {name: counts[name] for name in COUNTS if counts[name]}
 
-    def _inline(self, sitting: _Sitting, todo: Sequence[int]) -> None:
-        how, passing = how_to_ask(sitting.verifier), (UserError, KeyboardInterrupt)
+    def _inline(self, request: _Request, todo: Sequence[int]) -> None:
+        how, passing = how_to_ask(request.verifier), (UserError, KeyboardInterrupt)
 
         def ask(how: How, places: Sequence[int]) -> str:
-            items = [sitting.items[place] for place in places]
+            items = [request.items[place] for place in places]
 
             def emit(at: int, verdict: Verdict, late: bool) -> None:
-                self._settle(sitting, places[at], verdict)
+                self._settle(request, places[at], verdict)
 
-            return answer(sitting.verifier, how, items, sitting.role, self._running.deadline_s, emit, run_here, passing)
+            return answer(request.verifier, how, items, request.role, self._running.deadline_s, emit, run_here, passing)
 
-        todo = self._trial(sitting, todo, lambda place: ask("one", [place]))
+        todo = self._trial(request, todo, lambda place: ask("one", [place]))
         if how != "one" and todo:
             failed = ask(how, todo)
             self._log_batch(failed)
             todo = todo if failed else ()
         while todo:
             ask("one", todo[:MOST_TOGETHER])
-            todo = self._trial(sitting, todo[MOST_TOGETHER:], lambda place: ask("one", [place]))
+            todo = self._trial(request, todo[MOST_TOGETHER:], lambda place: ask("one", [place]))
 
-    def _apart(self, sitting: _Sitting, todo: Sequence[int]) -> None:
-        how = how_to_ask(sitting.verifier)
-        todo = self._trial(sitting, todo, lambda place: self._several(sitting, [place]))
+    def _apart(self, request: _Request, todo: Sequence[int]) -> None:
+        how = how_to_ask(request.verifier)
+        todo = self._trial(request, todo, lambda place: self._several(request, [place]))
         if how != "one" and len(todo) > 1:
-            todo = self._whole(sitting, todo, how)
-        self._spread(sitting, todo)
-        suspects = dict(sitting.suspects)
-        sitting.suspects.clear()
+            todo = self._whole(request, todo, how)
+        self._spread(request, todo)
+        suspects = dict(request.suspects)
+        request.suspects.clear()
         for place, verdict in suspects.items():
             if self._known is None:
                 unknown = f"{verdict.reason}; nothing else has been judged, so whose doing it was is unknown"
-                self._settle(sitting, place, fault(unknown))
+                self._settle(request, place, fault(unknown))
             else:
-                self._suspected(sitting, place, verdict)
+                self._suspected(request, place, verdict)
 
-    def _trial(self, sitting: _Sitting, todo: Sequence[int], alone: Callable[[int], object]) -> Sequence[int]:
+    def _trial(self, request: _Request, todo: Sequence[int], alone: Callable[[int], object]) -> Sequence[int]:
         """While the breaker is open one item may decide over the rest; returns those that are still to be asked."""
         if self._breaker.is_open and todo and self._breaker.allows():
             alone(todo[0])
             todo = todo[1:]
         if self._breaker.is_open:
             refused = fault(f"the verifier is not asked at present: {self._breaker.reason}")
-            sitting.found |= dict.fromkeys(todo, refused)
+            request.found |= dict.fromkeys(todo, refused)
             return ()
         return todo
 
-    def _whole(self, sitting: _Sitting, todo: Sequence[int], how: How) -> list[int]:
+    def _whole(self, request: _Request, todo: Sequence[int], how: How) -> list[int]:
         """Ask one worker everything; returns the places that got no verdict by that."""
 
         def emit(at: int, verdict: Verdict, late: bool) -> None:
             if late:
-                sitting.suspects[todo[at]] = verdict
+                request.suspects[todo[at]] = verdict
             else:
-                self._settle(sitting, todo[at], verdict)
+                self._settle(request, todo[at], verdict)
 
         assert self._pool is not None
-        items = [sitting.items[place] for place in todo]
+        items = [request.items[place] for place in todo]
         try:
             with self._pool.worker() as worker:
-                self._log_batch(worker.ask(sitting.verifier, how, items, sitting.role, emit))
-        except Broken as error:
-            self._broken(sitting)
+                self._log_batch(worker.ask(request.verifier, how, items, request.role, emit))
+        except WorkerBroken as error:
+            self._broken(request)
             self._log_batch(str(error))
-        except Unavailable as error:
-            self._unavailable(sitting, error)
-        return [place for place in todo if place not in sitting.found and place not in sitting.suspects]
+        except NoWorker as error:
+            self._unavailable(request, error)
+        return [place for place in todo if place not in request.found and place not in request.suspects]
 
-    def _spread(self, sitting: _Sitting, todo: Sequence[int]) -> None:
+    def _spread(self, request: _Request, todo: Sequence[int]) -> None:
         """Ask one by one, as many at a time as there may be workers."""
         assert self._pool is not None
         size = max(1, min(MOST_TOGETHER, len(todo) // (4 * self._pool.size)))
@@ -212,13 +212,13 @@ class Desk:
         lock = threading.Lock()
 
         def serve() -> None:
-            while not sitting.stop.is_set():
+            while not request.stop.is_set():
                 with lock:
                     places = next(waiting, None)
                 if places is None:
                     return
-                while places := self._trial(sitting, places, lambda place: self._several(sitting, [place])):
-                    places = self._several(sitting, places)
+                while places := self._trial(request, places, lambda place: self._several(request, [place])):
+                    places = self._several(request, places)
 
         many = min(self._pool.size, -(-len(todo) // size))
         if many <= 1:
@@ -228,12 +228,12 @@ class Desk:
                 for done in [threads.submit(serve) for _ in range(many)]:
                     done.result()
             except BaseException:  # Ctrl-C, or what the user must mend
-                sitting.stop.set()
+                request.stop.set()
                 self.interrupt()
                 raise
         return None
 
-    def _several(self, sitting: _Sitting, places: Sequence[int]) -> Sequence[int]:
+    def _several(self, request: _Request, places: Sequence[int]) -> Sequence[int]:
         """Ask a worker some items, one after the other; returns those that it did not come to."""
         assert self._pool is not None
         left = dict.fromkeys(places)
@@ -244,91 +244,91 @@ class Desk:
             if is_late:
                 late[places[at]] = verdict
             else:
-                self._settle(sitting, places[at], verdict)
+                self._settle(request, places[at], verdict)
 
         try:
             with self._pool.worker() as worker:
-                items = [sitting.items[place] for place in places]
-                unread = worker.ask(sitting.verifier, "one", items, sitting.role, emit)
-                sitting.count("restarts", not worker.usable)
+                items = [request.items[place] for place in places]
+                unread = worker.ask(request.verifier, "one", items, request.role, emit)
+                request.count("restarts", not worker.usable)
             for place in list(left) if unread else ():
-                self._several(sitting, [place])
+                self._several(request, [place])
                 del left[place]
-        except Broken as error:
-            self._broken(sitting)
-            if sitting.stop.is_set():
+        except WorkerBroken as error:
+            self._broken(request)
+            if request.stop.is_set():
                 return ()
             culprit = next(iter(left))
             del left[culprit]
             late[culprit] = Verdict(None, error.status, str(error))
-        except Unavailable as error:
-            sitting.found |= dict.fromkeys(left, self._unavailable(sitting, error))
+        except NoWorker as error:
+            request.found |= dict.fromkeys(left, self._unavailable(request, error))
             left = {}
         for place, verdict in late.items():
-            self._suspected(sitting, place, verdict)
+            self._suspected(request, place, verdict)
         return list(left)
 
-    def _suspected(self, sitting: _Sitting, place: int, verdict: Verdict) -> None:
+    def _suspected(self, request: _Request, place: int, verdict: Verdict) -> None:
         """Find out whose doing it was, at once or, where nothing is known to be judged, after all others."""
         if self._breaker.is_open:
-            self._settle(sitting, place, fault(f"{verdict.reason}; {self._breaker.reason}"))
+            self._settle(request, place, fault(f"{verdict.reason}; {self._breaker.reason}"))
         elif self._known is None:
-            sitting.suspects[place] = verdict
-            self._record(sitting, True, verdict.reason)
+            request.suspects[place] = verdict
+            self._record(request, True, verdict.reason)
         else:
-            self._settle(sitting, place, self._resolved(sitting, place, verdict))
+            self._settle(request, place, self._resolved(request, place, verdict))
 
-    def _alone(self, sitting: _Sitting, item: Item, role: Role, fresh: bool = False) -> tuple[Verdict, bool]:
+    def _alone(self, request: _Request, item: Item, role: Role, fresh: bool = False) -> tuple[Verdict, bool]:
         """Ask a worker one item; the flag says that it hung or died over it."""
         assert self._pool is not None
         replies: list[tuple[Verdict, bool]] = []
         try:
             with self._pool.worker(fresh) as worker:
                 worker.ask(
-                    sitting.verifier, "one", [item], role, lambda at, verdict, late: replies.append((verdict, late))
+                    request.verifier, "one", [item], role, lambda at, verdict, late: replies.append((verdict, late))
                 )
-        except Broken as error:
-            self._broken(sitting)
+        except WorkerBroken as error:
+            self._broken(request)
             return Verdict(None, error.status, str(error)), True
-        except Unavailable as error:
-            return self._unavailable(sitting, error), False
+        except NoWorker as error:
+            return self._unavailable(request, error), False
         return replies[0]
 
-    def _resolved(self, sitting: _Sitting, place: int, verdict: Verdict) -> Verdict:
+    def _resolved(self, request: _Request, place: int, verdict: Verdict) -> Verdict:
         """Whose doing it was: judged again alone, it must come back while what is known to be judged still is."""
         started = time.monotonic()
-        again, suspect = self._alone(sitting, sitting.items[place], sitting.role, fresh=True)
+        again, suspect = self._alone(request, request.items[place], request.role, fresh=True)
         if not suspect:
             return again
         assert self._known is not None
         if self._last_good < started:
             item, role, _ = self._known
-            known, stuck = self._alone(sitting, item, role, fresh=True)
+            known, stuck = self._alone(request, item, role, fresh=True)
             if stuck or known.score is None:
                 return fault(f"{verdict.reason}; nor does the verifier judge what it judged before: {known.reason}")
-        lowest = RANGES[sitting.role][0]
+        lowest = RANGES[request.role][0]
         return Verdict(lowest, again.status, f"{again.reason}, twice, while other responses are judged")
 
-    def _settle(self, sitting: _Sitting, place: int, verdict: Verdict) -> None:
-        sitting.found[place] = verdict
+    def _settle(self, request: _Request, place: int, verdict: Verdict) -> None:
+        request.found[place] = verdict
         broke = verdict.status in ("timeout", "crash")  # no sign of a sound verifier, nor of an unsound one
-        self._record(sitting, None if broke else verdict.status == "fault", verdict.reason)
+        self._record(request, None if broke else verdict.status == "fault", verdict.reason)
         if verdict.score is not None and not broke:
             self._last_good = time.monotonic()
             if self._known is None or verdict.score > self._known[2]:
-                self._known = (sitting.items[place], sitting.role, verdict.score)
+                self._known = (request.items[place], request.role, verdict.score)
 
-    def _record(self, sitting: _Sitting, failed: bool | None, why: str) -> None:
-        sitting.count("opened", self._breaker.record(failed, why))
+    def _record(self, request: _Request, failed: bool | None, why: str) -> None:
+        request.count("opened", self._breaker.record(failed, why))
 
-    def _broken(self, sitting: _Sitting) -> None:
-        sitting.count("restarts")
+    def _broken(self, request: _Request) -> None:
+        request.count("restarts")
         hanging = left_alive(self._left)
         if hanging >= MOST_LEFT:
-            sitting.count("opened", self._breaker.trip(f"{hanging} of its threads hang"))
+            request.count("opened", self._breaker.trip(f"{hanging} of its threads hang"))
 
-    def _unavailable(self, sitting: _Sitting, error: Unavailable) -> Verdict:
-        sitting.count("opened", self._breaker.trip(str(error)))
+    def _unavailable(self, request: _Request, error: NoWorker) -> Verdict:
+        request.count("opened", self._breaker.trip(str(error)))
         return fault(f"the verifier cannot be asked: {error}")
 
     def _log_batch(self, failed: str) -> None:

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from qwq_rl.verifiers.contract import Running, Verdict, Verifier
-from qwq_rl.verifiers.loading import Loaded, declared
+from qwq_rl.verifiers.loading import LoadedVerifier, declared
 from qwq_rl.verifiers.runner.calls import Item, Role
-from qwq_rl.verifiers.runner.dispatcher import Desk, Judged
+from qwq_rl.verifiers.runner.dispatcher import Dispatcher, JudgedItems
 from qwq_rl.verifiers.runner.process_worker import ProcessWorker
 from qwq_rl.verifiers.runner.workers import Pool, ThreadWorker
 
@@ -24,9 +24,9 @@ HANDED_OVER = Running("thread")
 """How a callable is run that declares nothing and has no name that a process could load it by."""
 
 _LOCK = threading.Lock()
-_DESKS: weakref.WeakKeyDictionary[Verifier, Desk] = weakref.WeakKeyDictionary()
-_SHARED: weakref.WeakValueDictionary[str, Desk] = weakref.WeakValueDictionary()
-"""Desks by `Loaded.key`: they and their processes last as long as somebody holds such a verifier."""
+_DISPATCHERS: weakref.WeakKeyDictionary[Verifier, Dispatcher] = weakref.WeakKeyDictionary()
+_SHARED: weakref.WeakValueDictionary[str, Dispatcher] = weakref.WeakValueDictionary()
+"""Dispatchers by `LoadedVerifier.key`: they and their processes last as long as somebody holds such a verifier."""
 
 
 @dataclass(frozen=True)
@@ -57,24 +57,26 @@ def judge(verifier: Verifier, items: Sequence[Item], role: Role = "score") -> li
     return judge_all([Call(verifier, items, role)])[0].verdicts
 
 
-def judge_all(calls: Sequence[Call]) -> list[Judged]:
+def judge_all(calls: Sequence[Call]) -> list[JudgedItems]:
     """Judge several calls at the same time, each as `judge` does; inline verifiers have their turn in this thread."""
-    desks = [_desk(call.verifier) for call in calls]
+    dispatchers = [_dispatcher(call.verifier) for call in calls]
     if len(calls) == 1:
-        return [_judged(calls[0], desks[0][0], None)]
-    apart = [place for place, (_, running) in enumerate(desks) if running.isolation != "inline"]
+        return [_judged(calls[0], dispatchers[0][0], None)]
+    apart = [place for place, (_, running) in enumerate(dispatchers) if running.isolation != "inline"]
     stop = threading.Event()
     with ThreadPoolExecutor(max(1, len(apart)), thread_name_prefix="verifier") as threads:
         try:
-            waiting = {place: threads.submit(_judged, calls[place], desks[place][0], stop) for place in apart}
+            waiting = {place: threads.submit(_judged, calls[place], dispatchers[place][0], stop) for place in apart}
             found = {
-                place: _judged(call, desks[place][0], stop) for place, call in enumerate(calls) if place not in waiting
+                place: _judged(call, dispatchers[place][0], stop)
+                for place, call in enumerate(calls)
+                if place not in waiting
             }
             found |= {place: judged.result() for place, judged in waiting.items()}
         except BaseException:  # Ctrl-C, or what the user must mend
             stop.set()
             for place in apart:
-                desks[place][0].interrupt()
+                dispatchers[place][0].interrupt()
             raise
     return [found[place] for place in range(len(calls))]
 
@@ -84,44 +86,44 @@ async def ajudge(verifier: Verifier, items: Sequence[Item], role: Role = "score"
     return await asyncio.to_thread(judge, verifier, items, role)
 
 
-def _judged(call: Call, desk: Desk, stop: threading.Event | None) -> Judged:
-    return desk.judge(call.verifier, call.items, call.role, stop) if call.items else Judged([], {})
+def _judged(call: Call, dispatcher: Dispatcher, stop: threading.Event | None) -> JudgedItems:
+    return dispatcher.judge(call.verifier, call.items, call.role, stop) if call.items else JudgedItems([], {})
 
 
-def _desk(verifier: Verifier) -> tuple[Desk, Running]:
-    """The verifier's desk and how it is run; one desk for all that load the same verifier."""
-    if isinstance(verifier, Loaded):
+def _dispatcher(verifier: Verifier) -> tuple[Dispatcher, Running]:
+    """The verifier's dispatcher and how it is run; one dispatcher for all that load the same verifier."""
+    if isinstance(verifier, LoadedVerifier):
         running = verifier.running
     else:
         running = declared(verifier) or HANDED_OVER
         running = HANDED_OVER if running.isolation == "process" else running
     with _LOCK, contextlib.suppress(TypeError):  # some objects have no hash or no weak references
-        desk = _DESKS.get(verifier)
-        if desk is None:
-            desk = _DESKS[verifier] = _shared(verifier) or _new_desk(_name(verifier), running, None)
-        return desk, running
-    return _new_desk(_name(verifier), running, None), running
+        dispatcher = _DISPATCHERS.get(verifier)
+        if dispatcher is None:
+            dispatcher = _DISPATCHERS[verifier] = _shared(verifier) or _new_dispatcher(_name(verifier), running, None)
+        return dispatcher, running
+    return _new_dispatcher(_name(verifier), running, None), running
 
 
-def _shared(verifier: Verifier) -> Desk | None:
-    if not isinstance(verifier, Loaded):
+def _shared(verifier: Verifier) -> Dispatcher | None:
+    if not isinstance(verifier, LoadedVerifier):
         return None
-    desk = _SHARED.get(verifier.key)
-    if desk is None:
-        # A copy, since a desk that held the verifier would keep itself alive.
-        desk = _SHARED[verifier.key] = _new_desk(verifier.spec, verifier.running, replace(verifier))
-    return desk
+    dispatcher = _SHARED.get(verifier.key)
+    if dispatcher is None:
+        # A copy, since a dispatcher that held the verifier would keep itself alive.
+        dispatcher = _SHARED[verifier.key] = _new_dispatcher(verifier.spec, verifier.running, replace(verifier))
+    return dispatcher
 
 
-def _new_desk(name: str, running: Running, loaded: Loaded | None) -> Desk:
+def _new_dispatcher(name: str, running: Running, loaded: LoadedVerifier | None) -> Dispatcher:
     left: set[threading.Thread] = set()
     if running.isolation == "inline":
-        return Desk(name, running, None, left)
+        return Dispatcher(name, running, None, left)
     if running.isolation == "process":
         assert loaded is not None
-        return Desk(name, running, Pool(lambda: ProcessWorker(loaded), min(MOST_PROCESSES, _cores())), left)
+        return Dispatcher(name, running, Pool(lambda: ProcessWorker(loaded), min(MOST_PROCESSES, _cores())), left)
     size = 1 if running is HANDED_OVER else MOST_THREADS  # who declared nothing did not promise to be thread-safe
-    return Desk(name, running, Pool(lambda: ThreadWorker(running.deadline_s, left), size), left)
+    return Dispatcher(name, running, Pool(lambda: ThreadWorker(running.deadline_s, left), size), left)
 
 
 def _name(verifier: Verifier) -> str:
@@ -134,8 +136,8 @@ def _cores() -> int:
 
 def _forget() -> None:
     """In a forked child: its parent's workers are not its own, and another thread may have held a lock."""
-    global _LOCK, _DESKS, _SHARED
-    _LOCK, _DESKS, _SHARED = threading.Lock(), weakref.WeakKeyDictionary(), weakref.WeakValueDictionary()
+    global _LOCK, _DISPATCHERS, _SHARED
+    _LOCK, _DISPATCHERS, _SHARED = threading.Lock(), weakref.WeakKeyDictionary(), weakref.WeakValueDictionary()
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -21,9 +21,9 @@ from typing import Any
 
 from qwq_rl.errors import UserError
 from qwq_rl.verifiers.contract import Verdict, Verifier
-from qwq_rl.verifiers.loading import Loaded
+from qwq_rl.verifiers.loading import LoadedVerifier
 from qwq_rl.verifiers.runner.calls import Emit, How, Item, Role
-from qwq_rl.verifiers.runner.workers import GRACE_S, Broken, Unavailable
+from qwq_rl.verifiers.runner.workers import GRACE_S, NoWorker, WorkerBroken
 from qwq_rl.verifiers.verdicts import describe, fault
 
 LOG = logging.getLogger("qwq_rl.verifiers")
@@ -41,8 +41,8 @@ class ProcessWorker:
     ever unpickled. The channel is a socket of its own: a verifier may print or close what it likes.
     """
 
-    def __init__(self, loaded: Loaded) -> None:
-        """Start it and load there what `loaded` names; raises Unavailable where that fails."""
+    def __init__(self, loaded: LoadedVerifier) -> None:
+        """Start it and load there what `loaded` names; raises NoWorker where that fails."""
         self.usable = self.fresh = self._open = True
         self._name, self._deadline_s = loaded.spec, loaded.running.deadline_s
         self._channel, theirs = socket.socketpair()
@@ -60,7 +60,7 @@ class ProcessWorker:
         except OSError as error:
             self._channel.close()
             os.close(self._life)
-            raise Unavailable(f"its process does not start: {error}") from error
+            raise NoWorker(f"its process does not start: {error}") from error
         finally:
             theirs.close()
             os.close(their_life)
@@ -99,7 +99,7 @@ class ProcessWorker:
                     return str(reply["done"])
                 emit(places[reply["place"]], Verdict(*reply["verdict"]), reply["late"])
         except (OSError, ValueError, TypeError, LookupError) as error:
-            raise Broken("crash", f"the verifier's process {self._give_up()} ({describe(error)})") from error
+            raise WorkerBroken("crash", f"the verifier's process {self._give_up()} ({describe(error)})") from error
 
     def interrupt(self) -> None:
         """As `Worker.interrupt`."""
@@ -134,7 +134,7 @@ class ProcessWorker:
         emit(places[0], fault(f"the verifier's process cannot read the row: {why}"), False)
         return ""
 
-    def _load(self, loaded: Loaded) -> None:
+    def _load(self, loaded: LoadedVerifier) -> None:
         request = {
             "path": sys.path,
             "folder": loaded.folder,
@@ -145,17 +145,17 @@ class ProcessWorker:
         try:
             self._send(pickle.dumps(request))
             reply = json.loads(self._receive(START_S))
-        except Broken as error:
+        except WorkerBroken as error:
             late = f"loading it took longer than {START_S:g} s"
-            raise Unavailable(late if error.status == "timeout" else f"its process does not start: {error}") from error
+            raise NoWorker(late if error.status == "timeout" else f"its process does not start: {error}") from error
         except BaseException as error:
             self.close()
             if isinstance(error, Exception):
-                raise Unavailable(f"its process does not start: {describe(error)}") from error
+                raise NoWorker(f"its process does not start: {describe(error)}") from error
             raise
         if "refused" in reply:
             self.close()
-            raise Unavailable(f"it cannot be loaded in a process of its own: {reply['refused']}")
+            raise NoWorker(f"it cannot be loaded in a process of its own: {reply['refused']}")
 
     def _send(self, message: bytes) -> None:
         self._channel.settimeout(START_S)
@@ -169,10 +169,10 @@ class ProcessWorker:
             left = end - time.monotonic()
             if left <= 0 or not poll.poll(left * 1000):
                 self._give_up("killed: it took too long")
-                raise Broken("timeout", f"no verdict within {self._deadline_s:g} s")
+                raise WorkerBroken("timeout", f"no verdict within {self._deadline_s:g} s")
             chunk = self._channel.recv(1 << 20)
             if not chunk:
-                raise Broken("crash", f"the verifier's process {self._give_up()}")
+                raise WorkerBroken("crash", f"the verifier's process {self._give_up()}")
             self._received += chunk
         size = 8 + int.from_bytes(self._received[:8], "big")
         message = bytes(self._received[8:size])

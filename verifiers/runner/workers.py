@@ -19,7 +19,7 @@ GRACE_S = 0.1
 """After its deadline a coroutine gets this long to be cancelled before its worker is given up."""
 
 
-class Broken(Exception):
+class WorkerBroken(Exception):
     """The worker hung or died over what it was asked; `status` is `timeout` or `crash`."""
 
     def __init__(self, status: str, how: str) -> None:
@@ -27,7 +27,7 @@ class Broken(Exception):
         self.status = status
 
 
-class Unavailable(Exception):
+class NoWorker(Exception):
     """No worker can be had, so nothing can be said of any response."""
 
 
@@ -40,10 +40,10 @@ class Worker(Protocol):
     """True until it is asked for the first time."""
 
     def ask(self, verifier: Verifier, how: How, items: Sequence[Item], role: Role, emit: Emit) -> str:
-        """As `answering.answer`, with a deadline from one verdict to the next; raises Broken over it."""
+        """As `calls.answer`, with a deadline from one verdict to the next; raises WorkerBroken over it."""
 
     def interrupt(self) -> None:
-        """Make the `ask` of another thread raise Broken now."""
+        """Make the `ask` of another thread raise WorkerBroken now."""
 
     def close(self) -> None:
         """End it, or leave it behind where it cannot be ended."""
@@ -62,7 +62,7 @@ class Pool:
 
     @contextlib.contextmanager
     def worker(self, fresh: bool = False) -> Iterator[Worker]:
-        """Lend a worker, with `fresh` one that was never asked; raises Unavailable where none can be started."""
+        """Lend a worker, with `fresh` one that was never asked; raises NoWorker where none can be started."""
         with self._free:
             worker = self._taken(fresh)
             try:
@@ -119,7 +119,7 @@ class ThreadWorker:
             except queue.Empty:
                 self.usable = False
                 self._left.add(self._thread)
-                raise Broken("timeout", f"no verdict within {self._deadline_s:g} s") from None
+                raise WorkerBroken("timeout", f"no verdict within {self._deadline_s:g} s") from None
             if isinstance(reply, BaseException):
                 raise reply
             if isinstance(reply, str):
@@ -128,7 +128,7 @@ class ThreadWorker:
 
     def interrupt(self) -> None:
         """As `Worker.interrupt`."""
-        self._outbox.put(Broken("crash", "interrupted"))
+        self._outbox.put(WorkerBroken("crash", "interrupted"))
 
     def close(self) -> None:
         """As `Worker.close`."""

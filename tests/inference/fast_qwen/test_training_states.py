@@ -11,7 +11,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
 from qwq_rl.inference.fast_qwen.training_states import has_qwen_states, states
-from qwq_rl.training.micro_batch import BLANK, Batch, Trace, collate
+from qwq_rl.training.micro_batch import BLANK, MicroBatch, Trace, collate
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
@@ -52,7 +52,7 @@ TRACES = {
 }
 
 
-def own_states(model: Any, batch: Batch) -> torch.Tensor:
+def own_states(model: Any, batch: MicroBatch) -> torch.Tensor:
     """What the model's own forward gives at the same places."""
     found: torch.Tensor = model.model(batch.ids, use_cache=False).last_hidden_state[:, :-1][batch.mask]
     return found
@@ -86,7 +86,7 @@ def test_the_gradients_are_those_of_the_models_forward(kind: str, traces: list[T
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=name)
 
 
-def work(model: Any, batch: Batch) -> int:
+def work(model: Any, batch: MicroBatch) -> int:
     with FlopCounterMode(display=False) as counter:
         states(model, batch.ids, batch.mask, batch.prompts)
     return counter.get_total_flops()

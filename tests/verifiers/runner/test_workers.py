@@ -16,7 +16,7 @@ import pytest
 
 from qwq_rl.errors import UserError
 from qwq_rl.verifiers import Problem, Response, Verdict, load
-from qwq_rl.verifiers.loading import Loaded
+from qwq_rl.verifiers.loading import LoadedVerifier
 from qwq_rl.verifiers.runner.judge import Call, ajudge, judge, judge_all
 
 FILE = Path(__file__).with_name("misbehaving.py")
@@ -31,7 +31,7 @@ def items(*answers: str) -> list[tuple[Problem, Response]]:
 
 
 @pytest.fixture(scope="module")
-def plain() -> Loaded:
+def plain() -> LoadedVerifier:
     return load(f"{FILE}:plain")
 
 
@@ -55,7 +55,9 @@ COST = [
 
 
 @pytest.mark.parametrize(("what", "score", "status", "reason"), COST, ids=[case[0] for case in COST])
-def test_it_costs_its_own_verdict(plain: Loaded, what: str, score: float | None, status: str, reason: str) -> None:
+def test_it_costs_its_own_verdict(
+    plain: LoadedVerifier, what: str, score: float | None, status: str, reason: str
+) -> None:
     good, found, bad, last = judge(plain, items("good", what, "bad", "good"))
     assert [one.score for one in (good, bad, last)] == [1.0, 0.0, 1.0]
     assert (found.score, found.status) == (score, status)
@@ -63,7 +65,7 @@ def test_it_costs_its_own_verdict(plain: Loaded, what: str, score: float | None,
 
 
 @pytest.mark.parametrize("role", ["gate", "penalty"])
-def test_breaking_the_verifier_is_no_escape_from_a_penalty(plain: Loaded, role: Any) -> None:
+def test_breaking_the_verifier_is_no_escape_from_a_penalty(plain: LoadedVerifier, role: Any) -> None:
     assert judge(plain, items("bad", "segfault"), role)[1].score == (-1.0 if role == "penalty" else 0.0)
 
 
@@ -110,7 +112,7 @@ def test_waiting_for_a_turn_does_not_count() -> None:
     assert {one.score for one in judge(slow, items(*"abcdefghijklmnopqrstuvwxyz"))} == {1.0}
 
 
-def test_a_process_that_leaks_is_ended_between_items(plain: Loaded, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_process_that_leaks_is_ended_between_items(plain: LoadedVerifier, caplog: pytest.LogCaptureFixture) -> None:
     [judged] = judge_all([Call(plain, items(*["leak"] * 6, "good"))])
     assert {one.score for one in judged.verdicts} == {1.0}
     assert judged.counts["restarts"] >= 1
@@ -139,7 +141,7 @@ def marked(text: str) -> list[int]:
     return found
 
 
-def test_a_verdict_comes_back_whole(plain: Loaded, tmp_path: Path) -> None:
+def test_a_verdict_comes_back_whole(plain: LoadedVerifier, tmp_path: Path) -> None:
     (tmp_path / "whole.py").write_text(
         "from qwq_rl.verifiers import Verdict\n"
         "def verify(problem, response):\n"
@@ -149,13 +151,13 @@ def test_a_verdict_comes_back_whole(plain: Loaded, tmp_path: Path) -> None:
     assert said == Verdict(0.5, "half", "líne \ud800", "{1, 2}", {"x": 2.0}, 7.0)
 
 
-def test_a_row_that_cannot_be_sent_is_its_own_fault(plain: Loaded) -> None:
+def test_a_row_that_cannot_be_sent_is_its_own_fault(plain: LoadedVerifier) -> None:
     found = judge(plain, [item("good"), item("good", lock=threading.Lock()), item("bad")])
     assert [one.score for one in found] == [1.0, None, 0.0]
     assert "cannot be sent" in found[1].reason
 
 
-def test_what_the_user_must_mend_passes_through(plain: Loaded) -> None:
+def test_what_the_user_must_mend_passes_through(plain: LoadedVerifier) -> None:
     with pytest.raises(UserError, match="the licence server wants a key"):
         judge(plain, items("good", "mend", "good"))
 
@@ -184,7 +186,7 @@ def test_several_verifiers_judge_at_the_same_time(tmp_path: Path) -> None:
     assert [judged.verdicts[0].score for judged in judge_all(calls)] == [1.0, 1.0]
 
 
-def test_kinds_mix_in_one_call(plain: Loaded) -> None:
+def test_kinds_mix_in_one_call(plain: LoadedVerifier) -> None:
     calls = [
         Call(plain, items("good", "raise")),
         Call(load("exact"), [item("a", reference="a")]),
@@ -231,7 +233,7 @@ def test_alike_pairs_are_judged_once_and_faults_each_time(tmp_path: Path) -> Non
     assert len(Path(log).read_text()) == 5 + 3, "another role is another question"
 
 
-def test_the_same_from_threads(plain: Loaded) -> None:
+def test_the_same_from_threads(plain: LoadedVerifier) -> None:
     found: list[list[float | None]] = []
 
     def ask() -> None:
@@ -245,7 +247,7 @@ def test_the_same_from_threads(plain: Loaded) -> None:
     assert found == [[1.0, 0.0, 0.0]] * 3
 
 
-def test_the_same_inside_an_event_loop(plain: Loaded) -> None:
+def test_the_same_inside_an_event_loop(plain: LoadedVerifier) -> None:
     async def main() -> tuple[list[Verdict], tuple[list[Verdict], list[Verdict]]]:
         return judge(plain, items("good", "bad")), await asyncio.gather(
             ajudge(plain, items("good", "raise")), ajudge(load(f"{FILE}:coroutine"), items("bad", "good"))
@@ -256,7 +258,7 @@ def test_the_same_inside_an_event_loop(plain: Loaded) -> None:
     assert [[one.score for one in part] for part in there] == [[1.0, None], [0.0, 1.0]]
 
 
-def test_a_forked_child_has_workers_of_its_own(plain: Loaded) -> None:
+def test_a_forked_child_has_workers_of_its_own(plain: LoadedVerifier) -> None:
     before = judge(plain, items("pid"))[0].answer
     child = os.fork()
     if child == 0:

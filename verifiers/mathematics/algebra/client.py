@@ -1,6 +1,6 @@
 """The last tier: math-verify in processes that are killed at their deadline, asked from any thread or event loop.
 
-A clean interpreter (`zygote`) imports math-verify once and forks workers on demand, so that a new one costs
+A clean interpreter (`fork_server`) imports math-verify once and forks workers on demand, so that a new one costs
 milliseconds, and the trainer neither forks nor imports a computer algebra system.
 """
 
@@ -27,13 +27,13 @@ from typing import Any, Literal, cast
 
 from qwq_rl.verifiers.mathematics.algebra.fork_server import COMMAND
 
-ZYGOTE = Path(__file__).with_name("fork_server.py")
+FORK_SERVER = Path(__file__).with_name("fork_server.py")
 START_S = 120.0
 """Importing math-verify and warming it up takes 2 s of CPU; a busy machine may need far longer."""
 ATTEMPTS = 3
-"""How often one question is asked where the failure is ours, and how many zygotes in a row may die."""
+"""How often one question is asked where the failure is ours, and how many fork servers in a row may die."""
 PAUSE_S = 10.0
-"""After so many dead zygotes the next start waits this long."""
+"""After so many dead fork servers the next start waits this long."""
 SOFT, SOFT_CPU = 0.9, 0.7
 """Shares of the deadline, of wall and of processor time, after which a worker gives up: cheaper than being killed."""
 STARVED = 0.1
@@ -44,7 +44,7 @@ MOST_WORKERS = 8
 Outcome = Literal["equal", "different", "gold_unread"]
 
 
-class Unavailable(Exception):
+class AlgebraUnavailable(Exception):
     """Nothing can be said of any response: math-verify is missing, or its process does not start."""
 
 
@@ -61,14 +61,14 @@ class _Lost(Exception):
 
 
 @dataclass(frozen=True)
-class _Zygote:
+class _ForkServer:
     process: subprocess.Popen[bytes]
     commands: socket.socket
 
 
 @dataclass
 class _Worker:
-    zygote: _Zygote
+    server: _ForkServer
     number: int
     channel: socket.socket
     ready: bool = False
@@ -97,7 +97,7 @@ class SymbolicPool:
     def _fresh(self) -> None:
         self._lock = threading.Lock()
         self._turns = threading.BoundedSemaphore(self.workers)
-        self._zygote: _Zygote | None = None
+        self._server: _ForkServer | None = None
         self._idle: list[_Worker] = []
         self._threads: ThreadPoolExecutor | None = None
         self._missing = ""
@@ -107,7 +107,7 @@ class SymbolicPool:
         """Compare two LaTeX formulas; `gold_unread` where math-verify cannot read the gold.
 
         `seconds`: another deadline for this question. Raises Died over this question (`timeout`: its deadline passed),
-        Unavailable where no answer could be judged, or this one not because the machine is too busy.
+        AlgebraUnavailable where no answer could be judged, or this one not because the machine is too busy.
         """
         limit = self.deadline_s if seconds is None else seconds
         question = {"gold": gold, "answer": answer, "seconds": limit * SOFT, "cpu": limit * SOFT_CPU}
@@ -121,7 +121,7 @@ class SymbolicPool:
                 except BaseException:
                     self._discard(worker)
                     raise
-        raise Unavailable(f"the process for math-verify ended {ATTEMPTS} times over one question")
+        raise AlgebraUnavailable(f"the process for math-verify ended {ATTEMPTS} times over one question")
 
     async def aequal(self, gold: str, answer: str, seconds: float | None = None) -> Outcome:
         """As `equal`, while the event loop runs on."""
@@ -133,7 +133,7 @@ class SymbolicPool:
 
     def warm(self) -> None:
         """Start importing math-verify in the background; returns at once, and never fails."""
-        with self._lock, contextlib.suppress(Unavailable, OSError):
+        with self._lock, contextlib.suppress(AlgebraUnavailable, OSError):
             if not self._idle:
                 self._idle.append(self._forked())
 
@@ -141,13 +141,13 @@ class SymbolicPool:
         """End all processes; the next question starts anew."""
         with self._lock:
             idle, self._idle = self._idle, []
-            zygote, self._zygote = self._zygote, None
+            server, self._server = self._server, None
             threads, self._threads = self._threads, None
             self._missing, self._deaths = "", 0
         for worker in idle:
             worker.channel.close()
-        if zygote is not None:
-            _end(zygote)
+        if server is not None:
+            _end(server)
         if threads is not None:
             threads.shutdown(wait=False)
 
@@ -155,7 +155,7 @@ class SymbolicPool:
         with self._lock:
             while self._idle:
                 worker = self._idle.pop()
-                if worker.zygote is self._zygote and not _hung_up(worker.channel):
+                if worker.server is self._server and not _hung_up(worker.channel):
                     return worker
                 worker.channel.close()
             return self._forked()
@@ -163,29 +163,29 @@ class SymbolicPool:
     def _forked(self) -> _Worker:
         """Order a new worker; it is ready later. The lock is held."""
         if self._missing:
-            raise Unavailable(self._missing)
-        zygote = self._alive()
+            raise AlgebraUnavailable(self._missing)
+        server = self._alive()
         number = next(self._numbers) % (1 << 31)
         mine, its = socket.socketpair()
         with its, contextlib.suppress(OSError):  # where it died just now, the caller finds its worker gone
-            socket.send_fds(zygote.commands, [COMMAND.pack(b"F", number)], [its.fileno()])
-        return _Worker(zygote, number, mine)
+            socket.send_fds(server.commands, [COMMAND.pack(b"F", number)], [its.fileno()])
+        return _Worker(server, number, mine)
 
-    def _alive(self) -> _Zygote:
-        if self._zygote is not None:
-            if not _hung_up(self._zygote.commands):
-                return self._zygote
-            _end(self._zygote)
-            self._zygote = None
+    def _alive(self) -> _ForkServer:
+        if self._server is not None:
+            if not _hung_up(self._server.commands):
+                return self._server
+            _end(self._server)
+            self._server = None
             self._deaths += 1
         if self._deaths >= ATTEMPTS:
             if self._paused_until == 0.0:
                 self._paused_until = time.monotonic() + PAUSE_S
             if time.monotonic() < self._paused_until:
-                raise Unavailable(f"the process for math-verify died {self._deaths} times in a row")
+                raise AlgebraUnavailable(f"the process for math-verify died {self._deaths} times in a row")
             self._deaths, self._paused_until = ATTEMPTS - 1, 0.0
-        self._zygote = _started(self.memory_mb)
-        return self._zygote
+        self._server = _started(self.memory_mb)
+        return self._server
 
     def _asked(self, worker: _Worker, question: bytes, limit: float) -> Outcome:
         """The outcome of one question; the worker goes back to the idle ones where it may be asked again."""
@@ -198,13 +198,15 @@ class SymbolicPool:
         except TimeoutError:
             raise Died(f"no result within {limit:g} s", timeout=True) from None
         except OSError:
-            if _hung_up(worker.zygote.commands):
+            if _hung_up(worker.server.commands):
                 raise _Lost from None
             raise Died("the process ended over this question", timeout=False) from None
         self._deaths = 0
         if "late" in reply:
             if reply["late"] < limit * STARVED:
-                raise Unavailable(f"the machine is busy: {reply['late']:.3f} s of processor time within {limit:g} s")
+                raise AlgebraUnavailable(
+                    f"the machine is busy: {reply['late']:.3f} s of processor time within {limit:g} s"
+                )
             raise Died(f"no result within {limit:g} s", timeout=True)
         if "error" in reply:
             raise Died(str(reply["error"]), timeout=False)
@@ -216,61 +218,61 @@ class SymbolicPool:
         return cast(Outcome, reply["outcome"])
 
     def _await_ready(self, worker: _Worker) -> None:
-        """Wait until the worker is there; raises Unavailable where math-verify is missing or does not start."""
+        """Wait until the worker is there; raises AlgebraUnavailable where math-verify is missing or does not start."""
         try:
             reply = _line(worker.channel, START_S)
         except TimeoutError:
             with self._lock:
-                _end(worker.zygote)
-            raise Unavailable(f"the process for math-verify does not start within {START_S:g} s") from None
+                _end(worker.server)
+            raise AlgebraUnavailable(f"the process for math-verify does not start within {START_S:g} s") from None
         except OSError:
             raise _Lost from None
         if "missing" in reply:
             self._missing = f"math-verify is not installed ({reply['missing']}); pip install 'qwq-rl[math]'"
-            raise Unavailable(self._missing)
+            raise AlgebraUnavailable(self._missing)
         if "broken" in reply:
-            raise Unavailable(f"math-verify cannot be used: {reply['broken']}")
+            raise AlgebraUnavailable(f"math-verify cannot be used: {reply['broken']}")
         worker.ready = True
 
     def _discard(self, worker: _Worker) -> None:
         """Kill a worker that will not be asked again."""
         with self._lock, contextlib.suppress(OSError):
-            worker.zygote.commands.sendall(COMMAND.pack(b"K", worker.number))
+            worker.server.commands.sendall(COMMAND.pack(b"K", worker.number))
         worker.channel.close()
 
     def _forget(self) -> None:
         """In a forked child: all processes are the parent's, and another thread may have held the lock."""
         for worker in self._idle:
             worker.channel.close()
-        if self._zygote is not None:
-            self._zygote.commands.close()
-            self._zygote.process.returncode = 0  # not this child's to wait for
+        if self._server is not None:
+            self._server.commands.close()
+            self._server.process.returncode = 0  # not this child's to wait for
         self._fresh()
 
 
-def _started(memory_mb: int) -> _Zygote:
+def _started(memory_mb: int) -> _ForkServer:
     mine, its = socket.socketpair()
     with its:
         process = subprocess.Popen(
-            [sys.executable, "-P", str(ZYGOTE), str(memory_mb)],
+            [sys.executable, "-P", str(FORK_SERVER), str(memory_mb)],
             stdin=its.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C is for the parent
         )
-    return _Zygote(process, mine)
+    return _ForkServer(process, mine)
 
 
-def _end(zygote: _Zygote) -> None:
-    """End a zygote and its workers; it has none before it is loaded, and only then a signal ends it."""
-    zygote.commands.close()
-    zygote.process.terminate()
+def _end(server: _ForkServer) -> None:
+    """End a fork server and its workers; it has none before it is loaded, and only then a signal ends it."""
+    server.commands.close()
+    server.process.terminate()
     try:
-        zygote.process.wait(1.0)
+        server.process.wait(1.0)
     except subprocess.TimeoutExpired:
-        zygote.process.kill()
-        zygote.process.wait()
+        server.process.kill()
+        server.process.wait()
 
 
 def _line(channel: socket.socket, seconds: float) -> dict[str, Any]:

@@ -153,13 +153,13 @@ def _work(channel: Any, memory_mb: int) -> None:
 
 
 def _die_with_parent() -> None:
-    """Linux kills this process when the zygote ends; elsewhere it ends when its socket closes."""
+    """Linux kills this process when the fork server ends; elsewhere it ends when its socket closes."""
     with contextlib.suppress(OSError, AttributeError):
         import ctypes
 
-        zygote = os.getppid()
+        server = os.getppid()
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != zygote:
+        if os.getppid() != server:
             os._exit(0)
 
 

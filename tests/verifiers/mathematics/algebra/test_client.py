@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from qwq_rl.verifiers.mathematics.algebra import client as symbolic
-from qwq_rl.verifiers.mathematics.algebra.client import Died, SymbolicPool, Unavailable
+from qwq_rl.verifiers.mathematics.algebra.client import AlgebraUnavailable, Died, SymbolicPool
 from qwq_rl.verifiers.mathematics.algebra.fork_server import MOST_QUESTIONS
 
 BOMB = r"\prod_{k=1}^{10^7}k"
@@ -47,14 +47,14 @@ def hasty(pool: SymbolicPool, monkeypatch: pytest.MonkeyPatch) -> SymbolicPool:
     return pool
 
 
-def zygote(pool: SymbolicPool) -> int:
-    assert pool._zygote is not None
-    return pool._zygote.process.pid
+def server(pool: SymbolicPool) -> int:
+    assert pool._server is not None
+    return pool._server.process.pid
 
 
 def workers(pool: SymbolicPool) -> list[int]:
-    """The children of the zygote, zombies too."""
-    number = zygote(pool)
+    """The children of the fork server, zombies too."""
+    number = server(pool)
     return [int(child) for child in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
 
 
@@ -143,7 +143,7 @@ def test_a_question_that_had_no_processor_is_not_to_blame(pool: SymbolicPool, mo
     ]
     for step in steps:
         step.start()
-    with pytest.raises(Unavailable, match="the machine is busy"):
+    with pytest.raises(AlgebraUnavailable, match="the machine is busy"):
         pool.equal("x^2", BOMB)
     for step in steps:
         step.join()
@@ -217,12 +217,12 @@ def test_an_event_loop_runs_on_while_a_bomb_is_judged(pool: SymbolicPool, monkey
 
 
 def test_a_forked_child_has_processes_of_its_own(pool: SymbolicPool) -> None:
-    mine = zygote(pool)
+    mine = server(pool)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            os.write(writer, f"{pool.equal('x+x', '2x')} {zygote(pool)}".encode())
+            os.write(writer, f"{pool.equal('x+x', '2x')} {server(pool)}".encode())
         finally:
             os._exit(0)
     os.close(writer)
@@ -234,16 +234,16 @@ def test_a_forked_child_has_processes_of_its_own(pool: SymbolicPool) -> None:
     assert int(theirs) != mine
     assert eventually(lambda: not alive(int(theirs))), "it ends with the child"
     assert pool.equal("x+x", "2x") == "equal"
-    assert zygote(pool) == mine
+    assert server(pool) == mine
 
 
-def test_a_zygote_that_dies_is_replaced(pool: SymbolicPool) -> None:
-    old, orphans = zygote(pool), workers(pool)
+def test_a_fork_server_that_dies_is_replaced(pool: SymbolicPool) -> None:
+    old, orphans = server(pool), workers(pool)
     os.kill(old, signal.SIGKILL)
     assert eventually(lambda: not alive(old))
 
     assert pool.equal("x+x", "2x") == "equal"
-    assert zygote(pool) != old
+    assert server(pool) != old
     assert eventually(lambda: not any(map(alive, orphans)))
 
 
@@ -254,7 +254,7 @@ pool = SymbolicPool(30.0)
 pool.equal("x", "x")
 child = os.fork()
 if child:
-    print(child, pool._zygote.process.pid, flush=True)
+    print(child, pool._server.process.pid, flush=True)
 time.sleep(600)
 """
 
@@ -274,21 +274,21 @@ def test_nothing_is_left_when_the_parent_is_killed_even_if_a_child_of_it_lives_o
 
 
 def test_closing_ends_all_and_the_next_question_starts_anew(pool: SymbolicPool) -> None:
-    ended = [zygote(pool), *workers(pool)]
+    ended = [server(pool), *workers(pool)]
     pool.close()
     assert not any(Path(f"/proc/{pid}").exists() for pid in ended)
     assert pool.equal("x+x", "2x") == "equal"
 
 
 def test_warming_up_does_not_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    slow = tmp_path / "zygote.py"
+    slow = tmp_path / "fork_server.py"
     slow.write_text("import time; time.sleep(60)")
-    monkeypatch.setattr(symbolic, "ZYGOTE", slow)
+    monkeypatch.setattr(symbolic, "FORK_SERVER", slow)
     pool = SymbolicPool()
     started = time.monotonic()
     pool.warm()
     assert time.monotonic() - started < 5
-    assert alive(zygote(pool))
+    assert alive(server(pool))
     pool.close()
 
 
@@ -297,7 +297,7 @@ def test_a_missing_library_is_named_and_not_looked_for_again(monkeypatch: pytest
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     pool = SymbolicPool()
     for _ in range(2):
-        with pytest.raises(Unavailable, match=r"math-verify is not installed \(no such module\); pip install"):
+        with pytest.raises(AlgebraUnavailable, match=r"math-verify is not installed \(no such module\); pip install"):
             pool.equal("x", "x")
     pool.close()
 
@@ -306,31 +306,33 @@ def test_a_library_that_fails_is_a_fault_of_ours(monkeypatch: pytest.MonkeyPatch
     (tmp_path / "math_verify.py").write_text("raise RuntimeError('half installed')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     pool = SymbolicPool()
-    with pytest.raises(Unavailable, match="cannot be used: RuntimeError: half installed"):
+    with pytest.raises(AlgebraUnavailable, match="cannot be used: RuntimeError: half installed"):
         pool.equal("x", "x")
     pool.close()
 
 
-def test_a_zygote_that_always_dies_is_not_started_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    starts, dead = tmp_path / "starts", tmp_path / "zygote.py"
+def test_a_fork_server_that_always_dies_is_not_started_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    starts, dead = tmp_path / "starts", tmp_path / "fork_server.py"
     dead.write_text(f"open({str(starts)!r}, 'a').write('x')")
-    monkeypatch.setattr(symbolic, "ZYGOTE", dead)
+    monkeypatch.setattr(symbolic, "FORK_SERVER", dead)
     pool = SymbolicPool()
     for _ in range(3):
-        with pytest.raises(Unavailable):
+        with pytest.raises(AlgebraUnavailable):
             pool.equal("x", "x")
     assert starts.read_text() == "x" * symbolic.ATTEMPTS
     pool.close()
 
 
 def test_one_that_does_not_start_in_time_is_a_fault_of_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    slow = tmp_path / "zygote.py"
+    slow = tmp_path / "fork_server.py"
     slow.write_text("import time; time.sleep(60)")
-    monkeypatch.setattr(symbolic, "ZYGOTE", slow)
+    monkeypatch.setattr(symbolic, "FORK_SERVER", slow)
     monkeypatch.setattr(symbolic, "START_S", 0.2)
     pool = SymbolicPool()
-    with pytest.raises(Unavailable, match=r"does not start within 0\.2 s"):
+    with pytest.raises(AlgebraUnavailable, match=r"does not start within 0\.2 s"):
         pool.equal("x", "x")
-    assert pool._zygote is not None
-    assert not alive(zygote(pool))
+    assert pool._server is not None
+    assert not alive(server(pool))
     pool.close()
