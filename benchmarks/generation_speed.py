@@ -19,7 +19,7 @@ import torch
 from random_models import MIDDLE, TINY, Shape, random_qwen
 from transformers import PreTrainedModel
 
-from qwq_rl.inference import generate
+from qwq_rl.inference.local import generate
 
 PAD, EOS = 0, 1
 OURS, GENERAL, THEIRS = "fused", "general loop", "transformers"

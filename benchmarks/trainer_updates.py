@@ -23,10 +23,10 @@ from trl.trainer.utils import add_fused_lm_head
 from qwq_rl.algorithms.losses import Clip
 from qwq_rl.algorithms.named import ALGORITHMS
 from qwq_rl.data.tiny.model import build_tokenizer
-from qwq_rl.inference.fast_qwen.training_head import use_compact_head
+from qwq_rl.inference.fast_qwen.training_head import shares_prompts, use_compact_head
 from qwq_rl.stages.rl import TOKENS_ON_CPU
-from qwq_rl.training.micro_batch import Trace
-from qwq_rl.training.update import Budget, Lesson, MetricSums, Objective, run_update
+from qwq_rl.training.micro_batch import TrainingSample
+from qwq_rl.training.update import Budget, Objective, run_update
 
 LONGEST = 256
 """Tokens of the longest completion."""
@@ -163,23 +163,25 @@ class Ours:
         self._objective = Objective(ALGORITHMS[loss], {"clip": Clip(LOW, HIGH)})
         constant = float(LONGEST) if self._objective.algorithm.weights == "constant" else None
         self._budget = Budget(tokens, torch.ones(1), constant)
-        self._lessons = [
-            Lesson(_trace(rollouts.prompts[number // SAMPLES], ids), advantages[number].reshape(1))
+        self._samples = [
+            _sample(rollouts.prompts[number // SAMPLES], ids, advantages[number].reshape(1))
             for number, ids in enumerate(rollouts.completions)
         ]
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
 
     def update(self) -> float:
         """As `Side.update`."""
-        run_update(self._model, self._accelerator, self._lessons, self._objective, self._budget, MetricSums())
+        share = shares_prompts(self._model)
+        run_update(self._model, self._accelerator, self._samples, self._objective, self._budget, share)
         return finish(self._model, self._optimizer)
 
 
-def _trace(prompt: list[int], completion: list[int]) -> Trace:
+def _sample(prompt: list[int], completion: list[int], advantage: torch.Tensor) -> TrainingSample:
     before, written = len(prompt) - 1, len(completion)
-    return Trace(
+    return TrainingSample(
         torch.tensor([*prompt, *completion]),
         torch.tensor([False] * before + [True] * written),
         torch.zeros(before + written),
         domain=0,
+        advantage=advantage,
     )

@@ -1,4 +1,4 @@
-"""A policy, traces and returns for the tests of the critic, the same in every process."""
+"""A policy, samples and returns for the tests of the critic, the same in every process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from transformers import Qwen3Config
 
 from qwq_rl.training.critic import CriticPlan
-from qwq_rl.training.micro_batch import Trace
+from qwq_rl.training.micro_batch import TrainingSample
 
 WORDS = 20
 PLAN = CriticPlan(lr=3e-3, warmup=2, epochs=1, minibatches=4, clip=None, gradient_clip=1.0, tokens=256)
@@ -21,7 +21,7 @@ def config(**settings: Any) -> Qwen3Config:
     return Qwen3Config(vocab_size=WORDS, tie_word_embeddings=True, initializer_range=0.2, **sizes, **heads, **settings)
 
 
-def traces(count: int, seed: int = 0) -> list[Trace]:
+def samples(count: int, seed: int = 0) -> list[TrainingSample]:
     """Prompts of 3 tokens and answers of 2 to 20, every fifth token of them not the model's own."""
     generator = torch.Generator().manual_seed(seed)
     found = []
@@ -30,11 +30,11 @@ def traces(count: int, seed: int = 0) -> list[Trace]:
         ids = torch.randint(1, WORDS, (length,), generator=generator)
         places = torch.arange(1, length)
         mask = (places >= 3) & (places % 5 != 0)
-        found.append(Trace(ids, mask, torch.zeros(length - 1), 0))
+        found.append(TrainingSample(ids, mask, torch.zeros(length - 1), 0))
     return found
 
 
-def returns_of(found: Sequence[Trace]) -> list[torch.Tensor]:
+def returns_of(found: Sequence[TrainingSample]) -> list[torch.Tensor]:
     """What a critic can know: whether the first token is high, and a little of the token just read."""
-    high = [(trace.ids[:-1] > WORDS / 2).float() for trace in found]
+    high = [(sample.ids[:-1] > WORDS / 2).float() for sample in found]
     return [part[0] + 0.2 * part for part in high]

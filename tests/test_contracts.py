@@ -15,8 +15,7 @@ from conforms import conforms
 from qwq_rl.audit.verify import main as verify
 from qwq_rl.config.check import mistakes
 from qwq_rl.config.recipe import load_pipeline, load_stage, resolved_yaml
-from qwq_rl.data.row import REQUIRED, Kind, row_mistakes
-from qwq_rl.data.sources import checks_of
+from qwq_rl.data.row import REQUIRED, Kind, checks_of, row_mistakes
 from qwq_rl.evals.estimates import PromptRecord, compare, evaluation_line
 from qwq_rl.run_folder import schema as records
 from qwq_rl.run_folder import schema_audit as records_verify

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qwq_rl.inference import generate
+from qwq_rl.inference.local import generate
 
 CONFIG: dict[str, Any] = {
     "model_config": {"logprobs_mode": "processed_logprobs", "hf_overrides": {}},

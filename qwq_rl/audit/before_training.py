@@ -12,7 +12,7 @@ from typing import Any
 from qwq_rl.audit.audit import audit
 from qwq_rl.audit.findings import BROKEN, Report, listed, told
 from qwq_rl.config.stages import RlRecipe
-from qwq_rl.data.sources import Row
+from qwq_rl.data.row import Row
 from qwq_rl.errors import UserError
 from qwq_rl.rewards.scorer import Scorer
 from qwq_rl.rewards.versions import digest, verifier_versions

@@ -12,19 +12,13 @@ from typing import Any
 
 from qwq_rl.data.mappers import Mapper, resolve_mapper
 from qwq_rl.data.row import (
-    Check,
     Kind,
     Row,
-    checks_of,
-    grading_checks_of,
     kind_of,
     nearest,
-    prompt_messages,
     row_mistakes,
 )
 from qwq_rl.errors import RowError
-
-__all__ = ["Check", "Kind", "Row", "checks_of", "grading_checks_of", "load_rows", "prompt_messages"]
 
 SHOWN = 20
 """How many mistakes of one source are listed; the rest are counted."""

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from qwq_rl.data.sources import Row, checks_of, grading_checks_of, load_rows, prompt_messages
+from qwq_rl.data.row import Row, checks_of, grading_checks_of, prompt_messages
+from qwq_rl.data.sources import load_rows
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.evals.estimates import PromptRecord, agreement, evaluation_line
 from qwq_rl.run_folder.files import RunFolder, read_json, write_json, write_lines
@@ -27,7 +28,7 @@ from qwq_rl.run_folder.files import RunFolder, read_json, write_json, write_line
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from qwq_rl.inference import Completion
+    from qwq_rl.inference.sampler import Completion
     from qwq_rl.rewards.reward import Scored
     from qwq_rl.verifiers import Response
 
@@ -87,7 +88,7 @@ def evaluate_model(
     Raises RowError for a row that nothing can grade.
     """
     from qwq_rl.data.chat import render_prompt
-    from qwq_rl.inference import generate
+    from qwq_rl.inference.local import generate
 
     texts = [render_prompt(tokenizer, row) for row in rows]
     prompt_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]

@@ -1,11 +1,5 @@
-"""Samples from a causal language model: many prompts, several samples each, in large batches.
+"""Prompts in, completions out: our own decoder, other engines in this process, vLLM servers over HTTP.
 
-`loop` runs the batches and draws the tokens; `model_decoder` gets the logits from any model's own forward,
-`qwen_decoder` from the weights of a dense Qwen (`qwen_layer`, `shared_cache`), faster where the model is small;
-`qwen_fit` says which models that is, and in which precision.
+`sampler` says what all of them are asked for and give. `local` samples from any model of transformers, and through
+`fast_qwen` from a dense Qwen, which is much faster where the model is small.
 """
-
-from qwq_rl.inference.local import decoder_of, generate
-from qwq_rl.inference.sampler import Completion
-
-__all__ = ["Completion", "decoder_of", "generate"]

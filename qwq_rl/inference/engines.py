@@ -19,8 +19,8 @@ from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
 from qwq_rl.errors import UserError
-from qwq_rl.inference import Completion, decoder_of, generate
-from qwq_rl.inference.sampler import Sampler, SamplingRequest
+from qwq_rl.inference.local import decoder_of, generate
+from qwq_rl.inference.sampler import Completion, Sampler, SamplingRequest
 
 TRL_VLLM = (0, 22), (0, 31)
 """The versions of vLLM that TRL 1.16 supports, the first and the last."""
@@ -33,24 +33,24 @@ def own_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sam
     """
     said = not trainer.accelerator.is_main_process
 
-    def sample(order: SamplingRequest) -> list[list[Completion]]:
+    def sample(request: SamplingRequest) -> list[list[Completion]]:
         nonlocal said
         with whole_model(trainer) as model:
-            if not order.prompt_ids:
+            if not request.prompt_ids:
                 return []
             if not said:
                 print(f"sampling by {decoder_of(model)}", flush=True)
                 said = True
             return generate(
                 model,
-                order.prompt_ids,
-                samples=order.samples,
-                max_tokens=order.max_tokens,
-                temperature=order.temperature,
+                request.prompt_ids,
+                samples=request.samples,
+                max_tokens=request.max_tokens,
+                temperature=request.temperature,
                 eos_token_id=int(tokenizer.eos_token_id),
                 pad_token_id=int(tokenizer.pad_token_id),
-                seed=order.seed,
-                keys=order.keys,
+                seed=request.seed,
+                keys=request.keys,
             )
 
     return sample
@@ -70,20 +70,20 @@ def batching_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -
             "model whose weights are bf16"
         )
 
-    def sample(order: SamplingRequest) -> list[list[Completion]]:
+    def sample(request: SamplingRequest) -> list[list[Completion]]:
         with whole_model(trainer) as model:
-            repeated = [list(ids) for ids in order.prompt_ids for _ in range(order.samples)]
+            repeated = [list(ids) for ids in request.prompt_ids for _ in range(request.samples)]
             if not repeated:
                 return []
             settings = copy.copy(trainer.continuous_batching_config)  # the engine writes what it works out into it
-            settings.return_logprobs, settings.seed = True, (order.seed + 7919 * order.keys[0]) % 2**32
+            settings.return_logprobs, settings.seed = True, (request.seed + 7919 * request.keys[0]) % 2**32
             if weights == torch.float32:
                 settings.auto_switch_to_flash = False  # which knows no float32
             answers = model.generate_batch(
                 repeated,
                 generation_config=trainer.generation_config,
                 continuous_batching_config=settings,
-                max_new_tokens=order.max_tokens,
+                max_new_tokens=request.max_tokens,
             )
             model.train()
         failed = [answer.error for answer in answers.values() if answer.error is not None]
@@ -91,8 +91,8 @@ def batching_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -
             raise RuntimeError(
                 f"continuous batching answered {len(answers) - len(failed)} of {len(repeated)} prompts; {failed[:1]}"
             )
-        ids, logprobs = zip(*((one.generated_tokens, one.logprobs) for one in answers.values()), strict=True)
-        return groups_of(ids, logprobs, order, int(tokenizer.eos_token_id))
+        ids, logprobs = zip(*((answer.generated_tokens, answer.logprobs) for answer in answers.values()), strict=True)
+        return groups_of(ids, logprobs, request, int(tokenizer.eos_token_id))
 
     return sample
 
@@ -111,7 +111,7 @@ def check_vllm() -> None:
     version = metadata.version("vllm" if "vllm" in names else names[0])
     found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if not TRL_VLLM[0] <= found <= TRL_VLLM[1]:
-        oldest, newest = (".".join(map(str, one)) for one in TRL_VLLM)
+        oldest, newest = (".".join(map(str, version)) for version in TRL_VLLM)
         raise UserError(
             f"trl.use_vllm: vLLM {version} is installed, and TRL 1.16 knows {oldest} to {newest}: "
             f"pip install 'qwq-rl[vllm]', {instead}, which knows others too"
@@ -121,27 +121,27 @@ def check_vllm() -> None:
 def vllm_sampler(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase) -> Sampler:
     """vLLM through TRL, as the recipe's `trl:` block sets it up; its randomness is the engine's."""
 
-    def sample(order: SamplingRequest) -> list[list[Completion]]:
+    def sample(request: SamplingRequest) -> list[list[Completion]]:
         # A server answers all processes at once, and takes each to bring as many prompts as the others.
-        most = max(gather_object([len(order.prompt_ids)]))
-        prompts = [*order.prompt_ids, *[[int(tokenizer.eos_token_id)]] * (most - len(order.prompt_ids))]
-        repeated = [list(ids) for ids in prompts for _ in range(order.samples)]
+        most = max(gather_object([len(request.prompt_ids)]))
+        prompts = [*request.prompt_ids, *[[int(tokenizer.eos_token_id)]] * (most - len(request.prompt_ids))]
+        repeated = [list(ids) for ids in prompts for _ in range(request.samples)]
         if not repeated:
             return []
-        ids, logprobs = trainer._generate_single_turn(repeated, None, {}, order.samples)
+        ids, logprobs = trainer._generate_single_turn(repeated, None, {}, request.samples)
         if logprobs is None:
-            logprobs = [[float("nan")] * len(one) for one in ids]
-        return groups_of(ids, logprobs, order, int(tokenizer.eos_token_id))[: len(order.prompt_ids)]
+            logprobs = [[float("nan")] * len(completion) for completion in ids]
+        return groups_of(ids, logprobs, request, int(tokenizer.eos_token_id))[: len(request.prompt_ids)]
 
     return sample
 
 
 def groups_of(
-    ids: Sequence[Sequence[int]], logprobs: Sequence[Sequence[Any]], order: SamplingRequest, eos_token_id: int
+    ids: Sequence[Sequence[int]], logprobs: Sequence[Sequence[Any]], request: SamplingRequest, eos_token_id: int
 ) -> list[list[Completion]]:
-    """An engine's flat answers as `order.samples` completions a prompt; a log-probability that is None becomes NaN."""
-    found = [_completion(*one, order.max_tokens, eos_token_id) for one in zip(ids, logprobs, strict=True)]
-    return [found[at : at + order.samples] for at in range(0, len(found), order.samples)]
+    """An engine's flat answers as `request.samples` completions a prompt; where a log-probability is None it is NaN."""
+    flat = [_completion(*pair, request.max_tokens, eos_token_id) for pair in zip(ids, logprobs, strict=True)]
+    return [flat[at : at + request.samples] for at in range(0, len(flat), request.samples)]
 
 
 def _completion(ids: Sequence[int], logprobs: Sequence[Any], max_tokens: int, eos_token_id: int) -> Completion:

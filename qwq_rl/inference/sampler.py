@@ -35,6 +35,6 @@ class SamplingRequest:
 class Sampler(Protocol):
     """Samples for one process; all processes call it together."""
 
-    def __call__(self, order: SamplingRequest) -> list[list[Completion]]:
+    def __call__(self, request: SamplingRequest) -> list[list[Completion]]:
         """One list a prompt."""
         ...

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from qwq_rl.errors import RunStateError, UserError
-from qwq_rl.inference import Completion
+from qwq_rl.inference.sampler import Completion
 
 OLDEST, NEWEST = (0, 22), (0, 32)
 """Versions of vLLM between which the wire is known."""

@@ -16,12 +16,10 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 from trl import GRPOTrainer
 
-from qwq_rl.config.blocks import ServerBlock
 from qwq_rl.errors import UserError
-from qwq_rl.inference import Completion
 from qwq_rl.inference.engines import whole_model
 from qwq_rl.inference.local import streams
-from qwq_rl.inference.sampler import SamplingRequest
+from qwq_rl.inference.sampler import Completion, SamplingRequest
 from qwq_rl.inference.vllm_client import CompletionRequest, ServerUnfit, Stopped, VllmServer
 
 T = TypeVar("T")
@@ -41,27 +39,28 @@ class ServedSampler:
         self,
         trainer: GRPOTrainer,
         tokenizer: PreTrainedTokenizerBase,
-        block: ServerBlock,
-        folder: Path,
+        urls: Sequence[str],
+        timeout_s: float,
+        weights: Path,
         max_tokens: int,
     ) -> None:
-        """`folder`: of the stage. Raises ServerUnfit and ServerLost, for a server that is not there or cannot do it."""
+        """`weights`: the folder that policies are written to, which the servers see under the same path.
+
+        Raises ServerUnfit and ServerLost, for a server that is not there or cannot do it.
+        """
         self._trainer, self._tokenizer = trainer, tokenizer
-        self._servers = [VllmServer(url, block.timeout_s) for url in block.urls]
-        own = folder.resolve()
-        self._place = (
-            Path(block.weights).resolve() / f"{own.parent.name}-{own.name}" if block.weights else own / "served"
-        )
+        self._servers = [VllmServer(url, timeout_s) for url in urls]
+        self._place = weights
         self._version = -1
         self._is_main = bool(trainer.accelerator.is_main_process)
         self._together(lambda: self._check(max_tokens))
         trainer.add_callback(_Cleaner(self._place))
 
-    def __call__(self, order: SamplingRequest) -> list[list[Completion]]:
+    def __call__(self, request: SamplingRequest) -> list[list[Completion]]:
         """One list a prompt. Raises ServerUnfit and ServerLost, in all processes."""
         if self._version != self._trainer.state.global_step:
             self._feed(self._trainer.state.global_step)
-        return self._together(lambda: self._sample(order))
+        return self._together(lambda: self._sample(request))
 
     def _check(self, max_tokens: int) -> None:
         """Every process must reach every server, and every server be fit."""
@@ -119,23 +118,23 @@ class ServedSampler:
         with ThreadPoolExecutor(len(self._servers), "servers") as threads:
             return list(threads.map(load, self._servers))
 
-    def _sample(self, order: SamplingRequest) -> list[list[Completion]]:
+    def _sample(self, request: SamplingRequest) -> list[list[Completion]]:
         """This process's prompts, each from the server that has room first."""
-        requests = [self._request(order, at) for at in range(len(order.prompt_ids))]
+        requests = [self._request(request, at) for at in range(len(request.prompt_ids))]
         world = self._trainer.accelerator.num_processes
         found = answers(self._servers, requests, max(1, AT_ONCE // world), _say if self._is_main else _silent)
         for server in self._servers if requests else ():
             server.check_same()
         return found
 
-    def _request(self, order: SamplingRequest, at: int) -> CompletionRequest:
+    def _request(self, request: SamplingRequest, at: int) -> CompletionRequest:
         """Prompt `at`; its seed follows from (seed, key), whichever process asks whichever server."""
         return CompletionRequest(
-            order.prompt_ids[at],
-            order.samples,
-            order.max_tokens,
-            order.temperature,
-            int(streams(order.seed, [order.keys[at]], 1)[0]) >> 2,
+            request.prompt_ids[at],
+            request.samples,
+            request.max_tokens,
+            request.temperature,
+            int(streams(request.seed, [request.keys[at]], 1)[0]) >> 2,
             int(self._tokenizer.eos_token_id),
         )
 
@@ -199,7 +198,7 @@ class _Cleaner(TrainerCallback):
 
 
 def _raise_together(failed: UserError | None) -> None:
-    first = next((one for one in gather_object([failed]) if one is not None), None)
+    first = next((error for error in gather_object([failed]) if error is not None), None)
     if first is not None:
         raise first
 

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from qwq_rl.data.chat import render_answered
-from qwq_rl.data.sources import Row
+from qwq_rl.data.row import Row
 from qwq_rl.rewards.reward import win_rates
 from qwq_rl.run_folder.files import read_json, write_json
 from qwq_rl.verifiers import Response

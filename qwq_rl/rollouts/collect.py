@@ -1,4 +1,9 @@
-"""One round of rollouts: draw prompts, sample, score, and sample again for groups that teach nothing."""
+"""One round of rollouts: draw prompts, sample, score, and sample again for groups that teach nothing.
+
+A group whose rewards are all the same has no advantage and teaches nothing, so more prompts of its domain are drawn:
+dynamic sampling as in DAPO (arXiv 2503.14476, 3.2). What is chosen depends on places, never on arrival: it is the same
+however fast which group came back.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +13,40 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import isnan
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from accelerate.utils import gather_object
-from transformers import PreTrainedTokenizerBase
 
-from qwq_rl.config.stages import RlRecipe
 from qwq_rl.data.chat import read_response, render_prompt
-from qwq_rl.data.prompt_source import Prompt, PromptSource
-from qwq_rl.data.sources import Row
-from qwq_rl.inference import Completion
-from qwq_rl.inference.sampler import Sampler, SamplingRequest
+from qwq_rl.inference.sampler import Completion, Sampler, SamplingRequest
 from qwq_rl.rollouts.rollout import Rollout, Sampled, Segment
-from qwq_rl.rollouts.scoring import PendingScores, RoundScorer
-from qwq_rl.rollouts.verdict_log import Counts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from qwq_rl.config.stages import RlRecipe
+    from qwq_rl.data.prompt_source import Prompt, PromptSource
+    from qwq_rl.data.row import Row
+    from qwq_rl.rollouts.scoring import PendingScores, RoundScorer
+    from qwq_rl.rollouts.verdict_log import Counts
 
 PART = 512
 """Responses that are sampled before the first of them are scored; fewer would cost the sampler more than is gained."""
 
-Outcome = tuple[int, Row, tuple[float | None, ...]]
-"""A group as every process knows it: its place in the round, its row, and its rewards by sample."""
+
+class GroupOutcome(NamedTuple):
+    """A group as every process knows it."""
+
+    place: int
+    """In the round."""
+    row: Row
+    rewards: tuple[float | None, ...]
+    """By sample; None where one could not be judged."""
+
+    @property
+    def domain(self) -> str:
+        """The domain of its row."""
+        return str(self.row["domain"])
 
 
 @dataclass(frozen=True)
@@ -37,7 +55,7 @@ class Round:
 
     rollouts: list[Rollout]
     """Those of this process that are trained on, group by group in the order of places."""
-    outcomes: list[Outcome]
+    outcomes: list[GroupOutcome]
     """The groups that are trained on, of all processes, in the order of places."""
     sampled: int
     """Groups that were sampled, of all processes; more than are kept where some were replaced."""
@@ -48,15 +66,15 @@ class Round:
     @property
     def total(self) -> int:
         """Rollouts that are trained on, of all processes."""
-        return sum(len(rewards) for _, _, rewards in self.outcomes)
+        return sum(len(outcome.rewards) for outcome in self.outcomes)
 
     def places(self) -> list[int]:
         """Where each of `rollouts` stands among those of all processes, group by group in the order of places."""
         first, before = {}, 0
-        for place, _, rewards in self.outcomes:
-            first[place] = before
-            before += len(rewards)
-        return [first[one.group] + one.sample for one in self.rollouts]
+        for outcome in self.outcomes:
+            first[outcome.place] = before
+            before += len(outcome.rewards)
+        return [first[rollout.group] + rollout.sample for rollout in self.rollouts]
 
 
 class Collector:
@@ -67,12 +85,12 @@ class Collector:
         recipe: RlRecipe,
         source: PromptSource,
         sampler: Sampler,
-        judge: RoundScorer,
+        scorer: RoundScorer,
         tokenizer: PreTrainedTokenizerBase,
         process: tuple[int, int],
     ) -> None:
         """`process`: the rank of this process, and how many there are."""
-        self.recipe, self.source, self.judge = recipe, source, judge
+        self.recipe, self.source, self.scorer = recipe, source, scorer
         self._sampler, self._tokenizer = sampler, tokenizer
         self._rank, self._world = process
 
@@ -82,29 +100,33 @@ class Collector:
         `meanwhile` is told what was sampled while that is scored, on every process as often as on any other.
         """
         shape = self.recipe.rollout
-        drawn = self.source.draw(update, shape.prompts)
-        rows = {one.place: one.row for one in drawn}
-        quota = Counter(str(one.row["domain"]) for one in drawn)
+        prompts = self.source.draw(update, shape.prompts)
+        rows = {prompt.place: prompt.row for prompt in prompts}
+        # Each domain keeps its share of the round, whichever of its groups turn out to teach.
+        quota = Counter(str(prompt.row["domain"]) for prompt in prompts)
         rollouts: list[Rollout] = []
-        outcomes: list[Outcome] = []
+        outcomes: list[GroupOutcome] = []
         seconds = {"generate": 0.0, "score": 0.0}
         counts: list[Counts] = []
         for attempt in range(1 + shape.refill):
-            found, counted = self._sample_and_score(drawn, update, meanwhile, seconds)
-            rollouts += found
+            scored, counted = self._sample_and_score(prompts, update, meanwhile, seconds)
+            rollouts += scored
             counts += counted
-            outcomes += [(place, rows[place], rewards) for place, rewards in _gathered(found, shape.generations)]
-            missing = lacking(quota, [(str(row["domain"]), useful(rewards)) for _, row, rewards in outcomes])
+            # All processes learn what all groups came to, so that all of them refill alike.
+            rewards_of = _gathered(scored, shape.generations)
+            outcomes += [GroupOutcome(place, rows[place], rewards) for place, rewards in rewards_of]
+            missing = lacking(quota, [(outcome.domain, useful(outcome.rewards)) for outcome in outcomes])
             if not missing or attempt == shape.refill:
                 break
-            drawn = self.source.refill(missing)
-            rows |= {one.place: one.row for one in drawn}
-        outcomes.sort(key=lambda outcome: outcome[0])
-        self.source.learn([(row, _success(rewards)) for _, row, rewards in outcomes if _known(rewards)])
-        kept = set(choose([(place, str(row["domain"]), useful(rewards)) for place, row, rewards in outcomes], quota))
+            prompts = self.source.refill(missing)
+            rows |= {prompt.place: prompt.row for prompt in prompts}
+        outcomes.sort(key=lambda outcome: outcome.place)
+        # Groups that are replaced below say as much of their prompts' difficulty as those that are kept.
+        self.source.learn([(one.row, _success(one.rewards)) for one in outcomes if _known(one.rewards)])
+        kept = set(choose([(one.place, one.domain, useful(one.rewards)) for one in outcomes], quota))
         return Round(
             sorted((one for one in rollouts if one.group in kept), key=lambda one: (one.group, one.sample)),
-            [outcome for outcome in outcomes if outcome[0] in kept],
+            [outcome for outcome in outcomes if outcome.place in kept],
             len(outcomes),
             seconds,
             counts,
@@ -112,64 +134,67 @@ class Collector:
 
     def _sample_and_score(
         self,
-        drawn: Sequence[Prompt],
+        prompts: Sequence[Prompt],
         update: int,
         meanwhile: Callable[[Sequence[Sampled]], None],
         seconds: dict[str, float],
     ) -> tuple[list[Rollout], list[Counts]]:
         """This process's share of the prompts, part by part: one is scored while the next is sampled."""
-        own = drawn[self._rank :: self._world]
+        own = prompts[self._rank :: self._world]
         size = max(1, PART // self.recipe.rollout.generations)
-        parts = max(1, -(-len(drawn) // (size * self._world)))  # as many in every process
+        parts = max(1, -(-len(prompts) // (size * self._world)))  # as many in every process
         pending: list[PendingScores] = []
         with ThreadPoolExecutor(1, "verifiers") as thread:
             for part in range(parts):
                 started = time.monotonic()
-                samples = self._sample(own[part * size : (part + 1) * size], update)
+                sampled = self._sample(own[part * size : (part + 1) * size], update)
                 seconds["generate"] += time.monotonic() - started
-                pending.append(self.judge.begin(samples, update, thread))
-            meanwhile([one for part in pending for one in part.samples])
+                pending.append(self.scorer.begin(sampled, update, thread))
+            meanwhile([rollout for part in pending for rollout in part.sampled])
             started = time.monotonic()
             finished = [part.wait() for part in pending]
             seconds["score"] += time.monotonic() - started
-        return [one for found, _ in finished for one in found], [one for _, counts in finished for one in counts]
+        rollouts = [rollout for scored, _ in finished for rollout in scored]
+        return rollouts, [count for _, counts in finished for count in counts]
 
-    def _sample(self, drawn: Sequence[Prompt], update: int) -> list[Sampled]:
+    def _sample(self, prompts: Sequence[Prompt], update: int) -> list[Sampled]:
         shape = self.recipe.rollout
-        prompts = [render_prompt(self._tokenizer, one.row) for one in drawn]
-        ids = [list(self._tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
+        texts = [render_prompt(self._tokenizer, prompt.row) for prompt in prompts]
+        # The template has put in every special token that belongs there.
+        ids = [list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
         growth = shape.lengthen
         limit = length_limit(update, shape.max_tokens, growth.start if growth else None, growth.over if growth else 0)
-        order = SamplingRequest(
+        request = SamplingRequest(
             ids,
-            [one.place for one in drawn],
+            [prompt.place for prompt in prompts],
             shape.generations,
             limit,
             shape.temperature,
+            # Keyed by the update: the same prompt gets other noise when it comes again.
             self.recipe.seed * 1_000_003 + update - 1,
         )
         return [
-            self._sampled(one, prompts[at], ids[at], completion, sample, update)
-            for at, (one, group) in enumerate(zip(drawn, self._sampler(order), strict=True))
+            self._sampled(prompt, texts[at], ids[at], completion, sample, update)
+            for at, (prompt, group) in enumerate(zip(prompts, self._sampler(request), strict=True))
             for sample, completion in enumerate(group)
         ]
 
     def _sampled(
-        self, drawn: Prompt, prompt: str, ids: Sequence[int], completion: Completion, sample: int, update: int
+        self, prompt: Prompt, text: str, ids: Sequence[int], completion: Completion, sample: int, update: int
     ) -> Sampled:
-        response = read_response(self._tokenizer, prompt, completion.token_ids, completion.finish)
+        response = read_response(self._tokenizer, text, completion.token_ids, completion.finish)
         segment = Segment("model", response.text, response.token_ids, completion.logprobs)
-        return Sampled(drawn.row, prompt, ids, (segment,), response, drawn.place, sample, update)
+        return Sampled(prompt.row, text, ids, (segment,), response, prompt.place, sample, update)
 
 
 def _gathered(rollouts: Sequence[Rollout], generations: int) -> list[tuple[int, tuple[float | None, ...]]]:
     """Place and rewards of the groups of all processes, from the rollouts of this one."""
     own = [
-        (group[0].group, tuple(one.scored.reward for one in group))
+        (group[0].group, tuple(rollout.scored.reward for rollout in group))
         for group in (rollouts[at : at + generations] for at in range(0, len(rollouts), generations))
     ]
-    found: list[Any] = gather_object(own)
-    return found
+    of_all: list[Any] = gather_object(own)
+    return of_all
 
 
 def _known(rewards: Sequence[float | None]) -> list[float]:
@@ -183,7 +208,7 @@ def _success(rewards: Sequence[float | None]) -> float:
 
 def useful(rewards: Sequence[float | None]) -> bool:
     """Whether two rewards of a group differ, among those that could be judged (neither None nor nan)."""
-    return len({reward for reward in rewards if reward is not None and not isnan(reward)}) > 1
+    return len({reward for reward in rewards if reward is not None and not math.isnan(reward)}) > 1
 
 
 def lacking(quota: Mapping[str, int], groups: Sequence[tuple[str, bool]]) -> dict[str, int]:

@@ -6,11 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from qwq_rl.data.sources import Row
 from qwq_rl.rewards.reward import Scored, verdict_lines
-from qwq_rl.verifiers import Response
+
+if TYPE_CHECKING:
+    from qwq_rl.data.row import Row
+    from qwq_rl.verifiers import Response
 
 Line = dict[str, Any]
 
@@ -132,8 +134,8 @@ def _scores(lines: Sequence[Line]) -> dict[str, list[float | None]]:
 def added(counts: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
     """What running the verifiers came to, by name, over all processes."""
     total: dict[str, Counter[str]] = {}
-    for one in counts:
-        for name, count in one.items():
+    for of_call in counts:
+        for name, count in of_call.items():
             total.setdefault(name, Counter()).update(count)
     return {name: dict(count) for name, count in sorted(total.items())}
 

@@ -10,21 +10,24 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
-from qwq_rl.config.stages import RlRecipe
-from qwq_rl.data.sources import Row
-from qwq_rl.rewards.reward import Scored
-from qwq_rl.rewards.reward_model import Preference
-from qwq_rl.rewards.scorer import Scorer
 from qwq_rl.rollouts.rollout import Rollout, Sampled
 from qwq_rl.rollouts.verdict_log import Counts, Key, VerdictLog, keys_of
+
+if TYPE_CHECKING:
+    from qwq_rl.config.stages import RlRecipe
+    from qwq_rl.data.row import Row
+    from qwq_rl.rewards.reward import Scored
+    from qwq_rl.rewards.reward_model import Preference
+    from qwq_rl.rewards.scorer import Scorer
 
 
 @dataclass(frozen=True)
 class PendingScores:
     """Samples whose scores are on their way."""
 
-    samples: Sequence[Sampled]
+    sampled: Sequence[Sampled]
     replayed: dict[int, Scored]
     """Position -> what an earlier process wrote down of it."""
     counts: list[Counts]
@@ -37,51 +40,55 @@ class PendingScores:
         """The rollouts, once they are scored, and what running the verifiers came to, call by call."""
         scores, counts = dict(self.replayed), list(self.counts)
         if self.judged is not None:
-            found, count = self.judged.result()
-            scores |= zip(self.rest, found, strict=True)
+            scored, count = self.judged.result()
+            scores |= zip(self.rest, scored, strict=True)
             counts.append(count)
-        return [Rollout(**vars(one), scored=scores[at]) for at, one in enumerate(self.samples)], counts
+        return [Rollout(**vars(sample), scored=scores[at]) for at, sample in enumerate(self.sampled)], counts
 
 
 class RoundScorer:
     """Scores the samples of one process; all processes begin alike."""
 
-    def __init__(self, recipe: RlRecipe, scorer: Scorer, preference: Preference | None, journal: VerdictLog) -> None:
+    def __init__(
+        self, recipe: RlRecipe, scorer: Scorer, preference: Preference | None, verdict_log: VerdictLog
+    ) -> None:
         self._recipe, self._scorer, self._preference = recipe, scorer, preference
-        self.journal = journal
+        self.verdict_log = verdict_log
 
-    def begin(self, samples: Sequence[Sampled], update: int, thread: Executor) -> PendingScores:
+    def begin(self, sampled: Sequence[Sampled], update: int, thread: Executor) -> PendingScores:
         """Start scoring whole groups; what an earlier process wrote down of a sample is not asked again.
 
         Preferences are worked out in any case: they come out the same, unless the scale was measured anew.
         """
-        keys = [key for _, group in groupby(samples, lambda one: one.group) for key in _keys(list(group), update)]
-        preferences = self._preferences(samples)
-        known = [self.journal.replay(key) for key in keys]
+        keys = [key for _, group in groupby(sampled, lambda one: one.group) for key in _keys(list(group), update)]
+        preferences = self._preferences(sampled)
+        logged = [self.verdict_log.replay(key) for key in keys]
         same = {
-            at: one
-            for at, (one, now) in enumerate(zip(known, preferences, strict=True))
-            if one is not None and one.preference == now
+            at: scored
+            for at, (scored, preference) in enumerate(zip(logged, preferences, strict=True))
+            if scored is not None and scored.preference == preference
         }
-        intact = self.journal.intact(keys[at] for at in same)
-        replayed = {at: one for at, one in same.items() if keys[at] in intact}
-        rest = [at for at in range(len(samples)) if at not in replayed]
+        # Where only a part of a call comes again, as after rows were mended, it is judged anew: its counts would lie.
+        intact = self.verdict_log.intact(keys[at] for at in same)
+        replayed = {at: scored for at, scored in same.items() if keys[at] in intact}
+        rest = [at for at in range(len(sampled)) if at not in replayed]
 
         def judge() -> tuple[list[Scored], Counts]:
-            items = [(samples[at].row, samples[at].response) for at in rest]
+            items = [(sampled[at].row, sampled[at].response) for at in rest]
             scored = list(self._scorer.score(items, [preferences[at] for at in rest]))
             counts = self._scorer.counts
-            self.journal.write(update, zip([keys[at] for at in rest], scored, strict=True), counts)
+            # On the disk before anything is learned from it: a resumed stage must find the verdicts that it had.
+            self.verdict_log.write(update, zip([keys[at] for at in rest], scored, strict=True), counts)
             return scored, counts
 
-        counts = list(self.journal.counts(keys[at] for at in replayed))
-        return PendingScores(samples, replayed, counts, rest, thread.submit(judge) if rest else None)
+        counts = list(self.verdict_log.counts(keys[at] for at in replayed))
+        return PendingScores(sampled, replayed, counts, rest, thread.submit(judge) if rest else None)
 
-    def _preferences(self, samples: Sequence[Sampled]) -> Sequence[float | None]:
+    def _preferences(self, sampled: Sequence[Sampled]) -> Sequence[float | None]:
         if self._preference is None:
-            return [None] * len(samples)
-        wanted = [self._wants_preference(one.row) for one in samples]
-        items = [(one.row, one.response) for one in samples]
+            return [None] * len(sampled)
+        wanted = [self._wants_preference(sample.row) for sample in sampled]
+        items = [(sample.row, sample.response) for sample in sampled]
         return self._preference.win_rates(items, self._recipe.rollout.generations, wanted)
 
     def _wants_preference(self, row: Row) -> bool:
@@ -90,4 +97,4 @@ class RoundScorer:
 
 
 def _keys(group: Sequence[Sampled], update: int) -> list[Key]:
-    return keys_of(update, group[0].group, group[0].row, [one.response.token_ids for one in group])
+    return keys_of(update, group[0].group, group[0].row, [sample.response.token_ids for sample in group])

@@ -52,24 +52,24 @@ def keys_of(update: int, place: int, row: Row, responses: Sequence[Sequence[int]
 
 
 def verdict_log_of(folder: StageFolder, rank: int) -> Path:
-    """Where the process of that rank keeps its journal."""
+    """Where the process of that rank keeps its log."""
     return folder.path / ("verdicts.jsonl" if rank == 0 else f"verdicts-{rank}.jsonl")
 
 
 def verdict_logs_beside(folder: StageFolder, rank: int, world: int) -> list[Path]:
-    """The journals of other ranks, where another number of processes than `world` left them.
+    """The logs of other ranks, where another number of processes than `world` left them.
 
     By as many as now every rank judged what it is to judge again, and all of that is in its own.
     """
     found = set(folder.path.glob("verdicts*.jsonl"))
-    if found == {verdict_log_of(folder, one) for one in range(world)}:
+    if found == {verdict_log_of(folder, other) for other in range(world)}:
         return []
     return sorted(found - {verdict_log_of(folder, rank)})
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A line of the journal."""
+    """A line of the log: one call of the scorer."""
 
     judges: str
     update: int
@@ -78,14 +78,14 @@ class _Call:
 
 
 class VerdictLog:
-    """The journal of one process of a stage.
+    """The verdicts that one process of a stage has on the disk.
 
     `judges` stands for what gives the verdicts, such as a hash of the verifiers' versions: entries of other judges are
     passed over, so that a verifier which was mended is asked again.
     """
 
     def __init__(self, path: Path, judges: str = "", others: Iterable[Path] = ()) -> None:
-        """Read what earlier processes left, in the journals `others` too, which stay as they are.
+        """Read what earlier processes left, in the logs `others` too, which stay as they are.
 
         A line that is no entry, as a kill leaves one, is as if never written.
         """
@@ -132,7 +132,7 @@ class VerdictLog:
         What could not be judged (no reward) is left out: judged again, it may have one. Raises OSError where the disk
         gives no more.
         """
-        scored = [_entry(key, one) for key, one in entries if one.reward is not None]
+        scored = [_entry(key, verdict) for key, verdict in entries if verdict.reward is not None]
         if not scored:
             return
         line = json.dumps({"judges": self._judges, "update": update, "counts": counts, "scored": scored})

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from qwq_rl.config.blocks import DataSource, ModelSource, RlUpdate, SupervisedUpdate
 from qwq_rl.config.stages import Stage
 from qwq_rl.data.order import mix
-from qwq_rl.data.sources import Row, load_rows
+from qwq_rl.data.row import Row
+from qwq_rl.data.sources import load_rows
 from qwq_rl.errors import UserError
 from qwq_rl.run_folder.files import RunFolder, StageFolder
 from qwq_rl.stages.callbacks import StopRequest

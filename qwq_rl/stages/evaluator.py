@@ -12,7 +12,8 @@ from accelerate.utils import gather_object
 
 from qwq_rl.config.blocks import Evaluate
 from qwq_rl.config.stages import RlRecipe, SftRecipe
-from qwq_rl.data.sources import Row, load_rows
+from qwq_rl.data.row import Row
+from qwq_rl.data.sources import load_rows
 from qwq_rl.evals.estimates import PromptRecord, evaluation_line
 from qwq_rl.evals.evaluate import evaluate_model, named_verifiers, require_verifiers
 from qwq_rl.stages.callbacks import Line

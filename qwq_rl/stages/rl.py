@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from qwq_rl.config.stages import RlRecipe, by_another
 from qwq_rl.data.order import mix
 from qwq_rl.data.prompt_source import PromptSource
 from qwq_rl.inference.engines import batching_sampler, check_vllm, own_sampler, vllm_sampler
-from qwq_rl.inference.fast_qwen.training_head import use_compact_head
+from qwq_rl.inference.fast_qwen.training_head import shares_prompts, use_compact_head
 from qwq_rl.inference.sampler import Sampler
 from qwq_rl.inference.vllm_http import ServedSampler
 from qwq_rl.rewards.reward_model import Preference
@@ -62,15 +63,17 @@ def build_rl(recipe: RlRecipe, context: StageContext, evaluator: Evaluator) -> P
         recipe.update.micro_tokens or (TOKENS_ON_GPU if torch.cuda.is_available() else TOKENS_ON_CPU),
         context.folder,
         context.clock,
+        shares_prompts,
+        by_another(recipe),
         adapter_of(recipe.model.lora, model, "CAUSAL_LM", recipe.seed),
     )
     process = (trainer.accelerator.process_index, trainer.accelerator.num_processes)
     source = PromptSource(sources, recipe.seed, recipe.rollout.sampling)
     beside = verdict_logs_beside(context.folder, *process)
-    journal = VerdictLog(verdict_log_of(context.folder, process[0]), _judges(recipe), beside)
-    judge = RoundScorer(recipe, scorer, preference, journal)
+    verdict_log = VerdictLog(verdict_log_of(context.folder, process[0]), _judges(recipe), beside)
+    round_scorer = RoundScorer(recipe, scorer, preference, verdict_log)
     sampler = _sampler(recipe, trainer, tokenizer, context)
-    collector = Collector(recipe, source, sampler, judge, tokenizer, process)
+    collector = Collector(recipe, source, sampler, round_scorer, tokenizer, process)
     trainer.collect_with(collector, _critic(recipe, context, trainer))
     trainer.add_callback(
         Recorder(
@@ -127,12 +130,20 @@ def _sampler(
 ) -> Sampler:
     """Our own decoder, unless the recipe asks for another."""
     if recipe.rollout.server is not None:
-        return ServedSampler(trainer, tokenizer, recipe.rollout.server, context.folder.path, recipe.rollout.max_tokens)
+        server = recipe.rollout.server
+        weights = _weights_folder(context.folder.path, server.weights)
+        return ServedSampler(trainer, tokenizer, server.urls, server.timeout_s, weights, recipe.rollout.max_tokens)
     if recipe.trl.get("use_vllm"):
         return vllm_sampler(trainer, tokenizer)
     if recipe.trl.get("use_transformers_continuous_batching"):
         return batching_sampler(trainer, tokenizer)
     return own_sampler(trainer, tokenizer)
+
+
+def _weights_folder(stage_folder: Path, shared: str | None) -> Path:
+    """Where policies are written for vLLM servers: in a folder that they see, else in that of the stage."""
+    own = stage_folder.resolve()
+    return Path(shared).resolve() / f"{own.parent.name}-{own.name}" if shared else own / "served"
 
 
 def objective_of(recipe: RlRecipe) -> Objective:

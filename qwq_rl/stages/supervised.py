@@ -12,7 +12,7 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from qwq_rl.config.stages import RewardModelRecipe, SftRecipe
 from qwq_rl.data.chat import render_answered, render_demonstration
-from qwq_rl.data.sources import Row
+from qwq_rl.data.row import Row
 from qwq_rl.errors import RowError
 from qwq_rl.inference.fast_qwen.training_head import use_compact_head
 from qwq_rl.stages.callbacks import Evaluator, Line, Recorder

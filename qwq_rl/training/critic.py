@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForTokenClassification
 from qwq_rl.algorithms.gae import moments, value_loss
 from qwq_rl.run_folder.files import read_json, write_json
 from qwq_rl.training.critic_engine import engine_for, gathered
-from qwq_rl.training.micro_batch import BLANK, Trace, by_micro_batch, collate, padded
+from qwq_rl.training.micro_batch import BLANK, TrainingSample, by_micro_batch, collate, padded
 from qwq_rl.training.micro_batch import plan as micro_batches
 
 COUNTERS = "critic.json"
@@ -94,16 +94,16 @@ class Critic:
         """Whether the round to be fitted next is one in which only the critic learns."""
         return self.rounds < self.plan.warmup
 
-    def values(self, traces: Sequence[Trace]) -> list[torch.Tensor]:
+    def values(self, samples: Sequence[TrainingSample]) -> list[torch.Tensor]:
         """V before each token but the first, (L - 1,) in float32 on the CPU: position t reads tokens 0 to t."""
         self._engine.train(False)
         return by_micro_batch(
-            lambda batch: self._forward(batch.ids), traces, self.plan.tokens, self._accelerator, False
+            lambda batch: self._forward(batch.ids), samples, self.plan.tokens, self._accelerator, False
         )
 
     def fit(
         self,
-        traces: Sequence[Trace],
+        samples: Sequence[TrainingSample],
         old_values: Sequence[torch.Tensor],
         returns: Sequence[torch.Tensor],
         seed: int,
@@ -111,14 +111,14 @@ class Critic:
     ) -> CriticFigures:
         """Fit the values of the masked tokens to their returns; `old_values` are those from before, each (L - 1,).
 
-        `traces` are this process's, `places` where they stand among those of all (None: behind those of the processes
+        `samples` are this process's, `places` where they stand among those of all (None: behind those of the processes
         before). A minibatch holds some of every process, and its loss is the mean over the tokens of all. The same rows
         at the same places give the same minibatches, over however many processes.
         """
         self._engine.train(True)
-        before = self._before(traces, old_values, returns)
-        work = self._work(traces, seed, places)
-        tokens = self._sum([sum(traces[row].tokens for rows in batch for row in rows) for batch in work])
+        before = self._before(samples, old_values, returns)
+        work = self._work(samples, seed, places)
+        tokens = self._sum([sum(samples[row].tokens for rows in batch for row in rows) for batch in work])
         counts = self._most([len(batch) for batch in work])
         lost = torch.zeros((), dtype=torch.float64, device=self._device)
         norms = []
@@ -126,7 +126,7 @@ class Critic:
             if total == 0:
                 continue
             for place, rows in enumerate(self._padded_out(batch, int(count))):
-                loss = self._loss(traces, old_values, returns, rows)
+                loss = self._loss(samples, old_values, returns, rows)
                 lost += loss.detach()
                 self._engine.backward(loss / total, last=place == count - 1)
             norms.append(self._engine.step())
@@ -160,35 +160,37 @@ class Critic:
 
     def _loss(
         self,
-        traces: Sequence[Trace],
+        samples: Sequence[TrainingSample],
         old_values: Sequence[torch.Tensor],
         returns: Sequence[torch.Tensor],
         rows: Sequence[int],
     ) -> torch.Tensor:
         """The loss of some rows, summed over their tokens; 0 with a gradient of 0 without any: others wait for it."""
-        batch = collate([traces[row] for row in rows] or [BLANK], self._device)
+        batch = collate([samples[row] for row in rows] or [BLANK], self._device)
         values = self._forward(batch.ids)
         if not rows:
             return values.sum() * 0.0
         old, wanted = (padded([part[row] for row in rows], self._device) for part in (old_values, returns))
         return value_loss(values, old, wanted, batch.mask, self.plan.clip).sum()
 
-    def _work(self, traces: Sequence[Trace], seed: int, places: Sequence[int] | None) -> list[list[list[int]]]:
+    def _work(
+        self, samples: Sequence[TrainingSample], seed: int, places: Sequence[int] | None
+    ) -> list[list[list[int]]]:
         """The micro-batches that this process runs in each update."""
-        sizes = self._accelerator.gather(torch.tensor([len(traces)], device=self._device))
+        sizes = self._accelerator.gather(torch.tensor([len(samples)], device=self._device))
         start = int(sizes[: self._accelerator.process_index].sum())
-        own = {place: at for at, place in enumerate(range(start, start + len(traces)) if places is None else places)}
+        own = {place: at for at, place in enumerate(range(start, start + len(samples)) if places is None else places)}
         generator = torch.Generator().manual_seed(seed)
         work = []
         for _ in range(self.plan.epochs):
             for part in split(int(sizes.sum()), self.plan.minibatches, generator):
                 mine = [own[place] for place in part if place in own]
-                work.append(self._micro_batches(traces, [row for row in mine if traces[row].tokens]))
+                work.append(self._micro_batches(samples, [row for row in mine if samples[row].tokens]))
         return work
 
-    def _micro_batches(self, traces: Sequence[Trace], rows: Sequence[int]) -> list[list[int]]:
+    def _micro_batches(self, samples: Sequence[TrainingSample], rows: Sequence[int]) -> list[list[int]]:
         """`rows` in micro-batches of like length; none without rows."""
-        extents = [traces[row].extent for row in rows]
+        extents = [samples[row].extent for row in rows]
         found = micro_batches(extents, [True] * len(rows), self.plan.tokens) if rows else []
         return [[rows[place] for place in places] for places in found]
 
@@ -199,10 +201,10 @@ class Critic:
         yield from [()] * (count - len(batches))
 
     def _before(
-        self, traces: Sequence[Trace], old_values: Sequence[torch.Tensor], returns: Sequence[torch.Tensor]
+        self, samples: Sequence[TrainingSample], old_values: Sequence[torch.Tensor], returns: Sequence[torch.Tensor]
     ) -> dict[str, float]:
         """Means, and the explained variance, over the tokens of all processes."""
-        mask = _joined([trace.mask for trace in traces]).bool()
+        mask = _joined([sample.mask for sample in samples]).bool()
         old, wanted = _joined(old_values), _joined(returns)
         parts = torch.cat([moments(part, mask) for part in (old, wanted, wanted - old)])
         count, value, _, _, target, spread, _, missed, error = self._sum(parts.tolist()).tolist()

@@ -1,24 +1,27 @@
-"""What an update needs of a completion: its tokens, which are trained on, and what the sampler thought of them."""
+"""Completions as an update needs them, in micro-batches of as many as fit, and their log-probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
 
-from qwq_rl.inference.fast_qwen.training_head import shares_prompts
-from qwq_rl.inference.fast_qwen.training_states import Prompts
-from qwq_rl.rollouts.rollout import Sampled
+if TYPE_CHECKING:
+    from qwq_rl.inference.fast_qwen.training_states import Prompts
+    from qwq_rl.rollouts.rollout import Sampled
 
 
 @dataclass(frozen=True)
-class Trace:
-    """One completion after its prompt, L tokens in all. Position t of the last two tensors is about token t + 1."""
+class TrainingSample:
+    """One completion after its prompt, L tokens in all, and what an update is to make of it.
+
+    Position t of a tensor (L - 1,) is about token t + 1.
+    """
 
     ids: torch.Tensor
     """(L,) int64."""
@@ -28,6 +31,12 @@ class Trace:
     """(L - 1,) float32: log-probability of token t + 1 under the sampler; NaN where it gave none, 0 in the prompt."""
     domain: int
     """Index among the recipe's domains, in the order of their names."""
+    advantage: torch.Tensor = field(default_factory=lambda: torch.zeros(1))
+    """(1,), or (L - 1,) where a critic gave each token its own; 0 until it is known."""
+    reference: torch.Tensor | None = None
+    """(L - 1,) log-probabilities under the reference; None without a KL term."""
+    old: torch.Tensor | None = None
+    """(L - 1,) log-probabilities before the round's first update; None in that update itself."""
 
     @cached_property
     def tokens(self) -> int:
@@ -46,14 +55,19 @@ class Trace:
         key = blake2b(self.ids[: self.prompt].numpy().tobytes(), digest_size=8)
         return Extent(self.prompt, len(self.ids) - self.prompt, int.from_bytes(key.digest()))
 
+    @property
+    def teaches(self) -> bool:
+        """Whether the policy loss has a gradient here."""
+        return bool(self.mask.any()) and bool((self.advantage != 0).any())
 
-BLANK = Trace(torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.bool), torch.zeros(1), 0)
+
+BLANK = TrainingSample(torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.bool), torch.zeros(1), 0)
 """Two made-up tokens of which none is trained on: for a process that has nothing while others have, and must wait."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some traces side by side, padded on the right: a causal model then needs no attention mask."""
+    """Samples side by side, B of them and the longest of L tokens. Padded on the right: no attention mask is needed."""
 
     ids: torch.Tensor
     """(B, L) int64."""
@@ -65,43 +79,46 @@ class MicroBatch:
     """Set where the model is to read each prompt once."""
 
 
-def trace_of(rollout: Sampled, domain: int, counts: bool) -> Trace:
-    """The trace of a rollout; nothing of it is trained on unless it `counts`."""
+def training_sample(rollout: Sampled, domain: int, counts: bool) -> TrainingSample:
+    """The tokens of a rollout, in order; nothing of it is trained on unless it `counts`."""
     ids: list[int] = []
-    trained: list[bool] = []
-    sampled: list[float] = []
+    mask: list[bool] = []
+    logprobs: list[float] = []
     for segment in rollout.segments:
         ids += segment.token_ids
-        trained += [counts and segment.role == "model"] * len(segment.token_ids)
-        sampled += segment.logprobs
+        mask += [counts and segment.role == "model"] * len(segment.token_ids)
+        logprobs += segment.logprobs
     before = len(rollout.prompt_ids) - 1
-    return Trace(
+    return TrainingSample(
         torch.tensor([*rollout.prompt_ids, *ids]),
-        torch.tensor([False] * before + trained),
-        torch.tensor([0.0] * before + sampled, dtype=torch.float32),
+        torch.tensor([False] * before + mask),
+        torch.tensor([0.0] * before + logprobs, dtype=torch.float32),
         domain,
     )
 
 
-def collate(traces: Sequence[Trace], device: torch.device, share: bool = False) -> MicroBatch:
-    """The traces as one batch on `device`; with `share`, for a model that reads each prompt once."""
+def collate(samples: Sequence[TrainingSample], device: torch.device, share: bool = False) -> MicroBatch:
+    """The samples as one batch on `device`; with `share`, for a model that reads each prompt once."""
     return MicroBatch(
-        padded([trace.ids for trace in traces], device),
-        padded([trace.mask for trace in traces], device),
-        padded([trace.sampled for trace in traces], device),
-        _prompts(traces, device) if share else None,
+        padded([sample.ids for sample in samples], device),
+        padded([sample.mask for sample in samples], device),
+        padded([sample.sampled for sample in samples], device),
+        _prompts(samples, device) if share else None,
     )
 
 
-def _prompts(traces: Sequence[Trace], device: torch.device) -> Prompts:
-    rows: dict[Extent, int] = {}
-    keys = [replace(trace.extent, own=0) for trace in traces]
+def _prompts(samples: Sequence[TrainingSample], device: torch.device) -> Prompts:
+    """Which sample begins with which prompt; samples with the same prompt share its first occurrence."""
+    from qwq_rl.inference.fast_qwen.training_states import Prompts
+
+    first_row: dict[Extent, int] = {}
+    keys = [replace(sample.extent, own=0) for sample in samples]
     for row, key in enumerate(keys):
-        rows.setdefault(key, row)
-    places = {key: place for place, key in enumerate(rows)}
+        first_row.setdefault(key, row)
+    places = {key: place for place, key in enumerate(first_row)}
     return Prompts(
-        torch.tensor(list(rows.values()), device=device),
-        torch.tensor([key.prompt for key in rows], device=device),
+        torch.tensor(list(first_row.values()), device=device),
+        torch.tensor([key.prompt for key in first_row], device=device),
         torch.tensor([places[key] for key in keys], device=device),
     )
 
@@ -116,7 +133,8 @@ def padded(rows: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
 def token_logprobs(model: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probabilities and, where the head works them out, entropies of the trained tokens; (B, L - 1), 0 elsewhere.
 
-    `model` is wrapped as it trains and has TRL's fused head or ours (`compact_head`), which divides by the temperature.
+    `model` is wrapped as it trains. Its head, TRL's fused one or that of `fast_qwen.training_head`, divides the logits
+    by the temperature.
     """
     labels = torch.full_like(batch.ids, -100)
     labels[:, 1:] = torch.where(batch.mask, batch.ids[:, 1:], -100)
@@ -125,32 +143,42 @@ def token_logprobs(model: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.T
     return output.log_probs, output.entropy
 
 
-def logprobs_of(model: Any, traces: Sequence[Trace], tokens: int, accelerator: Any) -> list[torch.Tensor]:
-    """Log-probabilities (L_i - 1,) on the CPU of each trace's trained tokens, `tokens` padded tokens at a time."""
+def logprobs_of(
+    model: Any, samples: Sequence[TrainingSample], tokens: int, accelerator: Any, share: bool
+) -> list[torch.Tensor]:
+    """Log-probabilities (L_i - 1,) on the CPU of each sample's trained tokens, `tokens` padded tokens at a time.
 
-    def work(batch: MicroBatch) -> torch.Tensor:
+    `share`: whether the model reads the prompts that a batch names only once each.
+    """
+
+    def logprobs(batch: MicroBatch) -> torch.Tensor:
         with accelerator.autocast():
             return token_logprobs(model, batch)[0]
 
-    return by_micro_batch(work, traces, tokens, accelerator, shares_prompts(accelerator.unwrap_model(model)))
+    return by_micro_batch(logprobs, samples, tokens, accelerator, share)
 
 
 @torch.no_grad()
 def by_micro_batch(
-    work: Callable[[MicroBatch], torch.Tensor], traces: Sequence[Trace], tokens: int, accelerator: Any, share: bool
+    compute: Callable[[MicroBatch], torch.Tensor],
+    samples: Sequence[TrainingSample],
+    tokens: int,
+    accelerator: Any,
+    share: bool,
 ) -> list[torch.Tensor]:
-    """What `work` makes of each trace's tokens, from (B, L - 1) a micro-batch to (L_i - 1,) float32 on the CPU.
+    """What `compute` makes of each sample's tokens, from (B, L - 1) a micro-batch to (L_i - 1,) float32 on the CPU.
 
-    All processes take part, those without traces too, and call `work` as often as the one that needs most.
+    All processes take part, those without samples too, and call `compute` as often as the one that needs most.
     """
-    plans = plan([trace.extent for trace in traces], [True] * len(traces), tokens, share) if traces else []
-    found: list[torch.Tensor] = [torch.empty(0)] * len(traces)
+    plans = plan([sample.extent for sample in samples], [True] * len(samples), tokens, share) if samples else []
+    results: list[torch.Tensor] = [torch.empty(0)] * len(samples)
     for number in range(max(gather_object([len(plans)]))):
         places = plans[number] if number < len(plans) else []
-        rows = work(collate([traces[place] for place in places] or [BLANK], accelerator.device, share)).float().cpu()
-        for place, row in zip(places, rows, strict=False):  # without places, the row is of no trace
-            found[place] = row[: len(traces[place].mask)].clone()
-    return found
+        batch = collate([samples[place] for place in places] or [BLANK], accelerator.device, share)
+        rows = compute(batch).float().cpu()
+        for place, row in zip(places, rows, strict=False):  # without places, the row is of no sample
+            results[place] = row[: len(samples[place].mask)].clone()
+    return results
 
 
 @dataclass(frozen=True)
@@ -186,12 +214,12 @@ def plan(extents: Sequence[Extent], live: Sequence[bool], tokens: int, share: bo
 
 def _by_length(rows: Sequence[int], extents: Sequence[Extent], tokens: int) -> list[list[int]]:
     left = sorted(rows, key=lambda row: -extents[row].tokens)
-    found = []
+    batches = []
     while left:
         size = max(1, tokens // max(1, extents[left[0]].tokens))
-        found.append(left[:size])
+        batches.append(left[:size])
         left = left[size:]
-    return found
+    return batches
 
 
 def _by_prompt(rows: Sequence[int], extents: Sequence[Extent], tokens: int) -> list[list[int]]:
@@ -200,14 +228,14 @@ def _by_prompt(rows: Sequence[int], extents: Sequence[Extent], tokens: int) -> l
     for row in rows:
         longest[extents[row].key] = max(extents[row].own, longest.get(extents[row].key, 0))
     left = sorted(rows, key=lambda row: (-longest[extents[row].key], extents[row].key, -extents[row].own))
-    found: list[list[int]] = []
+    batches: list[list[int]] = []
     used, keys = 0, set[int]()
     for row in left:
-        one = extents[row]
-        used += one.own + (0 if one.key in keys else one.prompt)
-        if not found or used > tokens:
-            found.append([])
-            used, keys = one.tokens, set()
-        found[-1].append(row)
-        keys.add(one.key)
-    return found
+        extent = extents[row]
+        used += extent.own + (0 if extent.key in keys else extent.prompt)
+        if not batches or used > tokens:
+            batches.append([])
+            used, keys = extent.tokens, set()
+        batches[-1].append(row)
+        keys.add(extent.key)
+    return batches

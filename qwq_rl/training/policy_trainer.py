@@ -3,18 +3,19 @@
 From TRL and transformers come the model and its reference, PEFT, DeepSpeed, vLLM, optimiser, schedule and the loop over
 updates. Each step of that loop is ours:
 
-    collect a round -> traces -> advantages -> one update or several -> record
+    collect a round -> training samples -> advantages -> one update or several -> record
 
-What a round is lies in `rounds`, what an update is in `update`, the mathematics in `qwq_rl.algorithms`.
+`rollouts.collect` says what a round is, `training.update` what an update is, `algorithms` has the mathematics.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import DistributedType, gather_object
@@ -25,19 +26,22 @@ from transformers.trainer import Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import use_adapter
 
-from qwq_rl.config.stages import RlRecipe, by_another
 from qwq_rl.errors import UserError
-from qwq_rl.rollouts.collect import Collector, Round
-from qwq_rl.rollouts.rollout import Line, Rollout, Sampled, rollout_line
+from qwq_rl.rollouts.rollout import Rollout, Sampled, rollout_line
 from qwq_rl.run_folder.checkpoints import update_of, whole
-from qwq_rl.run_folder.files import StageFolder
-from qwq_rl.training.clock import Clock
-from qwq_rl.training.critic import Critic
-from qwq_rl.training.micro_batch import Trace, logprobs_of, trace_of
-from qwq_rl.training.record_round import write_down
+from qwq_rl.training.micro_batch import TrainingSample, logprobs_of, training_sample
+from qwq_rl.training.record_round import record_round
 from qwq_rl.training.round_batch import RoundBatch, critic_advantages, from_state, group_advantages
 from qwq_rl.training.safeguards import Event, LimitReached, Safeguards
-from qwq_rl.training.update import Budget, Lesson, MetricSums, Objective, run_update
+from qwq_rl.training.update import Budget, Objective, run_update
+
+if TYPE_CHECKING:
+    from qwq_rl.config.stages import RlRecipe
+    from qwq_rl.rollouts.collect import Collector, Round
+    from qwq_rl.rollouts.rollout import Line
+    from qwq_rl.run_folder.files import StageFolder
+    from qwq_rl.training.clock import Clock
+    from qwq_rl.training.critic import Critic
 
 
 class PolicyTrainer(GRPOTrainer):
@@ -53,19 +57,28 @@ class PolicyTrainer(GRPOTrainer):
         tokens: int,
         folder: StageFolder,
         clock: Clock,
+        shares_prompts: Callable[[Any], bool],
+        sampled_elsewhere: bool,
         peft_config: Any = None,
     ) -> None:
-        """`tokens`: padded tokens of a micro-batch. Call `collect_with` before training."""
-        self.recipe, self.grpo = recipe, config
+        """`tokens`: padded tokens of a micro-batch. Call `collect_with` before training.
+
+        `shares_prompts` says of an unwrapped model whether it reads the prompts that a batch names only once each;
+        `sampled_elsewhere`, that another engine than our own decoder samples, whose log-probabilities are not quite
+        the trainer's.
+        """
+        self.recipe = recipe
         self.objective: Objective = objective
         self._domains = sorted(recipe.domains)
         self.folder, self.clock, self.micro_tokens = folder, clock, tokens
+        self._shares_prompts, self._sampled_elsewhere = shares_prompts, sampled_elsewhere
         self.collector: Collector
         self.critic: Critic | None = None
-        self.rails = Safeguards(recipe.limits)
+        self.safeguards = Safeguards(recipe.limits)
         self.events: list[Event] = []
-        self.prepared: RoundBatch | None = None
-        self.figures: dict[str, float] = {}
+        self.round_batch: RoundBatch | None = None
+        self.update_sums: dict[str, float] = {}
+        """Sums over the tokens of the last update: `loss`, `tokens`, `kl`, `clipped`, `gap`; and `gap_max`."""
         self._references: dict[tuple[int, int], torch.Tensor] = {}
         """(group, sample) -> log-probabilities (L - 1,) under the reference, of the round that is being collected."""
         self.seconds: dict[str, float] = {}
@@ -92,78 +105,84 @@ class PolicyTrainer(GRPOTrainer):
         """Collect a round where one is due, then one update; returns its loss."""
         model.train()
         update, parts = self.state.global_step + 1, self.recipe.update.updates_per_rollout
-        if self.prepared is None or update - self.prepared.first >= self.recipe.update.of_a_round:
+        # A round serves several updates where the recipe says so; each of its samples is then old by some updates.
+        if self.round_batch is None or update - self.round_batch.first >= self.recipe.update.of_a_round:
+            # Of the last round; it must not be mixed with what is sampled now.
             self._references = {}
-            self.prepared = self._prepare(self.collector.collect(update, self._refer), update)
-        lessons = self.prepared.part(update, parts, self.recipe.seed)
-        tally = MetricSums()
-        loss = run_update(model, self.accelerator, lessons, self.objective, self._budget(), tally)
-        tally.add("loss", loss / self.accelerator.num_processes)
-        self.figures = tally.reduced(self.accelerator)
+            # The reference is asked while verifiers run: they mostly wait for other processes.
+            collected = self.collector.collect(update, self._ask_reference)
+            self.round_batch = self._round_batch(collected, update)
+        samples = self.round_batch.part(update, parts, self.recipe.seed)
+        # Leaves the gradients in the model. The optimiser's step is transformers', after `_clip_grad_norm`.
+        share = self._shares_prompts(self.accelerator.unwrap_model(model))
+        loss, sums = run_update(model, self.accelerator, samples, self.objective, self._budget(), share)
+        # Processes exchange their sums here, once: the safeguards below must see the same figures in all of them.
+        self.update_sums = sums.reduced(self.accelerator)
         return loss
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """As transformers', and the last moment at which a harmful update can be left out."""
         norm = super()._clip_grad_norm(model)
         update = self.state.global_step + 1
-        if self.rails.before_step(update, float(norm), self.figures["loss"]) == "skip":
+        if self.safeguards.before_step(update, float(norm), self.update_sums["loss"]) == "skip":
             if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
                 raise LimitReached(
                     f"update {update}: the gradient's norm is {float(norm):.4g}, and DeepSpeed has applied it already. "
                     "The last checkpoint is from before: lower update.lr or update.gradient_clip, and start again"
                 )
             model.zero_grad(set_to_none=True)  # the optimiser passes over what has no gradient
-        self.events += self.rails.after_update({"update": update, **self._per_token()})
+        self.events += self.safeguards.after_update({"update": update, **self._means_per_token()})
         return norm
 
     def _budget(self) -> Budget:
         weights = [self.recipe.domains[name].weight for name in self._domains]
+        # Dr. GRPO divides by the longest response that is allowed, whatever the length of those that came.
         constant = float(self.recipe.rollout.max_tokens) if self.objective.algorithm.weights == "constant" else None
         return Budget(self.micro_tokens, torch.tensor(weights), constant)
 
-    def _prepare(self, collected: Round, update: int) -> RoundBatch:
+    def _round_batch(self, collected: Round, update: int) -> RoundBatch:
+        """The rollouts of this process with all that their updates need; recorded before anything is learned."""
         self.seconds |= collected.seconds
-        traces = [self._trace(one) for one in collected.rollouts]
-        found, figures = self._advantages(collected, traces, update)
-        reference = [self._references.get((one.group, one.sample)) for one in collected.rollouts]
-        before: Sequence[torch.Tensor] = ()
-        if self.recipe.update.of_a_round > 1:
-            before = self._before(traces)
-        lessons = [
-            Lesson(trace, advantage, reference=of)
-            for trace, advantage, of in zip(traces, found, reference, strict=True)
+        samples = [self._training_sample(rollout) for rollout in collected.rollouts]
+        advantages, critic_figures = self._advantages(collected, samples, update)
+        # Only a round of several updates needs to know what the policy was before the first of them.
+        old = self._old_logprobs(samples) if self.recipe.update.of_a_round > 1 else ()
+        samples = [
+            replace(sample, advantage=advantage, reference=self._references.get((rollout.group, rollout.sample)))
+            for sample, advantage, rollout in zip(samples, advantages, collected.rollouts, strict=True)
         ]
-        summary = self._write_down(collected, lessons, update)
-        summary |= {"critic": figures} if figures else {}
-        return RoundBatch(update, lessons, collected.places(), collected.total, before, summary)
+        summary = self._record(collected, samples, update)
+        summary |= {"critic": critic_figures} if critic_figures else {}
+        return RoundBatch(update, samples, collected.places(), collected.total, old, summary)
 
-    def _trace(self, rollout: Rollout) -> Trace:
+    def _training_sample(self, rollout: Rollout) -> TrainingSample:
         """What cannot be judged is not trained on, nor what was cut off where the recipe says so."""
         cut_off = self.recipe.rollout.overlong == "mask" and rollout.response.finish == "length"
         counts = rollout.scored.reward is not None and not cut_off
-        return trace_of(rollout, self._domains.index(str(rollout.row["domain"])), counts)
+        return training_sample(rollout, self._domains.index(str(rollout.row["domain"])), counts)
 
     def _advantages(
-        self, collected: Round, traces: Sequence[Trace], update: int
+        self, collected: Round, samples: Sequence[TrainingSample], update: int
     ) -> tuple[list[torch.Tensor], dict[str, float | None]]:
+        """The advantage of each rollout of this process, and the critic's figures where there is one."""
         if self.critic is None or self.recipe.critic is None:
             return group_advantages(collected, self.recipe.algorithm, self._domains), {}
         started = time.monotonic()
-        found = critic_advantages(
-            collected, traces, self.critic, self.recipe.critic, self.recipe.seed * 1_000_003 + update
-        )
+        seed = self.recipe.seed * 1_000_003 + update
+        found = critic_advantages(collected, samples, self.critic, self.recipe.critic, seed)
         self.seconds["critic"] = time.monotonic() - started
         return found
 
-    def _refer(self, samples: Sequence[Sampled]) -> None:
+    def _ask_reference(self, sampled: Sequence[Sampled]) -> None:
         """Ask the reference for its log-probabilities, while the samples are scored."""
         if not self.objective.kl:
             return
         started = time.monotonic()
-        traces = [trace_of(one, 0, True) for one in samples]
+        samples = [training_sample(rollout, 0, True) for rollout in sampled]
         with self._reference() as model:
-            found = logprobs_of(model, traces, self.micro_tokens, self.accelerator)
-        self._references |= {(one.group, one.sample): of for one, of in zip(samples, found, strict=True)}
+            logprobs = self._logprobs(model, samples)
+        keys = [(rollout.group, rollout.sample) for rollout in sampled]
+        self._references |= dict(zip(keys, logprobs, strict=True))
         self.seconds["reference"] = self.seconds.get("reference", 0.0) + time.monotonic() - started
 
     def _reference(self) -> AbstractContextManager[Any]:
@@ -172,22 +191,27 @@ class PolicyTrainer(GRPOTrainer):
             return nullcontext(self.ref_model)
         return _without_adapter(self.accelerator.unwrap_model(self.model), self.model)
 
-    def _before(self, traces: Sequence[Trace]) -> list[torch.Tensor]:
+    def _old_logprobs(self, samples: Sequence[TrainingSample]) -> list[torch.Tensor]:
         """Log-probabilities under the policy that sampled: its own, where our decoder gave them."""
-        unknown = any(bool(trace.sampled.isnan().any()) for trace in traces)
-        if not any(gather_object([unknown])) and not by_another(self.recipe):
-            return [trace.sampled for trace in traces]
-        return logprobs_of(self.model, traces, self.micro_tokens, self.accelerator)
+        unknown = any(bool(sample.sampled.isnan().any()) for sample in samples)
+        if not any(gather_object([unknown])) and not self._sampled_elsewhere:
+            return [sample.sampled for sample in samples]
+        return self._logprobs(self.model, samples)
 
-    def _write_down(self, collected: Round, lessons: Sequence[Lesson], update: int) -> Line:
+    def _logprobs(self, model: Any, samples: Sequence[TrainingSample]) -> list[torch.Tensor]:
+        share = self._shares_prompts(self.accelerator.unwrap_model(model))
+        return logprobs_of(model, samples, self.micro_tokens, self.accelerator, share)
+
+    def _record(self, collected: Round, samples: Sequence[TrainingSample], update: int) -> Line:
         """Record the rollouts of all processes; returns what the metrics say of them."""
         lines = [
-            rollout_line(rollout, float(lesson.advantage.mean()))
-            for rollout, lesson in zip(collected.rollouts, lessons, strict=True)
+            rollout_line(rollout, float(sample.advantage.mean()))
+            for rollout, sample in zip(collected.rollouts, samples, strict=True)
         ]
-        rows = {str(row["id"]): row for _, row, _ in collected.outcomes}
-        place = self.folder.rollouts(update)
-        summary, events = write_down(place, lines, collected.counts, collected.sampled, self.rails, rows)
+        rows = {str(outcome.row["id"]): outcome.row for outcome in collected.outcomes}
+        path = self.folder.rollouts(update)
+        # Also asks the safeguards, which may stop the stage here: on a round that teaches nothing or teaches wrongly.
+        summary, events = record_round(path, lines, collected.counts, collected.sampled, self.safeguards, rows)
         self.events += events
         for domain, figures in summary["domains"].items():
             for name in ("reward", "score", "tokens", "truncated", "faults"):
@@ -205,18 +229,20 @@ class PolicyTrainer(GRPOTrainer):
         self.accelerator.wait_for_everyone()
         oldest = next(iter(whole(self.folder)), None)
         if oldest is not None:
-            self.collector.judge.journal.trim(update_of(oldest) + 1)
+            # No checkpoint is left from which the verdicts of earlier updates could be asked for again.
+            self.collector.scorer.verdict_log.trim(update_of(oldest) + 1)
 
     def _state(self) -> dict[str, Any]:
+        within = self.round_batch is not None and self._is_within_a_round()
         return {
             "world": self.accelerator.num_processes,
-            "prepared": self.prepared.state() if self.prepared is not None and self._is_within_a_round() else None,
+            "round_batch": self.round_batch.state() if self.round_batch is not None and within else None,
             "source": self.collector.source.state_dict(),
-            "rails": self.rails.state_dict(),
+            "safeguards": self.safeguards.state_dict(),
         }
 
     def _is_within_a_round(self) -> bool:
-        done = self.state.global_step - (self.prepared.first - 1 if self.prepared else 0)
+        done = self.state.global_step - (self.round_batch.first - 1 if self.round_batch else 0)
         return 0 < done < self.recipe.update.of_a_round
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -227,15 +253,15 @@ class PolicyTrainer(GRPOTrainer):
         if not place.exists():
             place = place.with_name("rounds-0.pt")
         state = torch.load(place, map_location="cpu", weights_only=True)
-        if state["world"] != self.accelerator.num_processes and state["prepared"] is not None:
+        if state["world"] != self.accelerator.num_processes and state["round_batch"] is not None:
             raise UserError(
                 f"{checkpoint} was saved by {state['world']} processes in the middle of a round, and "
                 f"{self.accelerator.num_processes} cannot go on with it: start as many as then, or save between rounds "
                 "(checkpoint.every a multiple of update.updates_per_rollout * update.epochs)"
             )
-        self.prepared = from_state(state["prepared"]) if state["prepared"] is not None else None
+        self.round_batch = from_state(state["round_batch"]) if state["round_batch"] is not None else None
         self.collector.source.load_state_dict(state["source"])
-        self.rails.load_state_dict(state["rails"])
+        self.safeguards.load_state_dict(state["safeguards"])
         if self.critic is not None:
             self.critic.load(Path(checkpoint) / "critic")
 
@@ -244,20 +270,21 @@ class PolicyTrainer(GRPOTrainer):
         now = self.clock.wall_seconds()
         seconds = {**self.seconds, "update": max(0.0, now - self._step_started - sum(self.seconds.values()))}
         self._step_started, self.seconds = now, {}
-        line = dict(self.prepared.summary) if self.prepared else {}  # several updates may share a round
-        line |= self._per_token()
-        if self.rails.skipped:
-            line["skipped"] = self.rails.skipped
+        line = dict(self.round_batch.summary) if self.round_batch else {}  # several updates may share a round
+        line |= self._means_per_token()
+        if self.safeguards.skipped:
+            line["skipped"] = self.safeguards.skipped
         if self.events:
             line["events"] = [event.line() for event in self.events]
             self.events = []
         return line | {"seconds": {name: round(value, 4) for name, value in seconds.items()}}
 
-    def _per_token(self) -> Line:
-        tokens = max(1.0, self.figures.get("tokens", 0.0))
-        line: Line = {name: self.figures.get(name, 0.0) / tokens for name in ("kl", "clipped")}
-        if "gap" in self.figures:
-            line["gap"] = {"mean": self.figures["gap"] / tokens, "max": self.figures["gap_max"]}
+    def _means_per_token(self) -> Line:
+        sums = self.update_sums
+        tokens = max(1.0, sums.get("tokens", 0.0))
+        line: Line = {name: sums.get(name, 0.0) / tokens for name in ("kl", "clipped")}
+        if "gap" in sums:
+            line["gap"] = {"mean": sums["gap"] / tokens, "max": sums["gap_max"]}
         return line
 
 

@@ -1,4 +1,4 @@
-"""Safety rails: what a round or an update must not look like, and what happens if it does.
+"""Safeguards: what a round or an update must not look like, and what happens if it does.
 
 Every rule is a function of figures that all processes hold alike, so that all of them stop, or skip, together. What the
 rules remember (`Safeguards.state_dict`) belongs into a checkpoint.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from qwq_rl.config.blocks import LimitsBlock
-from qwq_rl.data.row import Row
 from qwq_rl.errors import GateFailed
 from qwq_rl.training.zero_reward_diagnosis import explain_zero_rewards
+
+if TYPE_CHECKING:
+    from qwq_rl.config.blocks import LimitsBlock
+    from qwq_rl.data.row import Row
 
 Line = Mapping[str, Any]
 """A line of `rollouts/update-NNNNNN.jsonl`, or of `metrics.jsonl`."""
@@ -48,7 +50,7 @@ class Event:
 
 
 class Safeguards:
-    """The rails of one stage."""
+    """The safeguards of one stage."""
 
     def __init__(self, limits: LimitsBlock) -> None:
         """`limits`: the recipe's."""

@@ -10,7 +10,8 @@ import pytest
 from qwq_rl.audit.audit import audit, passes
 from qwq_rl.audit.probes import as_solution
 from qwq_rl.data.mappers import gsm8k, humaneval, resolve_mapper
-from qwq_rl.data.sources import checks_of, load_rows
+from qwq_rl.data.row import checks_of
+from qwq_rl.data.sources import load_rows
 from qwq_rl.errors import RowError
 from qwq_rl.rewards.scorer import grader
 

@@ -10,7 +10,8 @@ import pytest
 
 from qwq_rl.audit.audit import audit
 from qwq_rl.data.mappers import resolve_mapper
-from qwq_rl.data.sources import checks_of, load_rows
+from qwq_rl.data.row import checks_of
+from qwq_rl.data.sources import load_rows
 from qwq_rl.rewards.scorer import grader
 
 ROWS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwq_rl.data.order import mix
-from qwq_rl.data.sources import Check, Row, checks_of, grading_checks_of, load_rows, prompt_messages
+from qwq_rl.data.row import Check, Row, checks_of, grading_checks_of, prompt_messages
+from qwq_rl.data.sources import load_rows
 from qwq_rl.errors import RowError
 
 GOOD: Row = {"id": "a", "domain": "math", "prompt": "1 + 1 = ?", "verifier": "math", "reference": "2"}

@@ -11,7 +11,7 @@ import torch
 from conforms import conforms
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from qwq_rl.data.sources import Row
+from qwq_rl.data.row import Row
 from qwq_rl.data.tiny.model import build_model, build_tokenizer
 from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.evals.estimates import PromptRecord, agreement, compare, evaluation_line

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from qwq_rl.inference import Completion, generate
+from qwq_rl.inference.local import generate
+from qwq_rl.inference.sampler import Completion
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [3, 3], [20, 21, 22, 23]]
 NO_END = 39

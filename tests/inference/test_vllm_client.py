@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 from vllm_stand_in import StandIn
 
 from qwq_rl.data.tiny.model import build_model, build_tokenizer
-from qwq_rl.inference import Completion, generate
 from qwq_rl.inference import vllm_client as vllm_server
+from qwq_rl.inference.local import generate
+from qwq_rl.inference.sampler import Completion
 from qwq_rl.inference.vllm_client import CompletionRequest, ServerLost, ServerUnfit, VllmServer
 from qwq_rl.inference.vllm_http import answers
 

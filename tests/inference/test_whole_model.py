@@ -11,8 +11,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from qwq_rl.data.tiny.model import build_model, build_tokenizer
-from qwq_rl.inference import Completion, generate
 from qwq_rl.inference.engines import unsharded
+from qwq_rl.inference.local import generate
+from qwq_rl.inference.sampler import Completion
 
 PROMPTS = [[5, 6, 7], [9, 8]]
 

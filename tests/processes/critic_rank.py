@@ -1,6 +1,6 @@
 """One process of a critic's fit: critic_rank.py POLICY OUT STAGE; RANK, WORLD_SIZE and MASTER_* as torchrun sets.
 
-STAGE is DeepSpeed's ZeRO stage, or "none" for copies. Fits two rounds, the first process holding most of the traces;
+STAGE is DeepSpeed's ZeRO stage, or "none" for copies. Fits two rounds, the first process holding most of the samples;
 saves between them; then a second critic takes up the save and fits the second round too. Writes OUT/rank-R.json.
 """
 
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
-from critic_cases import PLAN, returns_of, traces
+from critic_cases import PLAN, returns_of, samples
 from transformers.integrations import HfDeepSpeedConfig
 
 from qwq_rl.training.critic import Critic, build_critic_model
@@ -38,7 +38,7 @@ def main() -> None:
     rank, world = accelerator.process_index, accelerator.num_processes
     plan = dataclasses.replace(PLAN, tokens=60, clip=0.3)
     first, second = (Critic(build_critic_model(policy), plan, accelerator) for _ in range(2))
-    rounds = [traces(TRACES, seed)[MINE[world][rank]] for seed in (0, 1)]
+    rounds = [samples(TRACES, seed)[MINE[world][rank]] for seed in (0, 1)]
     figures = [dataclasses.asdict(fit(first, rounds[0], 0))]
     first.save(out / "critic")
     figures.append(dataclasses.asdict(fit(first, rounds[1], 1)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from stage_runs import SmallRun
 
-from qwq_rl.data.sources import Row
+from qwq_rl.data.row import Row
 from qwq_rl.errors import UserError
 from qwq_rl.rewards.reward import win_rates
 from qwq_rl.rewards.reward_model import MICRO_BATCH_TOKENS, Preference, load_reward_model, score_answers

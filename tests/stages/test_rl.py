@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from qwq_rl.algorithms.named import ALGORITHMS
 from qwq_rl.config.recipe import load_stage
 from qwq_rl.config.stages import RlRecipe
-from qwq_rl.data.sources import Row, load_rows
+from qwq_rl.data.row import Row
+from qwq_rl.data.sources import load_rows
 from qwq_rl.errors import RecipeError, UserError
 from qwq_rl.rewards.reward import win_rates
 from qwq_rl.rewards.reward_model import load_reward_model, score_answers

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from critic_cases import PLAN, WORDS, config, returns_of, traces
+from critic_cases import PLAN, WORDS, config, returns_of, samples
 from transformers import Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
 from qwq_rl.errors import RunStateError
 from qwq_rl.training.critic import Critic, build_critic_model, split
 from qwq_rl.training.critic_engine import engine_config
-from qwq_rl.training.micro_batch import Trace
+from qwq_rl.training.micro_batch import TrainingSample
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +39,8 @@ def critic(policy: Path, **changes: Any) -> Critic:
     return Critic(build_critic_model(policy), dataclasses.replace(PLAN, **changes), Accelerator(cpu=True))
 
 
-def zeros(found: Sequence[Trace]) -> list[torch.Tensor]:
-    return [torch.zeros(len(trace.mask)) for trace in found]
+def zeros(found: Sequence[TrainingSample]) -> list[torch.Tensor]:
+    return [torch.zeros(len(sample.mask)) for sample in found]
 
 
 def weights(found: Critic) -> dict[str, torch.Tensor]:
@@ -87,22 +87,22 @@ def test_a_reward_model_gives_its_own_output(tmp_path: Path) -> None:
 def test_a_value_reads_the_tokens_before_it_only(policy: Path) -> None:
     found = critic(policy)
     torch.nn.init.normal_(found._engine._model.score.weight)  # type: ignore[attr-defined]
-    trace = traces(1)[0]
-    changed = dataclasses.replace(trace, ids=torch.cat([trace.ids[:4], (trace.ids[4:] % (WORDS - 1)) + 1]))
-    first, second = found.values([trace, changed])
+    sample = samples(1)[0]
+    changed = dataclasses.replace(sample, ids=torch.cat([sample.ids[:4], (sample.ids[4:] % (WORDS - 1)) + 1]))
+    first, second = found.values([sample, changed])
 
-    assert first.shape == trace.mask.shape
+    assert first.shape == sample.mask.shape
     assert torch.equal(first[:4], second[:4])
     assert float((first[4:] - second[4:]).abs().min()) > 0
 
 
 def test_values_do_not_depend_on_the_company(policy: Path) -> None:
-    found, some = critic(policy, tokens=100), traces(12)
+    found, some = critic(policy, tokens=100), samples(12)
     torch.nn.init.normal_(found._engine._model.score.weight)  # type: ignore[attr-defined]
     together = found.values(some)
 
-    for trace, values in zip(some, together, strict=True):
-        torch.testing.assert_close(found.values([trace])[0], values, atol=1e-5, rtol=0)
+    for sample, values in zip(some, together, strict=True):
+        torch.testing.assert_close(found.values([sample])[0], values, atol=1e-5, rtol=0)
         assert float(values.abs().max()) > 0.1
 
 
@@ -114,9 +114,9 @@ def test_no_traces_have_no_values(policy: Path) -> None:
 
 
 def test_figures_of_a_first_fit_are_those_of_a_critic_that_says_0(policy: Path) -> None:
-    some = traces(8)
+    some = samples(8)
     wanted = returns_of(some)
-    live = torch.cat([values[trace.mask] for trace, values in zip(some, wanted, strict=True)])
+    live = torch.cat([values[sample.mask] for sample, values in zip(some, wanted, strict=True)])
     figures = critic(policy, minibatches=1).fit(some, zeros(some), wanted, seed=1)
 
     assert figures.value_loss == pytest.approx(float((live**2).mean() / 2), rel=1e-5)
@@ -126,13 +126,13 @@ def test_figures_of_a_first_fit_are_those_of_a_critic_that_says_0(policy: Path) 
 
 
 def test_the_gradient_is_that_of_the_mean_over_tokens(policy: Path) -> None:
-    some = traces(8)
+    some = samples(8)
     wanted = returns_of(some)
     model = build_critic_model(policy)
     total = torch.zeros(())
-    for trace, target in zip(some, wanted, strict=True):
-        total = total + ((model(trace.ids[None]).logits[0, :-1, 0] - target)[trace.mask] ** 2).sum() / 2
-    (total / sum(trace.tokens for trace in some)).backward()
+    for sample, target in zip(some, wanted, strict=True):
+        total = total + ((model(sample.ids[None]).logits[0, :-1, 0] - target)[sample.mask] ** 2).sum() / 2
+    (total / sum(sample.tokens for sample in some)).backward()
     norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
 
     for tokens in (30, 10_000):
@@ -141,7 +141,7 @@ def test_the_gradient_is_that_of_the_mean_over_tokens(policy: Path) -> None:
 
 
 def test_values_that_moved_past_the_clip_are_not_pulled(policy: Path) -> None:
-    some = traces(4)
+    some = samples(4)
     found = critic(policy, clip=0.2, minibatches=1)
     away = [values + 1.0 for values in zeros(some)]
     before = weights(found)
@@ -157,9 +157,9 @@ def test_values_that_moved_past_the_clip_are_not_pulled(policy: Path) -> None:
 
 
 def test_tokens_outside_the_mask_teach_nothing(policy: Path) -> None:
-    some = traces(8)
+    some = samples(8)
     wanted = returns_of(some)
-    noisy = [torch.where(trace.mask, values, 99.0) for trace, values in zip(some, wanted, strict=True)]
+    noisy = [torch.where(sample.mask, values, 99.0) for sample, values in zip(some, wanted, strict=True)]
     first, second = critic(policy), critic(policy)
 
     assert first.fit(some, zeros(some), wanted, seed=1) == second.fit(some, zeros(some), noisy, seed=1)
@@ -167,7 +167,7 @@ def test_tokens_outside_the_mask_teach_nothing(policy: Path) -> None:
 
 
 def test_a_round_without_a_token_to_learn_from_changes_nothing(policy: Path) -> None:
-    some = [dataclasses.replace(trace, mask=torch.zeros_like(trace.mask)) for trace in traces(3)]
+    some = [dataclasses.replace(sample, mask=torch.zeros_like(sample.mask)) for sample in samples(3)]
     found = critic(policy)
     before = weights(found)
     figures = found.fit(some, zeros(some), returns_of(some), seed=1)
@@ -178,7 +178,7 @@ def test_a_round_without_a_token_to_learn_from_changes_nothing(policy: Path) -> 
 
 
 def test_the_seed_alone_says_the_order(policy: Path) -> None:
-    some = traces(16)
+    some = samples(16)
     found = [critic(policy) for _ in range(3)]
     for one, seed in zip(found, (1, 1, 2), strict=True):
         one.fit(some, zeros(some), returns_of(some), seed=seed)
@@ -188,7 +188,7 @@ def test_the_seed_alone_says_the_order(policy: Path) -> None:
 
 
 def test_warm_up_counts_rounds(policy: Path) -> None:
-    some, found = traces(4), critic(policy)
+    some, found = samples(4), critic(policy)
     seen = []
     for seed in range(4):
         seen.append(found.warming)
@@ -202,7 +202,7 @@ def test_it_learns_what_can_be_known(policy: Path) -> None:
     found = critic(policy)
     figures = None
     for number in range(25):
-        some = traces(32, seed=number)
+        some = samples(32, seed=number)
         figures = found.fit(some, found.values(some), returns_of(some), seed=number)
 
     assert figures is not None
@@ -226,7 +226,7 @@ def test_a_split_spreads_neighbours_over_all_parts() -> None:
 
 
 def test_a_resumed_critic_goes_on_to_the_bit(policy: Path, tmp_path: Path) -> None:
-    rounds = [traces(16, seed=number) for number in range(4)]
+    rounds = [samples(16, seed=number) for number in range(4)]
     straight, stopped, resumed = (critic(policy) for _ in range(3))
     for number, some in enumerate(rounds):
         straight.fit(some, straight.values(some), returns_of(some), seed=number)

@@ -9,7 +9,7 @@ import pytest
 
 from qwq_rl.config.blocks import LimitsBlock
 from qwq_rl.run_folder.files import read_lines
-from qwq_rl.training.record_round import write_down
+from qwq_rl.training.record_round import record_round
 from qwq_rl.training.safeguards import LimitReached, Safeguards
 
 ROWS = {"sum-1": {"id": "sum-1", "reference": "4"}}
@@ -27,7 +27,7 @@ def test_lines_lie_in_the_order_of_groups_and_samples_and_are_summed_up(tmp_path
     lines = [line(3, 1, 0.0), line(0, 1, 1.0), line(3, 0, 0.0), line(0, 0, 0.0)]
     counts = [{"math": {"judged": 3}}, {"math": {"judged": 1}}]
 
-    summary, events = write_down(tmp_path / "update-000001.jsonl", lines, counts, 5, Safeguards(LimitsBlock()), ROWS)
+    summary, events = record_round(tmp_path / "update-000001.jsonl", lines, counts, 5, Safeguards(LimitsBlock()), ROWS)
 
     assert [(one["group"], one["sample"]) for one in read_lines(tmp_path / "update-000001.jsonl")] == [
         (0, 0),
@@ -44,6 +44,6 @@ def test_a_round_that_stops_the_stage_can_be_read(tmp_path: Path) -> None:
     path = tmp_path / "update-000001.jsonl"
 
     with pytest.raises(LimitReached, match="every reward has been 0"):
-        write_down(path, [line(0, 0, 0.0), line(0, 1, 0.0)], [], 1, Safeguards(LimitsBlock(zero_rounds=1)), ROWS)
+        record_round(path, [line(0, 0, 0.0), line(0, 1, 0.0)], [], 1, Safeguards(LimitsBlock(zero_rounds=1)), ROWS)
 
     assert len(read_lines(path)) == 2

@@ -27,47 +27,47 @@ def line(update: int, reward: float | None, domain: str = "math", logprob: float
     return {**placed, **judged, "prompt": "2 + 2?", "segments": [segment], "finish": "stop"}
 
 
-def look(rails: Safeguards, update: int, *rewards: float | None, **rest: Any) -> list[Event]:
-    return see(rails, [line(update, reward, **rest) for reward in rewards])
+def look(safeguards: Safeguards, update: int, *rewards: float | None, **rest: Any) -> list[Event]:
+    return see(safeguards, [line(update, reward, **rest) for reward in rewards])
 
 
-def see(rails: Safeguards, lines: list[Line]) -> list[Event]:
-    return rails.after_round(summarise_round(lines), lines, {"sum-1": {"id": "sum-1", "reference": "4"}})
+def see(safeguards: Safeguards, lines: list[Line]) -> list[Event]:
+    return safeguards.after_round(summarise_round(lines), lines, {"sum-1": {"id": "sum-1", "reference": "4"}})
 
 
-def resumed(rails: Safeguards, limits: LimitsBlock) -> Safeguards:
+def resumed(safeguards: Safeguards, limits: LimitsBlock) -> Safeguards:
     """As a process that comes after a kill finds it: through a file."""
     again = Safeguards(limits)
-    again.load_state_dict(json.loads(json.dumps(rails.state_dict())))
+    again.load_state_dict(json.loads(json.dumps(safeguards.state_dict())))
     return again
 
 
 def test_a_healthy_stage_is_left_alone() -> None:
-    rails = Safeguards(LimitsBlock(gradient_norm=10.0, entropy=0.1, kl=1.0))
+    safeguards = Safeguards(LimitsBlock(gradient_norm=10.0, entropy=0.1, kl=1.0))
 
     for update in range(1, 40):
-        assert look(rails, update, 0.0, 1.0) == []
-        assert rails.before_step(update, 0.4, 0.01) == "step"
-        assert rails.after_update({"update": update, "kl": 0.02, "gap": {"mean": 1e-3, "max": 0.4}}) == []
+        assert look(safeguards, update, 0.0, 1.0) == []
+        assert safeguards.before_step(update, 0.4, 0.01) == "step"
+        assert safeguards.after_update({"update": update, "kl": 0.02, "gap": {"mean": 1e-3, "max": 0.4}}) == []
 
-    assert rails.skipped == 0
+    assert safeguards.skipped == 0
 
 
 def test_by_default_only_what_can_never_be_healthy_stops_a_stage() -> None:
-    rails = Safeguards(LimitsBlock())
+    safeguards = Safeguards(LimitsBlock())
 
     for update in range(1, 40):
-        look(rails, update, 0.0, 1.0, logprob=-1e-9)
-        assert rails.before_step(update, 1e9, 1e9) == "step"
-        assert rails.after_update({"update": update, "kl": 1e9}) == []
+        look(safeguards, update, 0.0, 1.0, logprob=-1e-9)
+        assert safeguards.before_step(update, 1e9, 1e9) == "step"
+        assert safeguards.after_update({"update": update, "kl": 1e9}) == []
 
 
 def test_too_much_that_could_not_be_judged_stops_the_stage() -> None:
-    rails = Safeguards(LimitsBlock(fault_share=0.25))
-    look(rails, 1, 1.0, 0.0, 0.0, None)
+    safeguards = Safeguards(LimitsBlock(fault_share=0.25))
+    look(safeguards, 1, 1.0, 0.0, 0.0, None)
 
     with pytest.raises(LimitReached) as stopped:
-        look(rails, 2, 1.0, 0.0, None, None)
+        look(safeguards, 2, 1.0, 0.0, None, None)
 
     assert str(stopped.value) == (
         "update 2: 2 of 4 responses could not be judged, more than limits.fault_share 0.25. "
@@ -77,11 +77,11 @@ def test_too_much_that_could_not_be_judged_stops_the_stage() -> None:
 
 
 def test_first_rounds_without_a_reward_stop_the_stage_with_a_diagnosis() -> None:
-    rails = Safeguards(LimitsBlock(zero_rounds=3))
-    assert look(rails, 1, 0.0, 0.0) == look(rails, 2, 0.0, 0.0) == []
+    safeguards = Safeguards(LimitsBlock(zero_rounds=3))
+    assert look(safeguards, 1, 0.0, 0.0) == look(safeguards, 2, 0.0, 0.0) == []
 
     with pytest.raises(LimitReached) as stopped:
-        look(rails, 3, 0.0, 0.0)
+        look(safeguards, 3, 0.0, 0.0)
 
     said = str(stopped.value)
     assert said.startswith(
@@ -93,25 +93,25 @@ def test_first_rounds_without_a_reward_stop_the_stage_with_a_diagnosis() -> None
 
 @pytest.mark.parametrize("limit", [2, None])
 def test_a_stage_that_once_had_a_reward_may_lose_it(limit: int | None) -> None:
-    rails = Safeguards(LimitsBlock(zero_rounds=limit))
-    look(rails, 1, 0.0, 0.1 if limit else 0.0)
+    safeguards = Safeguards(LimitsBlock(zero_rounds=limit))
+    look(safeguards, 1, 0.0, 0.1 if limit else 0.0)
 
     for update in range(2, 9):
-        assert look(rails, update, 0.0, 0.0) == []
+        assert look(safeguards, update, 0.0, 0.0) == []
 
 
 def test_a_round_of_which_nothing_could_be_judged_counts_neither_way() -> None:
-    rails = Safeguards(LimitsBlock(zero_rounds=2, fault_share=1.0))
-    look(rails, 1, 0.0)
-    look(rails, 2, None)
+    safeguards = Safeguards(LimitsBlock(zero_rounds=2, fault_share=1.0))
+    look(safeguards, 1, 0.0)
+    look(safeguards, 2, None)
 
     with pytest.raises(LimitReached, match="in 2 rounds"):
-        look(rails, 3, 0.0, None)
+        look(safeguards, 3, 0.0, None)
 
 
 def test_a_domain_without_a_reward_is_told_of_once() -> None:
-    rails = Safeguards(LimitsBlock(zero_rounds=2))
-    told = [see(rails, [line(update, 1.0), line(update, 0.0, "code")]) for update in (1, 2, 3, 4)]
+    safeguards = Safeguards(LimitsBlock(zero_rounds=2))
+    told = [see(safeguards, [line(update, 1.0), line(update, 0.0, "code")]) for update in (1, 2, 3, 4)]
 
     assert [len(events) for events in told] == [0, 1, 0, 0]
     event = told[1][0]
@@ -130,15 +130,15 @@ def test_a_domain_without_a_reward_is_told_of_once() -> None:
     ],
 )
 def test_an_update_that_would_do_harm_is_skipped_and_told_of(norm: float, loss: float, why: str) -> None:
-    rails = Safeguards(LimitsBlock(gradient_norm=10.0))
+    safeguards = Safeguards(LimitsBlock(gradient_norm=10.0))
 
-    assert rails.before_step(7, norm, loss) == "skip"
+    assert safeguards.before_step(7, norm, loss) == "skip"
 
-    (event,) = rails.after_update({"update": 7})
+    (event,) = safeguards.after_update({"update": 7})
     assert (event.update, event.kind, event.text) == (7, "skipped", f"update 7 is skipped: {why}")
     assert all(math.isfinite(value) for value in event.line()["figures"].values())
-    assert rails.after_update({"update": 8}) == []
-    assert rails.skipped == 1
+    assert safeguards.after_update({"update": 8}) == []
+    assert safeguards.skipped == 1
 
 
 def test_a_norm_at_its_limit_is_applied() -> None:
@@ -146,14 +146,14 @@ def test_a_norm_at_its_limit_is_applied() -> None:
 
 
 def test_too_many_skipped_in_a_row_stop_the_stage() -> None:
-    rails = Safeguards(LimitsBlock(gradient_norm=1.0, skipped_updates=2))
+    safeguards = Safeguards(LimitsBlock(gradient_norm=1.0, skipped_updates=2))
     norms = [2.0, 2.0, 0.5, 3.0, 3.0]
-    assert [rails.before_step(update, norm, 0.0) for update, norm in enumerate(norms)] == [
+    assert [safeguards.before_step(update, norm, 0.0) for update, norm in enumerate(norms)] == [
         "skip", "skip", "step", "skip", "skip",
     ]  # fmt: skip
 
     with pytest.raises(LimitReached) as stopped:
-        rails.before_step(5, 4.0, 0.0)
+        safeguards.before_step(5, 4.0, 0.0)
 
     said = str(stopped.value)
     assert said.startswith(
@@ -161,7 +161,7 @@ def test_too_many_skipped_in_a_row_stop_the_stage() -> None:
         "Since update 3 none was applied, 3 in a row, more than limits.skipped_updates 2. "
     )
     assert "a smaller update.lr" in said
-    assert rails.skipped == 5
+    assert safeguards.skipped == 5
 
 
 def test_a_loss_that_is_no_number_may_stop_at_once() -> None:
@@ -170,14 +170,14 @@ def test_a_loss_that_is_no_number_may_stop_at_once() -> None:
 
 
 def test_an_entropy_that_stays_low_stops_the_stage() -> None:
-    rails = Safeguards(LimitsBlock(entropy=0.2))
+    safeguards = Safeguards(LimitsBlock(entropy=0.2))
     for update in range(1, WINDOW + 2):
-        look(rails, update, 0.0, 1.0, logprob=-1.0)
+        look(safeguards, update, 0.0, 1.0, logprob=-1.0)
     for update in range(WINDOW + 2, WINDOW + 10):
-        look(rails, update, 0.0, 1.0, logprob=-0.1)
+        look(safeguards, update, 0.0, 1.0, logprob=-0.1)
 
     with pytest.raises(LimitReached) as stopped:
-        look(rails, WINDOW + 10, 0.0, 1.0, logprob=-0.1)
+        look(safeguards, WINDOW + 10, 0.0, 1.0, logprob=-0.1)
 
     # The mean of ten falls below 0.2 with the ninth that is low.
     assert str(stopped.value).startswith(
@@ -187,12 +187,12 @@ def test_an_entropy_that_stays_low_stops_the_stage() -> None:
 
 
 def test_few_rounds_say_nothing_of_the_entropy() -> None:
-    rails = Safeguards(LimitsBlock(entropy=0.2))
+    safeguards = Safeguards(LimitsBlock(entropy=0.2))
     for update in range(1, WINDOW):
-        look(rails, update, 0.0, 1.0, logprob=-0.1)
+        look(safeguards, update, 0.0, 1.0, logprob=-0.1)
 
     with pytest.raises(LimitReached):
-        look(rails, WINDOW, 0.0, 1.0, logprob=-0.1)
+        look(safeguards, WINDOW, 0.0, 1.0, logprob=-0.1)
 
 
 def test_an_entropy_that_nobody_can_tell_is_no_low_one() -> None:
@@ -204,18 +204,18 @@ def test_an_entropy_that_nobody_can_tell_is_no_low_one() -> None:
 
 @pytest.mark.parametrize("kl", [1.5, NAN])
 def test_a_policy_that_runs_away_stops_the_stage(kl: float) -> None:
-    rails = Safeguards(LimitsBlock(kl=1.0))
-    assert rails.after_update({"update": 1, "kl": 1.0}) == rails.after_update({"update": 2, "kl": None}) == []
+    safeguards = Safeguards(LimitsBlock(kl=1.0))
+    assert safeguards.after_update({"update": 1, "kl": 1.0}) == safeguards.after_update({"update": 2, "kl": None}) == []
 
     with pytest.raises(LimitReached, match=rf"update 3: the KL divergence to the reference is {kl} .* limits.kl 1: "):
-        rails.after_update({"update": 3, "kl": kl})
+        safeguards.after_update({"update": 3, "kl": kl})
 
 
 def test_a_gap_is_an_alarm_when_it_begins_and_a_stop_when_it_is_too_large() -> None:
-    rails = Safeguards(LimitsBlock(gap=0.5))
+    safeguards = Safeguards(LimitsBlock(gap=0.5))
     means = [0.01, 0.5 * ALARM, 0.06, 0.2, 0.01, 0.07]
 
-    told = [rails.after_update({"update": at, "gap": {"mean": mean, "max": 3.0}}) for at, mean in enumerate(means)]
+    told = [safeguards.after_update({"update": at, "gap": {"mean": mean, "max": 3.0}}) for at, mean in enumerate(means)]
 
     assert [[event.kind for event in events] for events in told] == [[], [], ["gap"], [], [], ["gap"]]
     assert told[2][0].text.startswith(
@@ -225,7 +225,7 @@ def test_a_gap_is_an_alarm_when_it_begins_and_a_stop_when_it_is_too_large() -> N
     assert told[2][0].line()["figures"] == {"mean": 0.06, "max": 3.0}
     for bad in (0.51, NAN):
         with pytest.raises(LimitReached, match=r"above limits.gap 0.5: .* did not get the newest weights"):
-            rails.after_update({"update": 9, "gap": {"mean": bad, "max": 3.0}})
+            safeguards.after_update({"update": 9, "gap": {"mean": bad, "max": 3.0}})
 
 
 def test_a_gap_that_nobody_measured_is_none() -> None:
@@ -237,17 +237,19 @@ def test_a_resumed_stage_goes_on_counting_where_it_was() -> None:
     limits = LimitsBlock(zero_rounds=8, gradient_norm=1.0, skipped_updates=4, entropy=0.2, gap=0.5)
 
     def go(interrupted: bool) -> list[str]:
-        rails, said = Safeguards(limits), []
+        safeguards, said = Safeguards(limits), []
         for update in range(1, 15):
             try:
-                events = see(rails, [line(update, 0.0, "code", -0.1), line(update, float(update > 6), logprob=-0.1)])
-                events += rails.after_update({"update": update, "gap": {"mean": 0.1 * (update % 3), "max": 1.0}})
-                step = rails.before_step(update, 2.0 if update % 5 else 0.5, 0.0)
+                events = see(
+                    safeguards, [line(update, 0.0, "code", -0.1), line(update, float(update > 6), logprob=-0.1)]
+                )
+                events += safeguards.after_update({"update": update, "gap": {"mean": 0.1 * (update % 3), "max": 1.0}})
+                step = safeguards.before_step(update, 2.0 if update % 5 else 0.5, 0.0)
                 said += [step, *(event.text for event in events)]
             except LimitReached as stopped:
                 said.append(str(stopped))
-            rails = resumed(rails, limits) if interrupted else rails
-        return [*said, str(rails.skipped)]
+            safeguards = resumed(safeguards, limits) if interrupted else safeguards
+        return [*said, str(safeguards.skipped)]
 
     undisturbed = go(interrupted=False)
     assert go(interrupted=True) == undisturbed

@@ -13,8 +13,9 @@ from torch import nn
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
-from qwq_rl.inference import Completion, decoder_of, generate
 from qwq_rl.inference.fast_qwen.fit import decoding_dtype, fits_qwen_decoder
+from qwq_rl.inference.local import decoder_of, generate
+from qwq_rl.inference.sampler import Completion
 
 PAD, EOS, VOCABULARY = 0, 1, 50
 RAGGED = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 2, 30], [3, 3], [20, 21, 22, 23]]

@@ -11,7 +11,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
 from qwq_rl.inference.fast_qwen.training_states import has_qwen_states, states
-from qwq_rl.training.micro_batch import BLANK, MicroBatch, Trace, collate
+from qwq_rl.training.micro_batch import BLANK, MicroBatch, TrainingSample, collate
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
@@ -34,21 +34,21 @@ def build(kind: str) -> Any:
     return model
 
 
-def trace(prompt: int, own: int, seed: int, hole: bool = False) -> Trace:
-    """Two seeds: traces of one `prompt` length share it, whatever follows. A `hole` is what a tool wrote."""
+def sample(prompt: int, own: int, seed: int, hole: bool = False) -> TrainingSample:
+    """Two seeds: samples of one `prompt` length share it, whatever follows. A `hole` is what a tool wrote."""
     first = torch.randint(97, (prompt,), generator=torch.Generator().manual_seed(prompt))
     rest = torch.randint(97, (own,), generator=torch.Generator().manual_seed(seed))
     mask = torch.tensor([False] * (prompt - 1) + [True] * own)
     if hole:
         mask[prompt + 1 : prompt + 3] = False
-    return Trace(torch.cat([first, rest]), mask, torch.zeros(prompt + own - 1), 0)
+    return TrainingSample(torch.cat([first, rest]), mask, torch.zeros(prompt + own - 1), 0)
 
 
 TRACES = {
-    "groups": [trace(7, 5, 1), trace(7, 9, 2), trace(4, 6, 3), trace(4, 1, 4), trace(7, 3, 5)],
-    "one token each": [trace(5, 1, 1), trace(3, 1, 2)],
-    "a prompt of one token": [trace(1, 4, 1), trace(1, 6, 2)],
-    "turns of a tool": [trace(6, 9, 1, hole=True), trace(6, 7, 2, hole=True), trace(5, 8, 3)],
+    "groups": [sample(7, 5, 1), sample(7, 9, 2), sample(4, 6, 3), sample(4, 1, 4), sample(7, 3, 5)],
+    "one token each": [sample(5, 1, 1), sample(3, 1, 2)],
+    "a prompt of one token": [sample(1, 4, 1), sample(1, 6, 2)],
+    "turns of a tool": [sample(6, 9, 1, hole=True), sample(6, 7, 2, hole=True), sample(5, 8, 3)],
 }
 
 
@@ -66,19 +66,19 @@ def gradients(model: Any, found: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize("traces", TRACES.values(), ids=TRACES.keys())
+@pytest.mark.parametrize("samples", TRACES.values(), ids=TRACES.keys())
 @pytest.mark.parametrize("kind", ["qwen3", "tied", "qwen2"])
-def test_the_states_are_those_of_the_models_forward(kind: str, traces: list[Trace], share: bool) -> None:
-    model, batch = build(kind), collate(traces, torch.device("cpu"), share)
+def test_the_states_are_those_of_the_models_forward(kind: str, samples: list[TrainingSample], share: bool) -> None:
+    model, batch = build(kind), collate(samples, torch.device("cpu"), share)
     found = states(model, batch.ids, batch.mask, batch.prompts)
     torch.testing.assert_close(found, own_states(model, batch), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize("traces", TRACES.values(), ids=TRACES.keys())
+@pytest.mark.parametrize("samples", TRACES.values(), ids=TRACES.keys())
 @pytest.mark.parametrize("kind", ["qwen3", "tied", "qwen2"])
-def test_the_gradients_are_those_of_the_models_forward(kind: str, traces: list[Trace], share: bool) -> None:
-    model, batch = build(kind), collate(traces, torch.device("cpu"), share)
+def test_the_gradients_are_those_of_the_models_forward(kind: str, samples: list[TrainingSample], share: bool) -> None:
+    model, batch = build(kind), collate(samples, torch.device("cpu"), share)
     wanted = gradients(model, own_states(model, batch))
     found = gradients(model, states(model, batch.ids, batch.mask, batch.prompts))
     assert found.keys() == wanted.keys()
@@ -93,8 +93,8 @@ def work(model: Any, batch: MicroBatch) -> int:
 
 
 def test_a_prompt_is_read_once() -> None:
-    model, traces = build("qwen3"), [trace(40, 5, seed) for seed in range(8)]
-    shared, alone = (work(model, collate(traces, torch.device("cpu"), share)) for share in (True, False))
+    model, samples = build("qwen3"), [sample(40, 5, seed) for seed in range(8)]
+    shared, alone = (work(model, collate(samples, torch.device("cpu"), share)) for share in (True, False))
     assert shared < 0.25 * alone  # 40 + 8 x 4 tokens against 8 x 44
 
 
@@ -127,4 +127,4 @@ class TestWhichModels:
 
 def test_which_prompt_a_trace_has_is_the_same_in_every_process() -> None:
     """It orders the rows of an update: a resumed stage must add them up as the one before it did."""
-    assert trace(3, 2, 1).extent.key == trace(3, 5, 9).extent.key == 12592495163112314332
+    assert sample(3, 2, 1).extent.key == sample(3, 5, 9).extent.key == 12592495163112314332
