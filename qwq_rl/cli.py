@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import importlib
 import os
@@ -11,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from qwq_rl import __version__
-from qwq_rl.errors import UserError
+from qwq_rl.errors import UserError, close_to
 
 VERBS = {
     "run": ("qwq_rl.pipeline.run", "train every stage of a recipe, evaluate, report and export; goes on where it was"),
@@ -93,8 +92,8 @@ def _dispatch(argv: Sequence[str]) -> int:
         return 0
     verb = SHORT.get(argv[0], argv[0])
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, [*VERBS, *SHORT], n=1)
-        meant = f"did you mean `qwq-rl {near[0]}`?" if near else f"there is {', '.join(VERBS)}"
+        near = close_to(verb, [*VERBS, *SHORT])
+        meant = f"did you mean `qwq-rl {near}`?" if near else f"there is {', '.join(VERBS)}"
         raise UserError(f"there is no verb {argv[0]}: {meant}")
     module = importlib.import_module(VERBS[verb][0])
     return int(module.main(list(argv[1:])))

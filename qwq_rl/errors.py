@@ -1,6 +1,10 @@
-"""What goes wrong outside the code: the user's input, the machine, a run's state."""
+"""What goes wrong outside the code: the user's input, the machine, a run's state; and which name was meant."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -31,3 +35,19 @@ class GateFailed(UserError):
     """A stage ended, and what it reached does not allow the next one to start."""
 
     exit_status = 4
+
+
+def close_to(name: Any, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The nearest of `names` to a misspelt one, whatever its case; None where none is near, or `name` is no text.
+
+    `cutoff`, from 0 to 1: how alike they must be, by `difflib`'s ratio.
+    """
+    folded = {other.lower(): other for other in names}
+    close = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=cutoff) if isinstance(name, str) else []
+    return folded[close[0]] if close else None
+
+
+def did_you_mean(name: Any, names: Iterable[str], cutoff: float = 0.6, quote: str = "`") -> str:
+    """Return `; did you mean X?` with the nearest of `names`, in `quote`s; nothing where none is near."""
+    close = close_to(name, names, cutoff)
+    return f"; did you mean {quote}{close}{quote}?" if close else ""

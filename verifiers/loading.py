@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -11,14 +10,14 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from qwq_rl.errors import UserError
+from qwq_rl.errors import UserError, did_you_mean
 from qwq_rl.verifiers.contract import Problem, Response, Running, Verdict, Verifier
 from qwq_rl.verifiers.trl_rewards import adapt
 from qwq_rl.verifiers.verdicts import describe
@@ -125,7 +124,7 @@ def _find(spec: str) -> Any:
             raise UserError(f"verifier `{spec}` ({point.value}) cannot be imported: {describe(error)}") from error
     known = [*BUILT_IN, *(point.name for point in entry_points(group=GROUP))]
     raise UserError(
-        f"unknown verifier `{spec}`{nearest(spec, known)} (known: {', '.join(known)}; "
+        f"unknown verifier `{spec}`{did_you_mean(spec, known)} (known: {', '.join(known)}; "
         "your own is `package.module:name` or `path/to/file.py:name`)"
     )
 
@@ -176,7 +175,7 @@ def _misfit(spec: str, found: Any, signature: inspect.Signature, params: Mapping
     if spec not in BUILT_IN and not params:
         return f"verifier `{spec}` takes {signature}: {EXPECTED}, or give its parameters ({error})"
     known = list(signature.parameters)
-    unknown = [f"`{name}`{nearest(name, known)}" for name in params if name not in known]
+    unknown = [f"`{name}`{did_you_mean(name, known)}" for name in params if name not in known]
     wrong = f"has no parameter {', '.join(unknown)}" if unknown else error
     return f"verifier `{spec}` {wrong} (parameters: {', '.join(known) or 'none'})"
 
@@ -197,13 +196,7 @@ def find_callable(spec: str) -> Any:
     if found is not None:
         raise LookupError(f"`{name}` is {found!r}, not a function")
     functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    raise LookupError(f"{getattr(module, '__file__', None) or place} has no `{name}`{nearest(name, functions)}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean X?` for the known name closest to `name`, or nothing where none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean `{close[0]}`?" if close else ""
+    raise LookupError(f"{getattr(module, '__file__', None) or place} has no `{name}`{did_you_mean(name, functions)}")
 
 
 def _package_module(name: str) -> ModuleType:

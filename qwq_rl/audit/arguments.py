@@ -12,8 +12,8 @@ from typing import Any, get_args
 
 import yaml
 
-from qwq_rl.data.row import Role, nearest
-from qwq_rl.errors import UserError
+from qwq_rl.data.row import Role
+from qwq_rl.errors import UserError, did_you_mean
 from qwq_rl.verifiers import BUILT_IN
 
 DESCRIPTION = f"""\
@@ -146,7 +146,9 @@ def choose(name: str, recipe: Path | None, given: Sequence[str]) -> Chosen:
             raise UserError(f"there is no recipe {recipe}")
         named = named_verifiers([recipe])
         if name not in named:
-            raise UserError(f"{recipe} names no verifier `{name}`{nearest(name, named)} (it has {', '.join(named)})")
+            raise UserError(
+                f"{recipe} names no verifier `{name}`{did_you_mean(name, named)} (it has {', '.join(named)})"
+            )
         spec, params = chosen(name, named[name])
     return Chosen(name, spec, params | parameters(given))
 

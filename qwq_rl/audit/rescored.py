@@ -10,9 +10,9 @@ from typing import Any
 
 from qwq_rl.config.recipe import RlRecipe, load_stage
 from qwq_rl.data.chat import opens_thinking, split_thinking
-from qwq_rl.data.row import Row, nearest
+from qwq_rl.data.row import Row
 from qwq_rl.data.sources import load_rows
-from qwq_rl.errors import RunStateError, UserError
+from qwq_rl.errors import RunStateError, UserError, did_you_mean
 from qwq_rl.rewards.reward import Scored
 from qwq_rl.rewards.scorer import Scorer
 from qwq_rl.run_folder.files import RunFolder, StageFolder, read_json, read_lines
@@ -55,7 +55,9 @@ def rl_stages(run: Path, stage: str | None) -> list[StageFolder]:
         raise RunStateError(f"{run}: no such folder")
     found = [path.parent.name for path in sorted(run.glob("*/rollouts")) if ".old-" not in path.parent.name]
     if stage is not None and stage not in found:
-        raise RunStateError(f"{run}: stage {stage} has no rollouts{nearest(stage, found)} (there are {_or(found)})")
+        raise RunStateError(
+            f"{run}: stage {stage} has no rollouts{did_you_mean(stage, found)} (there are {_or(found)})"
+        )
     if not found:
         seeds = [path.name for path in sorted(run.glob("seed-*"))]
         hint = f"; name one of its seeds, as {run / seeds[0]}" if seeds else ""
@@ -104,12 +106,14 @@ def replaced(lines: Sequence[Line], wanted: Wanted) -> str | None:
     """
     domains = sorted({line["domain"] for line in lines})
     if wanted.domain is not None and wanted.domain not in domains:
-        near = nearest(wanted.domain, domains)
+        near = did_you_mean(wanted.domain, domains)
         raise UserError(f"no rollout is of the domain `{wanted.domain}`{near} ({_or(domains)})")
     of = [line for line in lines if wanted.domain in (None, line["domain"])]
     names = sorted({name for line in of for name in line["verdicts"]})
     if wanted.check is not None and wanted.check not in names:
-        raise UserError(f"no rollout has a verdict of `{wanted.check}`{nearest(wanted.check, names)} ({_or(names)})")
+        raise UserError(
+            f"no rollout has a verdict of `{wanted.check}`{did_you_mean(wanted.check, names)} ({_or(names)})"
+        )
     if wanted.check is not None:
         return wanted.check
     if wanted.spec in names:

@@ -13,9 +13,9 @@ from typing import Any, get_args
 
 from qwq_rl.data.chat import CLOSE, OPEN, split_thinking
 from qwq_rl.data.mappers import resolve_mapper
-from qwq_rl.data.row import Check, Role, Row, checks_of, nearest, row_mistakes
+from qwq_rl.data.row import Check, Role, Row, checks_of, row_mistakes
 from qwq_rl.data.sources import UnreadableLine, map_with, parse_lines, read_numbered
-from qwq_rl.errors import RowError
+from qwq_rl.errors import RowError, did_you_mean
 from qwq_rl.verifiers import Response
 from qwq_rl.verifiers.contract import Finish
 
@@ -113,12 +113,12 @@ def _check(row: Row, verifier: str, named: str | None, role: Role | None) -> Che
     if not found and row.get("grade") and row["grade"]["verifier"] == wanted:
         found = [Check(**row["grade"])]
     if not found and named is not None:
-        raise RowError(f"has no check `{named}`{nearest(named, [check.verifier for check in checks])}")
+        raise RowError(f"has no check `{named}`{did_you_mean(named, [check.verifier for check in checks])}")
     if not found and len(checks) > 1:
         names = ", ".join(check.verifier for check in checks)
         raise RowError(f"has several checks ({names}), none of them `{verifier}`: say which is meant with --check NAME")
     if not found and not checks and "reference" not in row:
-        near = nearest("reference", row, 0.8)
+        near = did_you_mean("reference", row, 0.8)
         if near:
             raise RowError(f"has no `reference`{near}")
     taken = found[0] if found else checks[0] if checks else Check(verifier, row.get("reference"))
@@ -156,7 +156,7 @@ def read_response(row: Row, opened: bool) -> Response:
         messages: Sequence[Mapping[str, Any]] = ({"role": "assistant", "content": body},)
         return Response(given, answer.strip(), reasoning.strip(), finish, messages)
     if "response" not in row:
-        raise RowError(f"has no `response`{nearest('response', row)}")
+        raise RowError(f"has no `response`{did_you_mean('response', row)}")
     return _of_messages(given, opened, finish)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from qwq_rl.config.check_data import Known, data_source, set_mistakes, sets_mistakes
 from qwq_rl.config.check_rewards import domain_mistakes, reward_mistakes
-from qwq_rl.config.loader import Contradictions, LoadedFile, did_you_mean, did_you_mean_or_all, in_order, raise_mistakes
+from qwq_rl.config.loader import Contradictions, LoadedFile, in_order, key_meant, key_meant_or_all, raise_mistakes
 from qwq_rl.config.recipe import (
     PIPELINE,
     Control,
@@ -77,7 +77,7 @@ def _examine(path: Path, overrides: Sequence[str]) -> tuple[dict[str, LoadedFile
     if not path.exists():
         beside = stage_files(path.parent) if path.parent.is_dir() else {}
         names = [str(one) for one in beside.values()]
-        raise_mistakes([Mistake(Place(str(path)), f"there is no such recipe{did_you_mean_or_all(str(path), names)}")])
+        raise_mistakes([Mistake(Place(str(path)), f"there is no such recipe{key_meant_or_all(str(path), names)}")])
     loaded = read_stage(path, overrides)
     _add(loaded, stage_mistakes(_kind(loaded), loaded.parts, _around_file(path)))
     return {path.stem: loaded}, loaded.mistakes
@@ -151,7 +151,7 @@ def _gate(path: str, gate: Gate, domains: set[str]) -> Contradictions:
     for index, requirement in enumerate(gate.require):
         for position, name in enumerate(requirement.domains):
             if domains and name not in domains:
-                text = f"no stage has a domain {name}{did_you_mean_or_all(name, sorted(domains))}"
+                text = f"no stage has a domain {name}{key_meant_or_all(name, sorted(domains))}"
                 yield joined(path, f"require.{index}.domains.{position}"), text
 
 
@@ -167,7 +167,7 @@ def _other_start(control: Control, stages: Mapping[str, LoadedFile[Stage]]) -> I
 
 def _stage_name(name: str, names: Sequence[str], kinds: Mapping[str, Any]) -> Iterable[str]:
     if name not in names:
-        yield f"there is no stage {name}{did_you_mean_or_all(name, names)}"
+        yield f"there is no stage {name}{key_meant_or_all(name, names)}"
     elif kinds.get(name) == "reward_model":
         yield f"{name} trains a reward model, which writes no responses: name another stage"
 
@@ -253,7 +253,7 @@ def model_mistakes(source: str, around: Surroundings) -> Iterator[str]:
         if not (Path(source) / "config.json").is_file():
             yield f"the folder {source} holds no model: there is no config.json in it"
     elif not _HUB_MODEL.fullmatch(source):
-        near = did_you_mean(source, around.earlier)
+        near = key_meant(source, around.earlier)
         stages = f" (earlier stages: {', '.join(around.earlier)})" if around.earlier and not near else ""
         yield f"{source!r} is no stage of this pipeline, no folder and no Hub id (`org/name`){near}{stages}"
 
@@ -261,8 +261,8 @@ def model_mistakes(source: str, around: Surroundings) -> Iterator[str]:
 def _reward_model_source(source: str, around: Surroundings) -> Iterator[str]:
     trained = [name for name in around.every if around.kinds.get(name) == "reward_model"]
     if source not in around.every:
-        yield f"there is no stage {source}{did_you_mean_or_all(source, trained)}"
+        yield f"there is no stage {source}{key_meant_or_all(source, trained)}"
     elif around.kinds.get(source) not in ("reward_model", None):
-        yield f"{source} is a stage of kind {around.kinds[source]}, not reward_model{did_you_mean_or_all('', trained)}"
+        yield f"{source} is a stage of kind {around.kinds[source]}, not reward_model{key_meant_or_all('', trained)}"
     elif source not in around.earlier:
         yield f"{source} comes later in the pipeline: move it forward in pipeline.yaml"

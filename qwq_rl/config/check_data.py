@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from qwq_rl.config.loader import Contradictions, did_you_mean_or_all
+from qwq_rl.config.loader import Contradictions, key_meant_or_all
 from qwq_rl.config.recipe import DataSource
 from qwq_rl.config.yaml_tree import joined
 from qwq_rl.data.mappers import resolve_mapper
@@ -67,7 +67,7 @@ def _tiny(part: DataSource, kind: Any, mistakes: list[str]) -> Known:
     source, name = part.source, part.source.removeprefix("tiny/")
     fitting = [f"tiny/{one}" for one in _TINY.get(kind, ())]
     if name not in sets.NAMES:
-        mistakes.append(f"there is no {source}{did_you_mean_or_all(source, [f'tiny/{one}' for one in sets.NAMES])}")
+        mistakes.append(f"there is no {source}{key_meant_or_all(source, [f'tiny/{one}' for one in sets.NAMES])}")
     elif name in HELD_OUT:
         mistakes.append(f"{source} is held out for evaluation: train on {', '.join(fitting)}")
     elif source not in fitting:
@@ -125,7 +125,7 @@ def set_mistakes(name: str) -> Iterator[str]:
         if name.removeprefix("tiny/") in sets.NAMES and name not in held_out:
             yield f"{name} is for training: evaluate on {', '.join(held_out)}"
         elif name not in held_out:
-            yield f"there is no {name}{did_you_mean_or_all(name, held_out)}"
+            yield f"there is no {name}{key_meant_or_all(name, held_out)}"
     else:
         mistakes: list[str] = []
         _rows_ahead(DataSource(name), "rl", mistakes)

@@ -7,7 +7,7 @@ from typing import Any
 
 from qwq_rl.config.blocks import DomainCheck
 from qwq_rl.config.check_data import Known
-from qwq_rl.config.loader import Contradictions, did_you_mean
+from qwq_rl.config.loader import Contradictions, key_meant
 from qwq_rl.config.recipe import Domain, RlRecipe
 from qwq_rl.config.yaml_tree import joined
 from qwq_rl.errors import UserError
@@ -46,7 +46,7 @@ def _rule_mistakes(check: DomainCheck, domain: Domain) -> Contradictions:
     problem = _problem(check.verifier, given)
     if problem:
         if check.verifier not in domain.verifiers:  # said at its entry where it has one
-            near = did_you_mean(check.verifier, domain.verifiers)
+            near = key_meant(check.verifier, domain.verifiers)
             give = f"; its parameters belong under the domain's `verifiers`, as `{check.verifier}: {{...}}`"
             known = resolvable(check.verifier) is None or check.verifier in BUILT_IN
             yield "verifier", f"the domain has no verifier {check.verifier}{near}" if near else problem + give * known
@@ -80,7 +80,7 @@ def reward_mistakes(recipe: RlRecipe, known: Mapping[str, Known]) -> Contradicti
 def _domains_and_rows(recipe: RlRecipe, known: Mapping[str, Known]) -> Contradictions:
     for path, one in known.items():
         for name in sorted(one.domains - set(recipe.domains)):
-            near = did_you_mean(name, recipe.domains)
+            near = key_meant(name, recipe.domains)
             yield f"{path}.source", f"has rows of the domain {name}, which `domains` does not name{near}"
         for domain, verifier in sorted(one.verifiers):
             if domain in recipe.domains and verifier not in recipe.domains[domain].verifiers:

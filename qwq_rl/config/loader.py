@@ -7,7 +7,6 @@ method `contradictions`, which yields `(path, text)` for what its fields, each r
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from qwq_rl.config.yaml_tree import BROKEN, Dumper, Mistake, Place, YamlNode, apply_overrides, joined, plain, read_tree
-from qwq_rl.errors import RecipeError
+from qwq_rl.errors import RecipeError, close_to, did_you_mean
 
 T = TypeVar("T")
 _LIMITS = {
@@ -126,23 +125,15 @@ def fill(loaded: LoadedFile[T], kind: type[T]) -> None:
     loaded.value = None if value is BROKEN else value
 
 
-def close_to(name: Any, names: Iterable[str]) -> str | None:
-    """The nearest of `names` to a misspelt one, if one is near."""
-    folded = {other.lower(): other for other in names}
-    close = difflib.get_close_matches(name.lower(), list(folded), n=1) if isinstance(name, str) else []
-    return folded[close[0]] if close else None
+def key_meant(name: Any, names: Iterable[str]) -> str:
+    """`; did you mean X?` as the mistakes of a recipe say it: a key or a value, without quotes."""
+    return did_you_mean(name, names, quote="")
 
 
-def did_you_mean(name: Any, names: Iterable[str]) -> str:
-    """`; did you mean X?` with the nearest of `names`; nothing where none is near."""
-    close = close_to(name, names)
-    return f"; did you mean {close}?" if close else ""
-
-
-def did_you_mean_or_all(name: Any, names: Iterable[str]) -> str:
+def key_meant_or_all(name: Any, names: Iterable[str]) -> str:
     """`; did you mean X?` with the nearest of `names`, or the names themselves where none is near."""
     known = list(names)
-    return did_you_mean(name, known) or (f"; there is {', '.join(known)}" if known else "")
+    return key_meant(name, known) or (f"; there is {', '.join(known)}" if known else "")
 
 
 def key_of(name: str) -> str:
@@ -246,7 +237,7 @@ class _Builder:
         elsewhere = [block for block, kind in blocks_of(self.root) if key in map(key_of, types_of(kind))]
         if elsewhere and not close_to(key, fields):
             return f"; did you mean {joined(elsewhere[0], key)}?"
-        return did_you_mean_or_all(key, fields)
+        return key_meant_or_all(key, fields)
 
     def build(self, kind: Any, node: YamlNode, path: str, rules: Mapping[str, Any]) -> Any:
         if node.value is BROKEN:
@@ -273,7 +264,7 @@ class _Builder:
         wanted = "must be one of " + ", ".join(names) if len(names) > 1 else f"must be {names[0]}"
         if isinstance(node.value, str) and node.value in rules["later"]:
             return self.note(node, path, f"{rules['later'][node.value]}; {wanted}")
-        return self.note(node, path, f"{wanted}, not {_got(node.value)}{did_you_mean(node.value, names)}")
+        return self.note(node, path, f"{wanted}, not {_got(node.value)}{key_meant(node.value, names)}")
 
     def union(self, kind: Any, node: YamlNode, path: str, rules: Mapping[str, Any]) -> Any:
         """The first alternative that fits; the mistakes of the one whose shape the value has, where none does."""

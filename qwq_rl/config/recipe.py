@@ -28,9 +28,9 @@ from qwq_rl.config.blocks import (
 from qwq_rl.config.loader import (
     LoadedFile,
     as_plain,
-    did_you_mean,
-    did_you_mean_or_all,
     fill,
+    key_meant,
+    key_meant_or_all,
     load,
     raise_mistakes,
     to_yaml,
@@ -109,7 +109,7 @@ def read_stage(path: Path, overrides: Sequence[str] = (), name: str = "") -> Loa
         fill(loaded, cast(type[Stage], KINDS[kind]))
     else:
         problem = "is missing or no text" if kind is None else f"cannot be {kind!r}"
-        loaded.note("kind", f"{problem}: a stage is one of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
+        loaded.note("kind", f"{problem}: a stage is one of {', '.join(KINDS)}{key_meant(kind, KINDS)}")
     return loaded
 
 
@@ -125,7 +125,7 @@ def read_pipeline(
             stages[name] = read_stage(files[name], overrides.get(name, ()), name)
         else:
             missing = Path(folder) / f"{name}.yaml"
-            pipeline.note(joined("stages", index), f"there is no {missing}{did_you_mean_or_all(name, files)}")
+            pipeline.note(joined("stages", index), f"there is no {missing}{key_meant_or_all(name, files)}")
     return pipeline, stages
 
 
@@ -160,7 +160,7 @@ def split_overrides(arguments: Iterable[str], stages: Iterable[str]) -> dict[str
             mistakes.append(Mistake(Place(argument), "an override is written --STAGE.key=value"))
         elif stage not in known:
             name = argument.partition("=")[0]
-            mistakes.append(Mistake(Place(name), f"there is no stage {stage}{did_you_mean_or_all(stage, known)}"))
+            mistakes.append(Mistake(Place(name), f"there is no stage {stage}{key_meant_or_all(stage, known)}"))
         else:
             sorted_.setdefault(stage, []).append(f"--{rest}")
     raise_mistakes(mistakes)

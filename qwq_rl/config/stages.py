@@ -20,7 +20,7 @@ from qwq_rl.config.blocks import (
     RolloutBlock,
     SupervisedUpdate,
 )
-from qwq_rl.config.loader import Contradictions, about, did_you_mean
+from qwq_rl.config.loader import Contradictions, about, key_meant
 from qwq_rl.config.trl_block import inert_in_rl, trl_mistakes
 
 OF_EVERY_STAGE = ("tokenizer", "chat_template", "eos", "base")
@@ -45,8 +45,8 @@ def accept_mistakes(names: Sequence[str], known: Sequence[str]) -> Contradiction
     """Each name that stands for nothing a stage could find changed."""
     for place, name in enumerate(names):
         if name not in known:
-            nearest = did_you_mean(name, known) or f"; there is {', '.join(known)}"
-            yield f"accept_changes.{place}", f"there is no {name} in this stage's contract{nearest}"
+            meant = key_meant(name, known) or f"; there is {', '.join(known)}"
+            yield f"accept_changes.{place}", f"there is no {name} in this stage's contract{meant}"
 
 
 Tracker = Literal["wandb", "tensorboard", "trackio"]

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from qwq_rl.config.loader import Contradictions, close_to, did_you_mean
-from qwq_rl.errors import UserError
+from qwq_rl.config.loader import Contradictions, key_meant
+from qwq_rl.errors import UserError, close_to
 
 _CONFIGS = {"rl": "grpo_config", "sft": "sft_config", "reward_model": "reward_config"}
 _CLASSES = {"rl": "GRPOConfig", "sft": "SFTConfig", "reward_model": "RewardConfig"}
@@ -112,7 +112,7 @@ def trl_mistakes(kind: str, block: Mapping[str, Any]) -> Contradictions:
             yield key, f"the recipe itself says this, in {owned[key]}"
         elif key not in known:
             meant = close_to(key, known)
-            where = f"; the recipe says {meant} in {owned[meant]}" if meant in owned else did_you_mean(key, known)
+            where = f"; the recipe says {meant} in {owned[meant]}" if meant in owned else key_meant(key, known)
             yield key, f"TRL's {_CLASSES[kind]} has no such field{where}"
 
 

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from qwq_rl.data.row import Row, nearest
-from qwq_rl.errors import RowError
+from qwq_rl.data.row import Row
+from qwq_rl.errors import RowError, did_you_mean
 from qwq_rl.sandbox import formats
 from qwq_rl.verifiers.loading import find_callable
 
@@ -192,7 +192,7 @@ def resolve_mapper(name: str) -> Mapper:
         return BUILT_IN[name]
     if ":" not in name:
         forms = f"{', '.join(BUILT_IN)}, module:function or file.py:function"
-        raise RowError(f"mapper `{name}` is unknown{nearest(name, BUILT_IN)} (a mapper is {forms})")
+        raise RowError(f"mapper `{name}` is unknown{did_you_mean(name, BUILT_IN)} (a mapper is {forms})")
     try:
         return find_callable(name)  # type: ignore[no-any-return]
     except LookupError as error:

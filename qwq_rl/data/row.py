@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+from qwq_rl.errors import close_to, did_you_mean
 
 Row = dict[str, Any]
 """One problem, demonstration or preference; columns that the contract does not name pass through."""
@@ -58,18 +59,12 @@ def prompt_messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return `; did you mean X?` for the known name closest to `name`, or nothing where none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean `{close[0]}`?" if close else ""
-
-
 def kind_of(row: Mapping[str, Any]) -> Kind:
     """Tell the kind of row from its columns: the kind whose own columns are there, or nearly there."""
     if "chosen" in row or "rejected" in row:
         return "preference"
     if "prompt" in row or "messages" not in row:
-        return "rl" if "prompt" in row or not nearest("messages", row) else "sft"
+        return "rl" if "prompt" in row or not did_you_mean("messages", row) else "sft"
     return "sft"
 
 
@@ -93,8 +88,8 @@ def row_mistakes(row: Mapping[str, Any], kind: Kind) -> list[str]:
 
 
 def _spelt(name: str, columns: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, columns, n=1)
-    return f": is it the column `{close[0]}`?" if close else f" (the row has {_names(columns)})" if columns else ""
+    close = close_to(name, columns)
+    return f": is it the column `{close}`?" if close else f" (the row has {_names(columns)})" if columns else ""
 
 
 def _names(columns: Sequence[str]) -> str:
@@ -149,14 +144,14 @@ def _message_mistakes(message: Any) -> Iterator[str]:
         return
     role = message.get("role")
     if "role" not in message:
-        yield f"has no `role`{nearest('role', message)}"
+        yield f"has no `role`{did_you_mean('role', message)}"
     elif role not in MESSAGE_ROLES:
-        hint = nearest(str(role), MESSAGE_ROLES) or f"; it is one of {', '.join(MESSAGE_ROLES)}"
+        hint = did_you_mean(str(role), MESSAGE_ROLES) or f"; it is one of {', '.join(MESSAGE_ROLES)}"
         yield f"has the unknown role {role!r}{hint}"
     content = message.get("content")
     calls = role == "assistant" and message.get("tool_calls")
     if "content" not in message and not calls:
-        yield f"has no `content`{nearest('content', message)}"
+        yield f"has no `content`{did_you_mean('content', message)}"
     elif not isinstance(content, str) and not (content is None and calls):
         yield f"must have a string as `content`, not {_is(content)}"
 
@@ -181,13 +176,14 @@ def _shorthand_mistakes(row: Mapping[str, Any]) -> Iterator[str]:
     elif verifier is not None:
         if not (isinstance(verifier, str) and verifier):
             yield f"`verifier` must be a verifier's name, not {_is(verifier)}"
-        if "reference" not in row and difflib.get_close_matches("reference", spare, cutoff=0.8):
-            yield f"`verifier` has no `reference`{nearest('reference', spare)}"
+        if "reference" not in row and close_to("reference", spare, 0.8):
+            yield f"`verifier` has no `reference`{did_you_mean('reference', spare)}"
     else:
         # A misspelt column would pass through, and the row would silently train as an open one.
         for name in ("checks", "verifier"):
-            close = [] if name in row else difflib.get_close_matches(name, spare, n=1, cutoff=0.8)
-            yield from (f"unknown column `{found}`; did you mean `{name}`?" for found in close)
+            column = None if name in row else close_to(name, spare, 0.8)
+            if column:
+                yield f"unknown column `{column}`; did you mean `{name}`?"
 
 
 def _one_check(check: Any) -> Iterator[str]:
@@ -196,12 +192,12 @@ def _one_check(check: Any) -> Iterator[str]:
         return
     for key in check:
         if key not in CHECK_KEYS:
-            yield f"has the unknown key `{key}`{nearest(key, CHECK_KEYS)}"
+            yield f"has the unknown key `{key}`{did_you_mean(key, CHECK_KEYS)}"
     if not (isinstance(check.get("verifier"), str) and check["verifier"]):
         yield "needs `verifier`, the name of a verifier"
     role = check.get("role", "score")
     if role not in get_args(Role):
-        hint = nearest(str(role), get_args(Role)) or f"; it is one of {', '.join(get_args(Role))}"
+        hint = did_you_mean(str(role), get_args(Role)) or f"; it is one of {', '.join(get_args(Role))}"
         yield f"has the unknown role {role!r}{hint}"
 
 

@@ -15,10 +15,9 @@ from qwq_rl.data.row import (
     Kind,
     Row,
     kind_of,
-    nearest,
     row_mistakes,
 )
-from qwq_rl.errors import RowError
+from qwq_rl.errors import RowError, did_you_mean
 
 SHOWN = 20
 """How many mistakes of one source are listed; the rest are counted."""
@@ -109,7 +108,7 @@ def read_numbered(source: str, limit: int | None, seed: int) -> tuple[str, Itera
         name = source.removeprefix("tiny/")
         if name not in sets.NAMES:
             raise RowError(
-                f"{source}: there is no such set{nearest(name, sets.NAMES)} (tiny/ has {', '.join(sets.NAMES)})"
+                f"{source}: there is no such set{did_you_mean(name, sets.NAMES)} (tiny/ has {', '.join(sets.NAMES)})"
             )
         return source, enumerate(islice(sets.rows(name, seed), limit), start=1)
     path = Path(source)

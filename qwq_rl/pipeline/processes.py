@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from qwq_rl.run_folder.locks import LAUNCHER
+from qwq_rl.run_folder.locks import LAUNCHER, is_alive
 
 # What `accelerate launch` would otherwise choose by itself, with a warning for each.
 LEAN_LAUNCH = (
@@ -136,7 +136,7 @@ class Process:
 
     def _members(self) -> set[int]:
         """The living processes of the job: its session, and descendants that made sessions of their own."""
-        members = {pid for pid in psutil.pids() if _session(pid) == self.pid and _lives(pid)}
+        members = {pid for pid in psutil.pids() if _session(pid) == self.pid and is_alive(pid)}
         if self._popen.returncode is None:  # once it is reaped, its pid may be another's
             members |= {child.pid for child in psutil.Process(self.pid).children(recursive=True)}
         return members
@@ -220,10 +220,3 @@ def _parent(pid: int) -> int | None:
         return psutil.Process(pid).ppid()
     except psutil.NoSuchProcess:
         return None
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False

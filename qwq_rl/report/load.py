@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from qwq_rl.errors import RunStateError
 from qwq_rl.report.markup import at, fields, finite, whole
-from qwq_rl.run_folder.files import RunFolder, StageFolder
+from qwq_rl.run_folder.files import RunFolder, StageFolder, read_json, read_lines
 
 Record = Mapping[str, Any]
 
@@ -74,31 +73,6 @@ class Run:
         return next((stage for stage in self.stages if stage.name == name), None)
 
 
-def parse_lines(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines; a torn last line is dropped; raises RunStateError naming file and line."""
-    if not path.exists():
-        return []
-    rows = []
-    for index, line in enumerate(path.read_text(errors="replace").split("\n")[:-1], start=1):
-        if line.strip():
-            rows.append(_object(line, f"{path}:{index}"))
-    return rows
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    return _object(path.read_text(errors="replace"), str(path)) if path.exists() else {}
-
-
-def _object(text: str, place: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RunStateError(f"{place}: not JSON ({error.msg}); restore the file or remove it") from error
-    if not isinstance(value, dict):
-        raise RunStateError(f"{place}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
 def seeds(path: Path) -> list[Path]:
     """The `seed-*` runs of a folder, by number; empty where the folder is a run of its own."""
     found = [child for child in path.glob("seed-*") if is_run(child)]
@@ -138,7 +112,7 @@ def load_run(path: Path) -> Run:
     """Read one run; raises RunStateError where `path` is no run or a file of it is not JSON."""
     require_run(path)
     folder = RunFolder(path)
-    pipeline, summary = _read_object(folder.state), _read_object(folder.summary)
+    pipeline, summary = read_json(folder.state) or {}, read_json(folder.summary) or {}
     names = list(fields(pipeline, "stages"))
     names += [child.name for child in _folders(path) if _is_stage(child) and child.name not in names]
     stages = tuple(_load_stage(folder, name, fields(pipeline, "stages", name), summary) for name in names)
@@ -157,13 +131,13 @@ def load_run(path: Path) -> Run:
 
 def _load_stage(run: RunFolder, name: str, entry: Record, summary: Record) -> Stage:
     folder = run.stage(name)
-    metrics = _once(parse_lines(folder.metrics), "update")
-    provenance = _read_object(folder.provenance)
+    metrics = _once(read_lines(folder.metrics), "update")
+    provenance = read_json(folder.provenance) or {}
     recipe = folder.resolved.read_text(errors="replace") if folder.resolved.exists() else ""
     written = re.search(r"^kind:\s*(\w+)", recipe, re.MULTILINE)
     kind = str(metrics[-1].get("kind") or "") if metrics else written.group(1) if written else ""
     parent = at(provenance, "contract", "base") or at(summary, "stages", name, "against", "stage")
-    evaluations = _main_set(parse_lines(folder.evaluations))
+    evaluations = _main_set(read_lines(folder.evaluations))
     default = "done" if folder.done.exists() else "running" if metrics else "waiting"
     return Stage(
         name=name,
@@ -204,7 +178,7 @@ def _finals(run: RunFolder, stage: str, summary: Record) -> dict[str, Record]:
     """Set -> estimates: the files under evaluations/, and what summary.json has beyond them."""
     found: dict[str, Record] = {}
     for path in sorted((run.path / "evaluations" / stage).glob("*.json")):
-        record = _read_object(path)
+        record = read_json(path) or {}
         found[str(record.get("set") or path.stem)] = record
     for name, record in fields(summary, "stages", stage, "sets").items():
         found.setdefault(name, record)

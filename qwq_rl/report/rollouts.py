@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwq_rl.report.load import Run, Stage, parse_lines
+from qwq_rl.report.load import Run, Stage
 from qwq_rl.report.markup import at, data_block, entries, esc, fields, finite, whole
 from qwq_rl.report.training import thinned
+from qwq_rl.run_folder.files import read_lines
 
 STEPS = 40
 """Updates shown of a stage at most."""
@@ -83,7 +84,7 @@ def choose_groups(groups: Mapping[tuple[str, int], Sequence[Any]], update: int, 
 def sample_update(path: Path, most: int = ROLLOUTS) -> dict[str, Any]:
     """The shown groups of one update's file."""
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    rows = parse_lines(path)
+    rows = read_lines(path)
     for row in rows:
         groups.setdefault((str(row.get("domain") or "?"), whole(row.get("group"))), []).append(row)
     update = int(path.stem.rsplit("-", 1)[-1])

@@ -10,7 +10,7 @@ from typing import Any
 from qwq_rl.evals.intervals import stratified_difference
 from qwq_rl.report.bars import micro_difference, micro_score
 from qwq_rl.report.curves import colour_of
-from qwq_rl.report.load import Run, Stage, domains, parse_lines
+from qwq_rl.report.load import Run, Stage, domains
 from qwq_rl.report.markup import NONE, at, duration, entries, esc, finite, interval, number, signed, title
 from qwq_rl.report.page import ROLLOUT_BYTES, body, fact_list, learning, navigation, provenance, section, total_seconds
 from qwq_rl.report.rollouts import browser
@@ -27,7 +27,7 @@ from qwq_rl.report.tables import (
 from qwq_rl.report.timing import time_section
 from qwq_rl.report.training import stage_panels
 from qwq_rl.report.verdict import score, sentences
-from qwq_rl.run_folder.files import RunFolder
+from qwq_rl.run_folder.files import RunFolder, read_lines
 
 
 def comparison_body(first: Run, second: Run) -> str:
@@ -117,7 +117,7 @@ def _prompt_scores(run: Run, stage: str, data_set: str) -> dict[tuple[str, str],
     """(domain, family) -> prompt id -> its samples' scores."""
     path = RunFolder(run.path).evaluation(stage, data_set).with_suffix(".jsonl")
     found: dict[tuple[str, str], dict[str, list[float | None]]] = {}
-    for line in parse_lines(path):
+    for line in read_lines(path):
         family = found.setdefault((str(line.get("domain")), str(line.get("family"))), {})
         family[str(line.get("id"))] = [finite(value) for value in entries(line, "scores")]
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from qwq_rl.data.chat import CLOSE
 from qwq_rl.data.row import Check, Row, checks_of, grading_checks_of
-from qwq_rl.errors import RowError, UserError
+from qwq_rl.errors import RowError, UserError, did_you_mean
 from qwq_rl.rewards.reward import Scored, compose
 from qwq_rl.verifiers import Response, Verdict, Verifier, load
 from qwq_rl.verifiers.loading import resolvable
@@ -68,7 +67,7 @@ class Scorer:
         self._domains, self._gates = domains, _known_gates(gates)
         self._loaded: dict[str, Verifier] = {}
         self.counts: dict[str, dict[str, int]] = {}
-        """By verifier name, what running it came to in the last call of `score` (`verifiers.desk.COUNTS`)."""
+        """By verifier name, what running it came to in the last call of `score` (`dispatcher.COUNTS`)."""
         for name, domain in domains.items():
             for verifier in entries_of(domain):
                 self._verifier(name, verifier)
@@ -192,9 +191,8 @@ def chosen(name: str, entry: Any) -> tuple[str, dict[str, Any]]:
 def _known_gates(gates: Sequence[str]) -> tuple[str, ...]:
     for gate in gates:
         if gate not in GATES:
-            close = difflib.get_close_matches(gate, list(GATES), n=1)
-            hint = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(GATES)}"
-            raise UserError(f"unknown gate `{gate}`; {hint}")
+            hint = did_you_mean(gate, GATES) or f"; known: {', '.join(GATES)}"
+            raise UserError(f"unknown gate `{gate}`{hint}")
     return tuple(gates)
 
 

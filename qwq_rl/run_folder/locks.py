@@ -45,7 +45,7 @@ class Holder:
 
     def orphaned(self) -> bool:
         """Whether the process that started it is gone, so that nothing waits for it any more."""
-        return self.host == socket.gethostname() and not _alive(self.launcher)
+        return self.host == socket.gethostname() and not is_alive(self.launcher)
 
 
 @contextmanager
@@ -136,7 +136,8 @@ def _command() -> list[str]:
     return sys.orig_argv or sys.argv
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs; one that ended and was not waited for does not."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

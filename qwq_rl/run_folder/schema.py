@@ -190,7 +190,7 @@ class Gap(TypedDict):
 
 
 class EventRecord(TypedDict):
-    """An alarm of the safety rails that did not stop the stage."""
+    """An alarm of the safeguards that did not stop the stage."""
 
     update: int
     kind: Literal["zero_rewards", "skipped", "gap"]

@@ -18,13 +18,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 from qwq_rl.errors import RunStateError, UserError
+from qwq_rl.run_folder.locks import is_alive
 
 SILENCE = 60.0
 """Seconds without a sign of life after which a process counts as lost."""
@@ -178,7 +178,7 @@ class _Watch:
         if rank not in self._heard or self._heard[rank][0] != said:
             self._heard[rank] = (said, now)
         silent = now - self._heard[rank][1]
-        ended = host == socket.gethostname() and not _lives(int(pid))
+        ended = host == socket.gethostname() and not is_alive(int(pid))
         if not ended and silent <= SILENCE:
             return None
         how = "has ended" if ended else f"has given no sign of life for {silent:.0f} s"
@@ -190,10 +190,3 @@ class _Watch:
 
 def _key(rank: int) -> str:
     return f"qwq_rl/alive/{rank}"
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

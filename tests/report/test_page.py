@@ -225,7 +225,7 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "broken", scale=0.05, prompts=2)
     metrics = run / "2_general" / "metrics.jsonl"
     metrics.write_text("oops\n" + metrics.read_text())
-    with pytest.raises(RunStateError, match=r"2_general/metrics\.jsonl:1: not JSON"):
+    with pytest.raises(RunStateError, match=r"2_general/metrics\.jsonl:1: this line is damaged"):
         write_report(run)
 
 

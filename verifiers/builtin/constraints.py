@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
+from qwq_rl.errors import did_you_mean
 from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier
 from qwq_rl.verifiers.verdicts import bad_reference, empty_answer, shown
 
@@ -120,9 +120,8 @@ def mistake(reference: Any) -> str:
 def _rule_mistake(rule: Any) -> str:
     kind = rule.get("kind") if isinstance(rule, Mapping) else None
     if not isinstance(kind, str) or kind not in KINDS:
-        close = difflib.get_close_matches(str(kind), list(KINDS), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(KINDS)}"
-        return f"unknown kind {kind!r}; {hint}"
+        hint = did_you_mean(kind, KINDS, quote="'") or f"; known: {', '.join(KINDS)}"
+        return f"unknown kind {kind!r}{hint}"
     given = {name for name, value in rule.items() if name != "kind" and value is not None}
     wanted = KINDS[kind][1]
     allowed = [set(name.split(" | ")) for name in wanted]
