@@ -9,35 +9,35 @@ from typing import Any
 
 from conforms import conforms
 
-from qwq_rl.run_folder import schema as records
+from qwq_rl.run_folder import schema
 from qwq_rl.run_folder.files import RunFolder, StageFolder
 
 
 def departures(run: Path) -> list[str]:
     """Return every place at which a record of the run departs from its schema, and every record that is missing."""
     folder = RunFolder(run)
-    found = [*_file(folder.state, records.PipelineState), *_file(folder.summary, records.Summary)]
+    found = [*_file(folder.state, schema.PipelineState), *_file(folder.summary, schema.Summary)]
     for done in sorted(run.glob("*/done.json")):
         found += _stage(StageFolder(done.parent))
     for path in sorted((run / "evaluations").glob("*/*.json")):
-        found += _file(path, records.Evaluation)
-        found += _lines(path.with_suffix(".jsonl"), records.EvaluationPrompt)
+        found += _file(path, schema.Evaluation)
+        found += _lines(path.with_suffix(".jsonl"), schema.EvaluationPrompt)
     return found
 
 
 def _stage(folder: StageFolder) -> Iterator[str]:
     """The records of a finished stage."""
-    yield from _file(folder.done, records.Done)
-    yield from _file(folder.provenance, records.Provenance)
+    yield from _file(folder.done, schema.Done)
+    yield from _file(folder.provenance, schema.Provenance)
     kind = json.loads(folder.metrics.read_text().split("\n")[0])["kind"]
-    yield from _lines(folder.metrics, records.RlMetrics if kind == "rl" else records.SupervisedMetrics)
+    yield from _lines(folder.metrics, schema.RlMetrics if kind == "rl" else schema.SupervisedMetrics)
     if folder.evaluations.exists():
-        yield from _lines(folder.evaluations, records.EvaluationLine)
+        yield from _lines(folder.evaluations, schema.EvaluationLine)
     rollouts = sorted(folder.rollouts(0).parent.glob("update-*.jsonl"))
     if kind == "rl" and not rollouts:
         yield f"{folder.path}: no rollouts"
     for path in rollouts:
-        yield from _lines(path, records.RolloutRecord)
+        yield from _lines(path, schema.RolloutRecord)
 
 
 def _file(path: Path, schema: Any) -> Iterator[str]:

@@ -17,8 +17,7 @@ from qwq_rl.config.check import mistakes
 from qwq_rl.config.recipe import load_pipeline, load_stage, resolved_yaml
 from qwq_rl.data.row import REQUIRED, Kind, checks_of, row_mistakes
 from qwq_rl.evals.estimates import PromptRecord, compare, evaluation_line
-from qwq_rl.run_folder import schema as records
-from qwq_rl.run_folder import schema_audit as records_verify
+from qwq_rl.run_folder import schema, schema_audit
 from qwq_rl.run_folder.files import RunFolder
 from qwq_rl.sandbox import Job, LocalSandbox, Result
 from qwq_rl.stages.provenance import collect
@@ -38,21 +37,21 @@ STAGES = {
     "2_general": "rl_recipe",
 }
 RECORDS: dict[str, Any] = {
-    "verdict": records.VerdictRecord,
-    "verdict_line": records_verify.VerdictLine,
-    "audit": records_verify.AuditRecord,
-    "rescore": records_verify.Rescored,
-    "disagreement": records_verify.Disagreement,
-    "pipeline_state": records.PipelineState,
-    "done": records.Done,
-    "metrics_rl": records.RlMetrics,
-    "metrics_supervised": records.SupervisedMetrics,
-    "evaluation_line": records.EvaluationLine,
-    "evaluation": records.Evaluation,
-    "evaluation_prompt": records.EvaluationPrompt,
-    "rollout": records.RolloutRecord,
-    "summary": records.Summary,
-    "provenance": records.Provenance,
+    "verdict": schema.VerdictRecord,
+    "verdict_line": schema_audit.VerdictLine,
+    "audit": schema_audit.AuditRecord,
+    "rescore": schema_audit.Rescored,
+    "disagreement": schema_audit.Disagreement,
+    "pipeline_state": schema.PipelineState,
+    "done": schema.Done,
+    "metrics_rl": schema.RlMetrics,
+    "metrics_supervised": schema.SupervisedMetrics,
+    "evaluation_line": schema.EvaluationLine,
+    "evaluation": schema.Evaluation,
+    "evaluation_prompt": schema.EvaluationPrompt,
+    "rollout": schema.RolloutRecord,
+    "summary": schema.Summary,
+    "provenance": schema.Provenance,
 }
 
 
@@ -95,7 +94,7 @@ def test_a_verdict_has_just_the_fields_of_the_page() -> None:
     assert (
         [field.name for field in fields(Verdict)]
         == list(example("verdict"))
-        == list(records.VerdictRecord.__annotations__)
+        == list(schema.VerdictRecord.__annotations__)
     )
 
 
@@ -118,13 +117,13 @@ def test_what_an_audit_writes_conforms() -> None:
     rows = [{"id": "r", "domain": "d", "verifier": "math", "reference": "4", "solution": "5"}]
     record = audit(enumerate(rows, 1), grader()).record("rows")
 
-    assert conforms(record, records_verify.AuditRecord) == []
+    assert conforms(record, schema_audit.AuditRecord) == []
     assert list(record) == list(example("audit"))
-    assert get_args(Kind) == get_args(get_type_hints(records_verify.AuditFinding)["kind"])
+    assert get_args(Kind) == get_args(get_type_hints(schema_audit.AuditFinding)["kind"])
 
 
 def test_the_finishes_of_a_record_are_those_of_a_response() -> None:
-    assert get_args(get_type_hints(Response)["finish"]) == get_args(get_type_hints(records.RolloutRecord)["finish"])
+    assert get_args(get_type_hints(Response)["finish"]) == get_args(get_type_hints(schema.RolloutRecord)["finish"])
 
 
 def test_the_example_job_is_read_and_written_as_it_stands() -> None:
@@ -205,8 +204,8 @@ def test_what_evaluation_writes_conforms(greedy: bool) -> None:
 
     line = evaluation_line(asked, update=1, stage="s", data_set="tiny/final", time=1.0, cpu_seconds=2.0, greedy=greedy)
 
-    assert conforms(line, records.EvaluationLine) == []
-    assert [conforms(one.line(), records.EvaluationPrompt) for one in asked] == [[], []]
+    assert conforms(line, schema.EvaluationLine) == []
+    assert [conforms(one.line(), schema.EvaluationPrompt) for one in asked] == [[], []]
 
 
 def test_what_evaluation_writes_of_faults_alone_conforms() -> None:
@@ -214,13 +213,13 @@ def test_what_evaluation_writes_of_faults_alone_conforms() -> None:
         [prompt(0, (None, None), None)], update=1, stage="s", data_set="x", time=1.0, cpu_seconds=2.0, greedy=True
     )
 
-    assert conforms(line, records.EvaluationLine) == []
+    assert conforms(line, schema.EvaluationLine) == []
 
 
 def test_what_a_comparison_writes_conforms() -> None:
     lines = [prompt(at, (1.0, 0.0), 1.0).line() for at in range(4)]
 
-    assert conforms(compare(lines, lines), records.Compared) == []
+    assert conforms(compare(lines, lines), schema.Compared) == []
 
 
 def test_what_provenance_writes_conforms(tmp_path: Path) -> None:
@@ -229,7 +228,7 @@ def test_what_provenance_writes_conforms(tmp_path: Path) -> None:
 
     said = collect("0_stage", path, load_stage(path), 1, ["qwq_rl.train"], example("provenance")["contract"])
 
-    assert conforms(said, records.Provenance) == []
+    assert conforms(said, schema.Provenance) == []
 
 
 def test_what_a_round_of_rollouts_writes_conforms() -> None:
@@ -242,11 +241,11 @@ def test_what_a_round_of_rollouts_writes_conforms() -> None:
     segments = (Segment("model", response.text, response.token_ids, (-0.1, -0.2)),)
     rollout = Rollout(example("row"), "1 + 1 = ?", (1, 2), segments, response, 0, 0, 3, scored)
     line = rollout_line(rollout, advantage=0.5)
-    shared = {name: example("metrics_rl")[name] for name in records.Update.__annotations__}
+    shared = {name: example("metrics_rl")[name] for name in schema.Update.__annotations__}
 
-    assert conforms(line, records.RolloutRecord) == []
+    assert conforms(line, schema.RolloutRecord) == []
     assert (
-        conforms({**shared, "kind": "rl", "kl": 0.0, "seconds": {}, **summarise_round([line])}, records.RlMetrics) == []
+        conforms({**shared, "kind": "rl", "kl": 0.0, "seconds": {}, **summarise_round([line])}, schema.RlMetrics) == []
     )
     assert asdict(verdict) == example("verdict")
 

@@ -92,15 +92,3 @@ def value_loss(
     if clip is not None:
         error = torch.maximum(error, (old_values + (values - old_values).clamp(-clip, clip) - returns) ** 2)
     return torch.where(mask.bool(), error / 2, 0.0)
-
-
-def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over the mask: 1 is a perfect critic, 0 one no better than a constant.
-
-    NaN where the returns do not vary, or there are fewer than two.
-    """
-    live = mask.bool()
-    truth, missed = returns[live].double(), (returns - values)[live].double()
-    if truth.numel() < 2 or float(truth.var()) == 0:
-        return float("nan")
-    return float(1 - missed.var() / truth.var())

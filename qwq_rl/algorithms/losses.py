@@ -106,11 +106,6 @@ def clipped_tokens(log_ratios: torch.Tensor, advantages: torch.Tensor, clip: Cli
     return (ratio < 1 - clip.low) & (advantages < 0), (ratio > 1 + clip.high) & (advantages > 0)
 
 
-def truncated_tokens(log_ratios: torch.Tensor, ceiling: float) -> torch.Tensor:
-    """Which tokens' weight `cispo` cut down to `ceiling`; bool (B, T)."""
-    return log_ratios.exp() > ceiling
-
-
 def kl_k3(logprobs: torch.Tensor, reference: torch.Tensor, log_ratios: torch.Tensor | None = None) -> torch.Tensor:
     """KL(policy || reference) of each token, (B, T) in nats, never negative: q/p - log(q/p) - 1 on the sampled token.
 
@@ -130,22 +125,6 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     """
     logs = logits.float().log_softmax(-1)
     return -(logs.exp() * logs.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
-
-
-def entropy_threshold(entropies: torch.Tensor, mask: torch.Tensor, share: float) -> float:
-    """The entropy that the `share` (0 to 1) most uncertain tokens reach, of all tokens in the mask.
-
-    The loss of tokens below it is left out (Beyond the 80/20 Rule, arXiv 2506.01939; TRL's `top_entropy_quantile`).
-    `entropies` and `mask` have one shape and hold the tokens of all processes. Without a token: 0.
-    """
-    if not 0 < share <= 1:
-        raise ValueError(f"the share is {share}; it must be above 0 and at most 1")
-    found = entropies[mask.bool()].float()
-    if found.numel() == 0:
-        return 0.0
-    # Rounded first, for 1 - share is not exact; torch.quantile itself refuses more than 16 million tokens.
-    place = math.ceil(round((1 - share) * (found.numel() - 1), 6))
-    return float(found.kthvalue(place + 1).values)
 
 
 def row_weights(

@@ -5,7 +5,6 @@ Log-probabilities are natural, of the sampled tokens, (B, T); a `mask` (B, T) is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -67,50 +66,6 @@ def importance_weights(
     if high is not None:
         outside = outside | (ratio > high)
     return ratio.masked_fill(outside, 0.0)
-
-
-@dataclass(frozen=True)
-class SamplerGap:
-    """How far the sampler's log-probabilities are from the trainer's on `tokens` tokens, in nats.
-
-    `kl` estimates KL(sampler || trainer) a token by k3 (http://joschu.net/blog/kl-approx.html); `lowest` and `highest`
-    are the extreme ratios trainer / sampler. Without a token: gaps 0, ratios 1.
-    """
-
-    tokens: int
-    mean: float
-    largest: float
-    kl: float
-    lowest: float
-    highest: float
-
-
-def sampler_gap(trainer_logprobs: torch.Tensor, sampler_logprobs: torch.Tensor, mask: torch.Tensor) -> SamplerGap:
-    """The figures of the gap over the tokens of the mask; those with a NaN from the sampler are left out."""
-    every = _gaps(trainer_logprobs, sampler_logprobs, mask)
-    gaps = every[mask.bool() & ~every.isnan()].double()
-    if gaps.numel() == 0:
-        return SamplerGap(0, 0.0, 0.0, 0.0, 1.0, 1.0)
-    kl = (gaps.exp() - gaps - 1).mean()
-    figures = torch.stack([gaps.abs().mean(), gaps.abs().max(), kl, gaps.min().exp(), gaps.max().exp()])
-    return SamplerGap(gaps.numel(), *figures.tolist())
-
-
-def on_policy_rows(
-    logprobs: torch.Tensor,
-    sampler_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    mask: torch.Tensor,
-    threshold: float,
-) -> torch.Tensor:
-    """Which rows still teach, bool of the shape of `advantages` ((B, 1) or (B, T)), to multiply the loss with.
-
-    A row with a negative advantage is dropped once its mean log(sampler / policy now) exceeds `threshold` nats a token
-    (off-policy sequence masking, DeepSeek-V3.2, arXiv 2512.02556, equation 9).
-    """
-    drift = -_gaps(logprobs, sampler_logprobs, mask).nan_to_num(nan=0.0)
-    mean = drift.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
-    return (advantages >= 0) | (mean <= threshold)
 
 
 def _gaps(trainer_logprobs: torch.Tensor, sampler_logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

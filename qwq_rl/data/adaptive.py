@@ -65,17 +65,6 @@ class Successes:
         last = self._last[problems]
         return np.where(np.isnan(last), self._means[self._families[problems]], last)
 
-    def figures(self) -> dict[str, float]:
-        """Metrics: the share of problems that was tried; of those, how often, and the solved and unsolved shares."""
-        tried = self._tries > 0
-        number, last = max(int(tried.sum()), 1), self._last[tried]
-        return {
-            "tried": float(tried.mean()),
-            "tries": float(self._tries.sum() / number),
-            "solved": float((last == 1).sum() / number),
-            "unsolved": float((last == 0).sum() / number),
-        }
-
     def state_dict(self) -> dict[str, Any]:
         """Problems and families that have an outcome, column by column: JSON."""
         tried, seen = np.flatnonzero(self._tries), np.flatnonzero(self._outcomes)

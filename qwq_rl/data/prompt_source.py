@@ -89,10 +89,6 @@ class PromptSource:
         for problem, success in [(self._problems.number(row), success) for row, success in outcomes]:
             self._successes.learn(problem, success)
 
-    def figures(self) -> dict[str, float]:
-        """Metrics of what was learned so far: see `Successes.figures`."""
-        return self._successes.figures()
-
     def state_dict(self) -> dict[str, Any]:
         """All that it needs to go on exactly, in the middle of a round too: JSON, of the size of what was tried."""
         return {

@@ -82,11 +82,6 @@ def pass_at_k_interval(prompt_scores: Sequence[Scores], k: int) -> Estimate | No
     return mean_interval([[pass_at_k(scores, k)] for scores in prompt_scores])
 
 
-def paired_difference(a: Mapping[str, Scores], b: Mapping[str, Scores]) -> Difference | None:
-    """The mean over the prompts of both, matched by id, of a's mean minus b's mean; None without a common prompt."""
-    return stratified_difference([(a, b)])
-
-
 def stratified_difference(
     strata: Sequence[tuple[Mapping[str, Scores], Mapping[str, Scores]]],
 ) -> Difference | None:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from qwq_rl.algorithms.gae import (
     adaptive_lambda,
     at_last_token,
-    explained_variance,
     gae,
     moments,
     value_loss,
@@ -141,13 +140,3 @@ def test_a_value_that_moved_beyond_the_clip_towards_its_return_gets_no_more_grad
     assert loss[0].tolist() == pytest.approx([0.8**2 / 2, 1.8**2 / 2, 0.9**2 / 2])
     assert values.grad is not None
     assert values.grad[0].tolist() == pytest.approx([0, 1.8, -0.9])
-
-
-def test_explained_variance_of_perfect_constant_and_wrong_critics() -> None:
-    returns = torch.tensor([[1.0, 2.0, 3.0, 99.0]])
-    mask = torch.tensor([[1, 1, 1, 0]])
-
-    assert explained_variance(returns + 7, returns, mask) == pytest.approx(1)
-    assert explained_variance(torch.zeros(1, 4), returns, mask) == pytest.approx(0)
-    assert explained_variance(-returns, returns, mask) == pytest.approx(-3)
-    assert math.isnan(explained_variance(returns, torch.ones(1, 4), mask))

@@ -9,11 +9,8 @@ import pytest
 import torch
 
 from qwq_rl.algorithms.ratios import (
-    SamplerGap,
     importance_weights,
     log_ratios,
-    on_policy_rows,
-    sampler_gap,
 )
 
 MASK = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
@@ -106,26 +103,3 @@ def test_an_unknown_level_or_mode_is_refused(change: dict[str, str]) -> None:
         weights(**change)
     with pytest.raises(ValueError, match="known are token, sequence, joint"):
         log_ratios(BASE, BASE, MASK, "row")  # type: ignore[arg-type]
-
-
-def test_the_gap_in_figures() -> None:
-    found = sampler_gap(BASE + GAPS, BASE, MASK)
-
-    k3 = [math.exp(gap) - gap - 1 for gap in (0.3, -0.1, 1.5)]
-    assert found.tokens == 3
-    assert found.mean == pytest.approx(1.9 / 3)
-    assert found.largest == pytest.approx(1.5)
-    assert found.kl == pytest.approx(sum(k3) / 3, rel=1e-5)
-    assert (found.lowest, found.highest) == pytest.approx((math.exp(-0.1), math.exp(1.5)), rel=1e-5)
-
-
-def test_a_sampler_that_scored_nothing_has_no_gap() -> None:
-    assert sampler_gap(BASE, torch.full((3, 3), math.nan), MASK) == SamplerGap(0, 0, 0, 0, 1, 1)
-
-
-def test_rows_with_a_negative_advantage_drop_out_once_the_policy_has_left_them() -> None:
-    sampler, now = torch.full((4, 2), -1.0), torch.tensor([[-1.0, -3.2], [-1.0, -1.8], [-9.0, -9.0], [0.0, 0.0]])
-    advantages, mask = torch.tensor([[-1.0], [-1.0], [1.0], [-1.0]]), torch.ones(4, 2)
-
-    # Mean log(sampler / now): 1.1, 0.4, 8 with a positive advantage, -1.
-    assert on_policy_rows(now, sampler, advantages, mask, 0.5).tolist() == [[False], [True], [True], [True]]

@@ -13,7 +13,7 @@ from recorded_run import ROWS, recorded_run, rollout
 from qwq_rl.audit.rescore import main, signs
 from qwq_rl.audit.rescored import response_of
 from qwq_rl.errors import RowError, RunStateError, UserError
-from qwq_rl.run_folder import schema_audit as records_verify
+from qwq_rl.run_folder import schema_audit
 from qwq_rl.run_folder.files import RunFolder, write_lines
 
 OWN = """\
@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> Path:
 def summary(capsys: pytest.CaptureFixture[str], run: Path, *arguments: str) -> dict[str, Any]:
     assert main([str(run), "--json", *arguments]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert conforms(found, records_verify.Rescored) == []
+    assert conforms(found, schema_audit.Rescored) == []
     return found
 
 
@@ -85,7 +85,7 @@ def test_disagreements_are_written_with_both_verdicts(run: Path, tmp_path: Path)
         ("u2-g0-s1", 0.0, 1.0),
         ("u2-g1-s0", 0.0, 1.0),
     ]
-    assert [conforms(line, records_verify.Disagreement) for line in lines] == [[]] * 4
+    assert [conforms(line, schema_audit.Disagreement) for line in lines] == [[]] * 4
     assert (lines[0]["reference"], lines[0]["reward"]) == ("4", {"old": 0.0, "new": 1.0})
 
 

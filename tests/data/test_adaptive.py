@@ -45,15 +45,6 @@ def test_a_familys_mean_forgets() -> None:
     assert successes.chances(np.array([1]))[0] > 0.99
 
 
-def test_the_figures_count_what_was_tried() -> None:
-    successes = Successes(np.zeros(8, dtype=np.int64))
-    assert successes.figures() == {"tried": 0.0, "tries": 0.0, "solved": 0.0, "unsolved": 0.0}
-    for problem, success in [(0, 0.0), (0, 1.0), (1, 0.0), (2, 0.5), (3, 1.0)]:
-        successes.learn(problem, success)
-
-    assert successes.figures() == {"tried": 0.5, "tries": 1.25, "solved": 0.5, "unsolved": 0.25}
-
-
 def test_the_state_holds_what_was_tried_alone_and_replaces_what_was_there() -> None:
     successes, other = Successes(np.arange(1000)), Successes(np.arange(1000))
     successes.learn(7, 0.1)

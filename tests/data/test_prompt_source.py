@@ -254,7 +254,7 @@ def test_what_cannot_be_learned_is_refused_and_nothing_of_it_is_kept() -> None:
         with pytest.raises(ValueError, match=r"between 0 and 1|no source has"):
             source.learn(outcomes)
 
-    assert source.figures()["tried"] == 0
+    assert source.state_dict()["successes"]["problems"] == []
 
 
 def test_rows_of_two_sources_with_the_same_id_are_told_apart() -> None:

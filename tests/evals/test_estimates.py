@@ -17,7 +17,7 @@ from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.evals.estimates import PromptRecord, agreement, compare, evaluation_line
 from qwq_rl.evals.evaluate import evaluate_model, load_model, main, stage_checkpoint
 from qwq_rl.evals.intervals import mean_interval, stratified_interval
-from qwq_rl.run_folder import schema as records
+from qwq_rl.run_folder import schema
 from qwq_rl.run_folder.files import RunFolder, read_json, read_lines, write_json
 
 
@@ -185,8 +185,8 @@ def test_the_command_writes_both_files_and_does_nothing_twice(
     assert (first["set"], first["samples"], first["domains"]["math"]["prompts"]) == (str(source), 2, 6)
     lines = read_lines(written.with_suffix(".jsonl"))
     assert len(lines) == 6
-    assert conforms(first, records.Evaluation) == []
-    assert conforms(lines[0], records.EvaluationPrompt) == []
+    assert conforms(first, schema.Evaluation) == []
+    assert conforms(lines[0], schema.EvaluationPrompt) == []
     assert main([*command, "--max-tokens", "6"]) == 0
     assert read_json(written) == first
     assert main([*command, "--max-tokens", "7"]) == 0
@@ -255,7 +255,7 @@ def test_open_rows_show_how_far_the_reward_model_agrees_with_the_rule(checkpoint
     assert main([*command, "--max-tokens", "40", "--no-greedy"]) == 0
     found = read_json(run.evaluation("2_general", str(source)))
     assert found is not None
-    assert conforms(found, records.Evaluation) == []
+    assert conforms(found, schema.Evaluation) == []
     assert found["agreement"]["prompts"] == 6
     assert found["agreement"]["pairs"] > 0
     assert 0.0 < found["agreement"]["reward_model_auc"] < 1.0

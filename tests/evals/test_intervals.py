@@ -14,7 +14,6 @@ from qwq_rl.evals.intervals import (
     Estimate,
     combined,
     mean_interval,
-    paired_difference,
     pass_at_k,
     pass_at_k_interval,
     stratified_difference,
@@ -123,7 +122,7 @@ def test_pass_at_k_uses_what_could_be_judged() -> None:
 def test_a_paired_difference_is_a_t_interval_on_the_prompts_differences() -> None:
     a = {"p": [1.0, 1.0], "q": [1.0, 0.0], "r": [0.0, 0.0], "only a": [1.0]}
     b = {"q": [0.0, 0.0], "p": [1.0, 0.0], "r": [0.0, 0.0], "only b": [0.0]}
-    found = paired_difference(a, b)
+    found = stratified_difference([(a, b)])
     assert found is not None
     mean, error = 1 / 3, math.sqrt((2 * (1 / 6) ** 2 + (1 / 3) ** 2) / 2 / 3)
     assert found.prompts == 3
@@ -137,7 +136,7 @@ def test_a_difference_is_paired_so_the_prompts_difficulty_cancels() -> None:
     difficulty = {str(index): generator.random() for index in range(200)}
     a = {prompt: [float(generator.random() < ease) for _ in range(8)] for prompt, ease in difficulty.items()}
     b = {prompt: [float(generator.random() < ease) for _ in range(8)] for prompt, ease in difficulty.items()}
-    paired, alone = paired_difference(a, b), mean_interval(list(a.values()))
+    paired, alone = stratified_difference([(a, b)]), mean_interval(list(a.values()))
     assert paired is not None
     assert alone is not None
     assert paired.difference.high - paired.difference.low < alone.high - alone.low
@@ -145,7 +144,7 @@ def test_a_difference_is_paired_so_the_prompts_difficulty_cancels() -> None:
 
 def test_no_difference_at_all_still_has_a_width() -> None:
     same = {str(index): [1.0] * 8 for index in range(300)}
-    found = paired_difference(same, same)
+    found = stratified_difference([(same, same)])
     assert found is not None
     assert found.difference.mean == 0.0
     assert (found.difference.low, found.difference.high) == pytest.approx((-0.0127, 0.0127), abs=2e-4)
@@ -162,12 +161,12 @@ def test_strata_weigh_the_same_in_a_difference() -> None:
 
 
 def test_nothing_in_common_is_no_difference() -> None:
-    assert paired_difference({"a": [1.0]}, {"b": [1.0]}) is None
-    assert paired_difference({"a": [None]}, {"a": [1.0]}) is None
+    assert stratified_difference([({"a": [1.0]}, {"b": [1.0]})]) is None
+    assert stratified_difference([({"a": [None]}, {"a": [1.0]})]) is None
 
 
 def test_a_single_pair_bounds_nothing() -> None:
-    found = paired_difference({"a": [1.0]}, {"a": [0.0]})
+    found = stratified_difference([({"a": [1.0]}, {"a": [0.0]})])
     assert found is not None
     assert (found.difference.low, found.lower95) == (-1.0, -1.0)
 
@@ -197,7 +196,7 @@ def test_lower_bounds_of_differences_hold_95_times_of_100() -> None:
         eases = [(generator.betavariate(3, 1), str(index)) for index in range(60)]
         a = {name: [float(generator.random() < ease * 0.95) for _ in range(8)] for ease, name in eases}
         b = {name: [float(generator.random() < ease) for _ in range(8)] for ease, name in eases}
-        found = paired_difference(a, b)
+        found = stratified_difference([(a, b)])
         assert found is not None
         return found.lower95
 

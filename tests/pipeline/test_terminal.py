@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from qwq_rl.pipeline import terminal as progress
+from qwq_rl.pipeline import terminal
 from qwq_rl.pipeline.terminal import Board, StageView, StageWatch, Tail, numbers
 from qwq_rl.run_folder.files import StageFolder, append_line, write_lines
 
@@ -68,7 +68,7 @@ def test_without_a_terminal_a_plain_line_comes_now_and_then() -> None:
     with board:
         board.show(views, [("evaluate c", 4.2)])
         assert output.getvalue() == ""
-        board._next_plain -= progress.PLAIN_SECONDS
+        board._next_plain -= terminal.PLAIN_SECONDS
         board.show(views, [("evaluate c", 4.2)])
         board.show(views, [("evaluate c", 4.2)])
     assert output.getvalue() == "a: 3/10  loss 1.0\nevaluate c: 4 s\n"

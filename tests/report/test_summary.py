@@ -10,7 +10,7 @@ from conforms import conforms
 from run_files import write_evaluation, write_run
 
 from qwq_rl.report.summary import summarise, summarise_seeds
-from qwq_rl.run_folder import schema as records
+from qwq_rl.run_folder import schema
 from qwq_rl.run_folder.files import RunFolder, read_json, write_json
 
 WEAK, STRONG = [[1.0, 0.0], [0.0, 0.0]] * 6, [[1.0, 1.0], [1.0, 0.0]] * 6
@@ -24,7 +24,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_every_finished_stage_has_its_figures_and_its_cost(run: Path) -> None:
     found = summarise(run)
-    assert conforms(found, records.Summary) == []
+    assert conforms(found, schema.Summary) == []
     assert (found["run"], found["seed"], found["release"]) == ("tiny", 0, "1_math_code")
     assert list(found["stages"]) == ["0_cold_start", "1_math_code", "1_control"]
     stage = found["stages"]["1_math_code"]

@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 from conforms import conforms
 
-from qwq_rl.run_folder import schema as records
+from qwq_rl.run_folder import schema
 from qwq_rl.run_folder.files import read_lines
 
 FILES: dict[str, Any] = {
-    "0_cold_start/metrics.jsonl": records.SupervisedMetrics,
-    "2_reward_model/metrics.jsonl": records.SupervisedMetrics,
-    "1_math_code/metrics.jsonl": records.RlMetrics,
-    "1_math_code/evaluations.jsonl": records.EvaluationLine,
-    "2_general/rollouts/update-000003.jsonl": records.RolloutRecord,
-    "evaluations/2_general/tiny-final.jsonl": records.EvaluationPrompt,
-    "evaluations/2_general/tiny-final.json": records.Evaluation,
-    "1_control/provenance.json": records.Provenance,
-    "pipeline.json": records.PipelineState,
-    "summary.json": records.Summary,
+    "0_cold_start/metrics.jsonl": schema.SupervisedMetrics,
+    "2_reward_model/metrics.jsonl": schema.SupervisedMetrics,
+    "1_math_code/metrics.jsonl": schema.RlMetrics,
+    "1_math_code/evaluations.jsonl": schema.EvaluationLine,
+    "2_general/rollouts/update-000003.jsonl": schema.RolloutRecord,
+    "evaluations/2_general/tiny-final.jsonl": schema.EvaluationPrompt,
+    "evaluations/2_general/tiny-final.json": schema.Evaluation,
+    "1_control/provenance.json": schema.Provenance,
+    "pipeline.json": schema.PipelineState,
+    "summary.json": schema.Summary,
 }
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from stage_runs import SmallRun, rollout_lines
 
 from qwq_rl.errors import UserError
-from qwq_rl.rollouts import collect as rounds
+from qwq_rl.rollouts import collect
 from qwq_rl.run_folder.files import read_lines
 
 PPO = ("--algorithm=ppo", "--critic={lr: 0.001, warmup: 1, minibatches: 2}")
@@ -96,7 +96,7 @@ def test_a_gradient_above_the_limit_is_not_applied(small: SmallRun, tmp_path: Pa
 def test_a_round_sampled_part_by_part_is_the_same_round(
     small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, "PART", 8)
+    monkeypatch.setattr(collect, "PART", 8)
     run = small.beside(tmp_path, "0_cold_start")
 
     assert small.train(run, "1_math_code", "--steps=2") == 0

@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm_stand_in import StandIn
 
 from qwq_rl.errors import UserError
-from qwq_rl.inference import engines as sampling
-from qwq_rl.inference import vllm_client as vllm_server
+from qwq_rl.inference import engines, vllm_client
 from qwq_rl.inference.engines import check_vllm
 from qwq_rl.inference.vllm_client import ServerLost, ServerUnfit
 from qwq_rl.inference.vllm_http import write_model
@@ -34,7 +33,7 @@ FEW = (
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_server, "_TICK_S", 0.02)
+    monkeypatch.setattr(vllm_client, "_TICK_S", 0.02)
 
 
 @pytest.fixture
@@ -221,9 +220,9 @@ def test_vllm_by_trl_is_of_a_version_it_knows(
     monkeypatch: pytest.MonkeyPatch, version: str | None, told: str | None
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(sampling, "find_spec", lambda name: None if version is None else object())
+    monkeypatch.setattr(engines, "find_spec", lambda name: None if version is None else object())
     packages = SimpleNamespace(packages_distributions=lambda: {"vllm": ["vllm"]}, version=lambda name: version)
-    monkeypatch.setattr(sampling, "metadata", packages)
+    monkeypatch.setattr(engines, "metadata", packages)
 
     if told is None:
         check_vllm()
@@ -238,5 +237,5 @@ def test_trl_knows_the_versions_that_are_said() -> None:
     from trl import import_utils
 
     source = inspect.getsource(import_utils.is_vllm_available)
-    oldest, newest = (".".join(map(str, one)) for one in sampling.TRL_VLLM)
+    oldest, newest = (".".join(map(str, one)) for one in engines.TRL_VLLM)
     assert f'Version("{oldest}.0") <= _vllm_base_version <= Version("{newest}.0")' in source

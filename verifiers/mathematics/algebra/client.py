@@ -6,7 +6,6 @@ milliseconds, and the trainer neither forks nor imports a computer algebra syste
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import functools
@@ -20,7 +19,6 @@ import sys
 import threading
 import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -99,7 +97,6 @@ class SymbolicPool:
         self._turns = threading.BoundedSemaphore(self.workers)
         self._server: _ForkServer | None = None
         self._idle: list[_Worker] = []
-        self._threads: ThreadPoolExecutor | None = None
         self._missing = ""
         self._deaths, self._paused_until = 0, 0.0
 
@@ -123,14 +120,6 @@ class SymbolicPool:
                     raise
         raise AlgebraUnavailable(f"the process for math-verify ended {ATTEMPTS} times over one question")
 
-    async def aequal(self, gold: str, answer: str, seconds: float | None = None) -> Outcome:
-        """As `equal`, while the event loop runs on."""
-        with self._lock:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(self.workers, "symbolic")
-            threads = self._threads
-        return await asyncio.get_running_loop().run_in_executor(threads, self.equal, gold, answer, seconds)
-
     def warm(self) -> None:
         """Start importing math-verify in the background; returns at once, and never fails."""
         with self._lock, contextlib.suppress(AlgebraUnavailable, OSError):
@@ -142,14 +131,11 @@ class SymbolicPool:
         with self._lock:
             idle, self._idle = self._idle, []
             server, self._server = self._server, None
-            threads, self._threads = self._threads, None
             self._missing, self._deaths = "", 0
         for worker in idle:
             worker.channel.close()
         if server is not None:
             _end(server)
-        if threads is not None:
-            threads.shutdown(wait=False)
 
     def _worker(self) -> _Worker:
         with self._lock:
