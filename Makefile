@@ -34,7 +34,7 @@ test: install  ## lint, types and the fast tests
 
 # PYTEST="-m slow" leaves out what `make test` has just run.
 test-full: install-full  ## every test, the slow ones too; PYTEST="-m slow" for those alone
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadscope $(PYTEST)
 
 clean:  ## remove caches and builds; runs/ and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -119,12 +119,12 @@ def saving(stage: Watched, draw: random.Random, goal: int) -> Due:
 
 def judged(stage: Watched, draw: random.Random, goal: int) -> Due:
     """Just after verdicts were written down, before the update that learns from them is recorded."""
-    journal, sizes = stage.folder.path / "verdicts.jsonl", list[int]()
+    verdict_log, sizes = stage.folder.path / "verdicts.jsonl", list[int]()
 
     def now() -> bool:
-        if not stage.begun() or stage.updates() < goal or not journal.exists():
+        if not stage.begun() or stage.updates() < goal or not verdict_log.exists():
             return False
-        sizes.append(journal.stat().st_size)
+        sizes.append(verdict_log.stat().st_size)
         return len(sizes) > 1 and sizes[-1] > sizes[-2]
 
     return now

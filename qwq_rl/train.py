@@ -1,4 +1,4 @@
-"""Train one stage.
+"""Train one stage: from its YAML file to a finished model folder.
 
     accelerate launch -m qwq_rl.train recipes/tiny/1_math_code.yaml [--run runs/NAME] [--a.b=c ...]
 
@@ -46,18 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     recipe_path, run_path, overrides = _parse(argv)
     _quieten()
-    # 1. The recipe, with every mistake of it at once, before anything heavy is imported.
+    # 1. The recipe. Every mistake is told at once, before the heavy imports: nobody waits for torch to learn of a typo.
     recipe = check(recipe_path, overrides)[recipe_path.stem]
     run = RunFolder(run_path or Path("runs") / recipe_path.resolve().parent.name)
     folder = run.stage(recipe_path.stem)
     main_process = int(os.environ.get("RANK", "0")) == 0
     if not main_process:
-        # The main process says so, and would not come to where the others wait for it.
+        # Of a finished stage the main process returns below; the others must not go and wait for it.
         if (read_json(folder.done) or {}).get("recipe_hash") == recipe_hash(recipe) and folder.final.is_dir():
             return 0
         with told_when_full(folder):
             return _train(recipe, recipe_path, run, folder, argv)
-    # 2. The folder belongs to this process while it lives.
+    # 2. The lock on the folder. A killed launcher can leave its trainer alive, and two trainers would mix their files.
     with told_when_full(folder), hold(folder.lock, f"the trainer of {folder.name}"):
         if _finished(folder, recipe, recipe_path):
             print(f"{folder.name} is finished already: {folder.final}")
@@ -73,7 +73,8 @@ def _train(recipe: Stage, recipe_path: Path, run: RunFolder, folder: StageFolder
 
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
-    # 3. The world that was asked for is the world that runs, and a process that it loses does not go unnoticed.
+    # 3. The processes. As many as were asked for must run, for a launcher can start fewer and say nothing; and one that
+    #    dies must end the others, which would wait for it in a collective for ever.
     state = join()
     _check_world(state.num_processes)
     with watched(state):
@@ -94,43 +95,46 @@ def _train_in(
     from qwq_rl.stages.lineage import ContractWriter, agreed_contract, tokenizer_items
     from qwq_rl.training.clock import Clock
 
-    # 4. Where to go on from, unless that was made from something else than there is now.
+    # 4. The checkpoint to go on from. It is refused if tokenizer, template, base model or verifiers have changed since:
+    #    what was learned before would not fit what is learned now.
     resume = newest_complete(folder)
     progress = progress_of(resume) if resume else {}
     clock = Clock(progress.get("cpu_seconds", 0.0), progress.get("wall_seconds", 0.0))
     stop = StopRequest()
     stop.listen()
     context = StageContext(run, folder, recipe_path.parent, state.num_processes, resume, clock, stop)
-    with clock.paused():
+    with clock.paused():  # setting up is no training time, and a resume must not count it twice
         contract = agreed_contract(recipe, context) if state.is_main_process else {}
-    # What was recorded after that point will be made again.
     if state.is_main_process:
+        # What was recorded after the checkpoint will be made again, and must not stand there twice.
         cut_back(folder)
+        # Written beside and moved into place: a kill leaves the old file or the new one, never half of one.
         draft = folder.resolved.with_suffix(".partial")
         draft.write_text(resolved_yaml(recipe))
         draft.replace(folder.resolved)
     state.wait_for_everyone()
-    # 5. Model, rows, verifiers, trainer.
+    # 5. Model, rows, verifiers, trainer: `build_trainer`, which differs by kind of stage.
     with clock.paused():
         trainer = build_trainer(recipe, context)
     check_sharding(trainer.accelerator.state)
     if resume:
         check_resume(resume, progress, trainer.accelerator.state)
     if state.is_main_process:
-        said = contract | tokenizer_items(trainer.processing_class)  # the `trl` block may have set them
+        # Written now, so that a stage that is killed says what it was made from. The `trl` block may have set tokens.
+        made_from = contract | tokenizer_items(trainer.processing_class)
         write_json(
             folder.provenance,
-            collect(folder.name, recipe_path, recipe, state.num_processes, ["qwq_rl.train", *argv], said),
+            collect(folder.name, recipe_path, recipe, state.num_processes, ["qwq_rl.train", *argv], made_from),
         )
-    # The first of all: the recorder declares the checkpoint whole.
+    # Before all other callbacks: the recorder's declares the checkpoint whole, and the contract is a part of it.
     trainer.callback_handler.callbacks.insert(0, ContractWriter(contract))
     trainer.remove_callback(PrinterCallback)  # its lines are in metrics.jsonl
-    # 6. Train.
+    # 6. The updates: `PolicyTrainer.training_step` for an rl stage, TRL's own trainers for the others.
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if stop.asked is not None and trainer.state.global_step < recipe.steps:
         print(f"{folder.name} stopped at update {trainer.state.global_step}, saved: the same command goes on")
         return 128 + int(stop.asked)
-    # 7. The result, and last the mark that the stage is done.
+    # 7. The result, and last of all the mark that the stage is done: whoever finds the mark can rely on the result.
     _save_final(trainer, folder, contract, state.is_main_process)
     if state.is_main_process:
         write_json(

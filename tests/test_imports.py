@@ -53,6 +53,7 @@ SERVERS = {"qwq_rl.sandbox.http.server", "qwq_rl.sandbox.http.serve"}
 
 DISTRIBUTIONS = {"yaml": "pyyaml", "math_verify": "math-verify"}
 MOST_LINES, MOST_FUNCTION_LINES = 500, 80
+FRAGMENT, MOST_FRAGMENTS = 80, 12
 
 
 @cache
@@ -123,6 +124,25 @@ def test_every_file_is_in_a_room() -> None:
     assert folders - {"recipes"} == ROOMS - {"errors", "train"}
 
 
+def test_a_room_re_exports_nothing() -> None:
+    libraries = {"qwq_rl.verifiers", "qwq_rl.sandbox"}
+    packages = [
+        name for name in modules() if any(other.startswith(f"{name}.") for other in modules()) and name not in libraries
+    ]
+
+    assert {name: sorted(imports(modules()[name])) for name in packages if list(imports(modules()[name]))} == {}
+
+
+def test_no_class_name_exists_twice() -> None:
+    places: dict[str, list[str]] = {}
+    for module, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(module)
+
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
 def test_no_module_imports_itself_through_others() -> None:
     graph = {name: ours(tree) & modules().keys() - {name} for name, tree in modules().items()}
 
@@ -187,6 +207,15 @@ def test_no_file_is_longer_than_can_be_read() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in python_files()}
 
     assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def test_few_files_are_fragments() -> None:
+    """A file of a few lines is a place more to look at."""
+    own = [path for path in (ROOT / "qwq_rl").rglob("*.py") if path.name != "__init__.py"]
+    short = [path for path in own if path.is_file() and len(path.read_text().splitlines()) < FRAGMENT]
+    rooms = [path for path in short if path.relative_to(ROOT / "qwq_rl").parts[0] not in FOLDERS]
+
+    assert len(rooms) <= MOST_FRAGMENTS, sorted(map(str, rooms))
 
 
 def test_no_function_is_longer_than_can_be_read() -> None:

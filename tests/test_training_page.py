@@ -88,7 +88,7 @@ def test_the_objective_of_ones_own_is_a_policy_loss() -> None:
 
 
 def test_every_limit_stands_on_the_page() -> None:
-    section = PAGE.split("\n## LimitsBlock\n")[1].split("\n## ")[0]
+    section = PAGE.split("\n## Limits\n")[1].split("\n## ")[0]
 
     assert [name for name in LimitsBlock.__dataclass_fields__ if f"`{name}`" not in section] == []
 

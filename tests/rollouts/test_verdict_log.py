@@ -143,9 +143,9 @@ def test_a_line_of_zeros_that_a_loss_of_power_left_is_passed_over(path: Path, sc
 
 
 def test_trimming_keeps_what_may_be_needed_again(path: Path, scored: list[Scored]) -> None:
-    journal = VerdictLog(path)
+    log = VerdictLog(path)
     for update in (1, 2, 3, 4):
-        journal.write(update, keyed(scored[:2], update), COUNTS)
+        log.write(update, keyed(scored[:2], update), COUNTS)
 
     again = VerdictLog(path)
     again.trim(3)
@@ -157,9 +157,9 @@ def test_trimming_keeps_what_may_be_needed_again(path: Path, scored: list[Scored
 
 
 def test_nothing_is_written_where_there_is_nothing(path: Path) -> None:
-    journal = VerdictLog(path)
-    journal.trim(3)
-    journal.write(3, [], COUNTS)
+    log = VerdictLog(path)
+    log.trim(3)
+    log.write(3, [], COUNTS)
 
     assert not path.exists()
 
@@ -178,9 +178,9 @@ def test_a_verifier_that_was_mended_is_asked_again(path: Path, scored: list[Scor
 
 def test_what_was_judged_in_two_calls_has_the_counts_of_both(path: Path, scored: list[Scored]) -> None:
     first, second = keyed(scored[:2])
-    journal = VerdictLog(path)
-    journal.write(1, [first], {"math": {"judged": 2, "faults": 1}})
-    journal.write(1, [second], {"math": {"judged": 1}})
+    log = VerdictLog(path)
+    log.write(1, [first], {"math": {"judged": 2, "faults": 1}})
+    log.write(1, [second], {"math": {"judged": 1}})
 
     assert VerdictLog(path).counts([first[0], second[0]]) == [
         {"math": {"judged": 2, "faults": 1}},
@@ -189,9 +189,9 @@ def test_what_was_judged_in_two_calls_has_the_counts_of_both(path: Path, scored:
 
 
 def test_a_completion_that_was_judged_again_counts_as_it_was_judged_last(path: Path, scored: list[Scored]) -> None:
-    journal = VerdictLog(path)
-    journal.write(1, [(key(), scored[1])], {"math": {"judged": 9}})
-    journal.write(1, [(key(), scored[0])], COUNTS)
+    log = VerdictLog(path)
+    log.write(1, [(key(), scored[1])], {"math": {"judged": 9}})
+    log.write(1, [(key(), scored[0])], COUNTS)
 
     again = VerdictLog(path)
 
@@ -201,9 +201,9 @@ def test_a_completion_that_was_judged_again_counts_as_it_was_judged_last(path: P
 
 def test_what_is_left_of_a_call_of_which_something_changed_is_not_intact(path: Path, scored: list[Scored]) -> None:
     first, second, third = (key for key, _ in keyed(scored[:3]))
-    journal = VerdictLog(path)
-    journal.write(1, keyed(scored[:2]), COUNTS)
-    journal.write(1, keyed(scored[:3])[2:], COUNTS)
+    log = VerdictLog(path)
+    log.write(1, keyed(scored[:2]), COUNTS)
+    log.write(1, keyed(scored[:3])[2:], COUNTS)
 
     again = VerdictLog(path)
 
@@ -227,10 +227,10 @@ def test_another_number_of_processes_looks_into_all_journals(
         VerdictLog(verdict_log_of(folder, rank)).write(1, [entry], COUNTS)
 
     beside = verdict_logs_beside(folder, 0, world)
-    journal = VerdictLog(verdict_log_of(folder, 0), others=beside)
+    log = VerdictLog(verdict_log_of(folder, 0), others=beside)
 
     assert [path.name for path in beside] == asked
-    assert [journal.replay(key) for key, _ in (first, second)] == [first[1], second[1] if asked else None]
+    assert [log.replay(key) for key, _ in (first, second)] == [first[1], second[1] if asked else None]
 
 
 def test_a_journal_forgets_its_own_entries_and_leaves_those_of_others(tmp_path: Path, scored: list[Scored]) -> None:
@@ -258,16 +258,16 @@ from qwq_rl.rewards.scorer import Scorer
 from qwq_rl.rollouts.verdict_log import VerdictLog, keys_of
 from qwq_rl.verifiers import Response
 folder, dies = Path(sys.argv[1]), int(sys.argv[2])
-journal = VerdictLog(folder / "verdicts.jsonl")
+log = VerdictLog(folder / "verdicts.jsonl")
 scorer = Scorer({"d": Domain({f"{folder / 'unsteady.py'}:verify": {}})}, [])
 row = {"id": "r", "domain": "d", "prompt": "?", "reference": "4"}
 for update in (1, 2, 3):
     keys = keys_of(update, 0, row, [[update, sample] for sample in range(4)])
-    scored = [journal.replay(key) for key in keys]
+    scored = [log.replay(key) for key in keys]
     if None in scored:
         assert set(scored) == {None}
         scored = scorer.score([(row, Response(text=f"{sample}", answer=f"{sample}")) for sample in range(4)])
-        journal.write(update, zip(keys, scored), scorer.counts)
+        log.write(update, zip(keys, scored), scorer.counts)
     if update == dies:
         os.kill(os.getpid(), signal.SIGKILL)
     with (folder / "used.jsonl").open("a") as file:

@@ -1,4 +1,4 @@
-"""What a stage says of the world it finds itself in; that it trains alike in all of them: trainer/test_distributed."""
+"""What a stage says of the world it finds itself in; that it trains alike in all of them: training/test_distributed."""
 
 from __future__ import annotations
 
