@@ -47,6 +47,17 @@ RL = {
     "rollouts not in place": r"os\.rename \S+/rollouts/update-\d+\.jsonl$",
     "verdicts trimmed, not in place": r"os\.rename \S+/verdicts\.jsonl$",
 }
+IMPORTED = [
+    "qwq_rl.train",
+    "qwq_rl.stages.supervised",
+    "qwq_rl.stages.rl",
+    "qwq_rl.stages.evaluator",
+    "qwq_rl.verifiers.builtin.code_tests",
+    "qwq_rl.verifiers.mathematics.verifier",
+    "transformers.models.qwen3.modeling_qwen3",
+    "deepspeed",  # accelerate imports it where it is installed
+]
+"""What a stage imports, so that not every one of a hundred processes does."""
 CRITIC = {"critic half saved": r"os\.rename \S+/critic/critic\.json$"}
 
 
@@ -63,7 +74,7 @@ def instants(case: str) -> dict[str, tuple[str, int]]:
 def server() -> ForkServerContext:
     """Where processes are made in which everything is imported, and nothing has run."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["qwq_rl.stages.supervised", "qwq_rl.stages.rl", "qwq_rl.stages.evaluator"])
+    context.set_forkserver_preload(IMPORTED)
     return context
 
 
