@@ -70,6 +70,8 @@ def test_the_installed_wheel_works_away_from_the_checkout(wheel: Path, tmp_path:
 
     where = run(venv / "bin/python", "-c", "import qwq_rl.verifiers as v; print(v.__file__)", folder=tmp_path)
     checked = run(venv / "bin/python", "-m", "qwq_rl.cli", "check", recipe, folder=tmp_path)
+    trainer = run(venv / "bin/python", "-m", "qwq_rl.train", "--help", folder=tmp_path)
 
     assert where.startswith(str(site))
     assert checked
+    assert "Train one stage of a recipe" in trainer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ def verifier_versions(domains: Mapping[str, DomainLike]) -> dict[str, str]:
 def verifier_version(name: str, entry: Any) -> str:
     """A hash of a verifier's parameters and source: it changes where the verdicts can.
 
-    The source is its file, with the files beside it and below it where they are a package other than
-    `qwq_rl.verifiers.builtin`. `entry` is the recipe's under `domains.X.verifiers.NAME`.
+    The source is its file. Where that is part of a package, it is all files of the package and of the packages below
+    it; but in `qwq_rl.verifiers.builtin` every file stands for itself. `entry` is the recipe's under
+    `domains.X.verifiers.NAME`.
     """
     file, parameters = verifier_source(name, entry), chosen(name, entry)[1]
     source = "".join(path.read_text() for path in _files(file)) if file else ""
@@ -43,8 +44,19 @@ def verifier_source(name: str, entry: Any) -> Path | None:
 def _files(file: Path) -> list[Path]:
     folder = file.resolve().parent
     built_in = Path(inspect.getfile(load)).resolve().with_name("builtin")
-    several = (folder / "__init__.py").exists() and folder != built_in
-    return sorted(folder.rglob("*.py")) if several else [file]
+    # In one package with all other built-in verifiers, each would change its version with every other.
+    return [file] if folder == built_in or not _is_package(folder) else sorted(_files_of_package(folder))
+
+
+def _files_of_package(folder: Path) -> Iterator[Path]:
+    yield from folder.glob("*.py")
+    # Folders that are no packages, such as a virtual environment, are none of the verifier's.
+    for below in filter(_is_package, folder.iterdir()):
+        yield from _files_of_package(below)
+
+
+def _is_package(folder: Path) -> bool:
+    return (folder / "__init__.py").exists()
 
 
 def digest(text: str) -> str:
