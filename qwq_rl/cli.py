@@ -1,4 +1,7 @@
-"""The command line: `qwq-rl VERB ...`. Every verb imports its own module, so that help and mistakes come at once."""
+"""The command line: `qwq-rl VERB ...`.
+
+The module of a verb is imported only when that verb runs, so that help and error messages appear at once.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +25,17 @@ VERBS = {
     "rescore": ("qwq_rl.audit.rescore", "judge a run's recorded rollouts with another verifier: what would change?"),
     "sandbox": ("qwq_rl.sandbox.cli", "judge programs as training does, in jailed processes"),
 }
+"""Verb -> (the module with its `main`, its line in the help)."""
 SHORT = {"eval": "evaluate"}
-_NO_WRITING = ("this may not be read or written", "see to its permissions, or choose another place with --runs,")
-_OF_THE_MACHINE = {
+_NOT_PERMITTED = ("this may not be read or written", "see to its permissions, or choose another place with --runs,")
+_MACHINE_ERRORS = {
     errno.ENOSPC: ("the disk is full", "make room"),
     errno.EDQUOT: ("the disk quota is used up", "make room"),
-    errno.EROFS: _NO_WRITING,
-    errno.EACCES: _NO_WRITING,
-    errno.EPERM: _NO_WRITING,
+    errno.EROFS: _NOT_PERMITTED,
+    errno.EACCES: _NOT_PERMITTED,
+    errno.EPERM: _NOT_PERMITTED,
 }
-"""Errors that the user can mend: what is wrong, and what to do."""
+"""Operating system errors that the user can mend, by errno: (what is wrong, what to do)."""
 HELP = """\
 usage: qwq-rl VERB ...          qwq-rl VERB --help says more
 
@@ -52,15 +56,20 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit status; a user's mistake is one message on stderr, without a traceback."""
+    """Run one verb and return the exit status. A user's mistake becomes one message on stderr, without a traceback."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     return spoken(lambda: _dispatch(argv))
 
 
 def spoken(action: Callable[[], int]) -> int:
-    """The status that `action` returns, or that of what stopped it, which is then told in one message."""
+    """Run `action` and return its exit status.
+
+    Where a known error stops it, print one message on stderr and return the status of that error. Other errors are
+    raised.
+    """
     try:
         status = action()
+        # A closed pipe must raise here, where it is handled, and not when Python exits.
         sys.stdout.flush()
         return status
     except UserError as error:
@@ -70,15 +79,15 @@ def spoken(action: Callable[[], int]) -> int:
         print("qwq-rl: stopped; the same command goes on", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Whoever read the output is gone; what is still buffered must not complain about it at exit.
+        # The reader of the output is gone. Python flushes stdout once more at exit; that must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        said = _OF_THE_MACHINE.get(error.errno or 0)
-        if said is None:
+        message = _MACHINE_ERRORS.get(error.errno or 0)
+        if message is None:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        print(f"qwq-rl: {said[0]}{where}; {said[1]} and run the same command again", file=sys.stderr)
+        print(f"qwq-rl: {message[0]}{where}; {message[1]} and run the same command again", file=sys.stderr)
         return 1
 
 
@@ -92,9 +101,9 @@ def _dispatch(argv: Sequence[str]) -> int:
         return 0
     verb = SHORT.get(argv[0], argv[0])
     if verb not in VERBS:
-        near = close_to(verb, [*VERBS, *SHORT])
-        meant = f"did you mean `qwq-rl {near}`?" if near else f"there is {', '.join(VERBS)}"
-        raise UserError(f"there is no verb {argv[0]}: {meant}")
+        nearest = close_to(verb, [*VERBS, *SHORT])
+        hint = f"did you mean `qwq-rl {nearest}`?" if nearest else f"there is {', '.join(VERBS)}"
+        raise UserError(f"there is no verb {argv[0]}: {hint}")
     module = importlib.import_module(VERBS[verb][0])
     return int(module.main(list(argv[1:])))
 

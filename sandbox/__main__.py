@@ -1,4 +1,4 @@
-"""`python -m qwq_rl.sandbox`."""
+"""The entry point of `python -m qwq_rl.sandbox`."""
 
 import sys
 

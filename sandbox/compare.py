@@ -1,4 +1,6 @@
-"""Is what came out what was expected? Bytes with bytes, data with data; nothing of a submission runs here."""
+"""Compares outputs and returned values with the expected ones. It handles plain bytes and data only; no submitted code
+runs here.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +9,30 @@ import math
 from typing import Any
 
 TOLERANCE = 1e-6
-"""Of `float`: absolute, and relative to the expected value."""
+"""For `float`: absolute, and relative to the expected value; the larger of the two counts."""
 
 
 def same_output(got: bytes, expected: bytes, compare: str) -> bool:
-    """Compare a program's standard output with what was expected, as `Job.compare` says."""
+    """Compare a program's standard output with the expected output, by the rule `Job.compare`."""
     if compare == "exact":
         return got == expected
     if compare == "unordered":
         return sorted(_lines(got)) == sorted(_lines(expected))
-    left, right = got.split(), expected.split()
+    got_tokens, expected_tokens = got.split(), expected.split()
     if compare == "tokens":
-        return left == right
-    return len(left) == len(right) and all(map(_close_tokens, left, right))
+        return got_tokens == expected_tokens
+    return len(got_tokens) == len(expected_tokens) and all(map(_close_tokens, got_tokens, expected_tokens))
 
 
 def same_value(got: Any, expected: Any, compare: str) -> bool:
-    """Compare a returned value, as decoded data, with the expected JSON value, as `Job.compare` says."""
+    """Compare a returned value, as decoded data, with the expected JSON value, by the rule `Job.compare`."""
     if compare == "unordered" and isinstance(got, list) and isinstance(expected, list | tuple):
-        return sorted(map(_form, got)) == sorted(map(_form, expected))
+        return sorted(map(_sort_key, got)) == sorted(map(_sort_key, expected))
     return _equal(got, expected, loose=compare == "float")
 
 
 def _lines(text: bytes) -> list[list[bytes]]:
-    return [words for line in text.splitlines() if (words := line.split())]
+    return [tokens for line in text.splitlines() if (tokens := line.split())]
 
 
 def _close_tokens(got: bytes, expected: bytes) -> bool:
@@ -55,7 +57,10 @@ def _equal(got: Any, expected: Any, *, loose: bool) -> bool:
         return (
             type(got) is list
             and len(got) == len(expected)
-            and all(_equal(left, right, loose=loose) for left, right in zip(got, expected, strict=True))
+            and all(
+                _equal(got_item, expected_item, loose=loose)
+                for got_item, expected_item in zip(got, expected, strict=True)
+            )
         )
     if isinstance(expected, dict):
         return (
@@ -66,13 +71,14 @@ def _equal(got: Any, expected: Any, *, loose: bool) -> bool:
     if loose and type(got) in (int, float) and type(expected) in (int, float):
         try:
             return _close(float(got), float(expected))
-        except OverflowError:
+        except OverflowError:  # an integer too large for a float
             return bool(got == expected)
+    # 1, 1.0 and True are equal in Python, but not the same answer
     if type(got) is not type(expected):
         return False
     return bool(got == expected) or (isinstance(got, float) and math.isnan(got) and math.isnan(expected))
 
 
-def _form(value: Any) -> str:
-    """A text that equal values share: sorting it keeps a long answer from costing its square."""
+def _sort_key(value: Any) -> str:
+    """A text that is the same for equal values. Sorting by it avoids comparing each element with each other one."""
     return json.dumps(value, sort_keys=True)

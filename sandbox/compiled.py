@@ -1,4 +1,4 @@
-"""What compilers made, kept: programs in memory by the hash of their text, a precompiled header in the user's cache."""
+"""Keeps what compilers produce: programs in memory, by their text's hash; precompiled headers in the user's cache."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from pathlib import Path
 from qwq_rl.sandbox import languages
 from qwq_rl.sandbox.languages import LANGUAGES
 
-_MOST_BYTES = 1 << 27
+_MAX_BYTES = 1 << 27
 
 
 class BinaryCache:
-    """Compiled programs, the least used of which go when there are too many."""
+    """Compiled programs in memory. When they exceed 128 MiB, the least recently used are dropped."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
-        self._bytes = 0
-        self._tried: set[Path] = set()
+        self._programs: OrderedDict[str, bytes] = OrderedDict()
+        self._total_bytes = 0
+        self._tried_headers: set[Path] = set()
 
     def try_header(self, path: Path) -> bool:
-        """Whether a precompiled header is to be made now: it is tried once."""
-        untried = path not in self._tried
-        self._tried.add(path)
+        """True the first time it is called for a path: making a precompiled header is tried only once."""
+        untried = path not in self._tried_headers
+        self._tried_headers.add(path)
         return untried
 
     def get(self, language: str, text: bytes) -> bytes | None:
-        """The program made of a text before; None if there is none."""
+        """The program that was compiled from this text before; None if there is none."""
         key = _key(language, text)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
+        if key in self._programs:
+            self._programs.move_to_end(key)
+        return self._programs.get(key)
 
     def put(self, language: str, text: bytes, program: bytes) -> None:
         """Keep a program."""
         key = _key(language, text)
-        self._bytes += len(program) - len(self._kept.get(key, b""))
-        self._kept[key] = program
-        while self._bytes > _MOST_BYTES:
-            self._bytes -= len(self._kept.popitem(last=False)[1])
+        self._total_bytes += len(program) - len(self._programs.get(key, b""))
+        self._programs[key] = program
+        while self._total_bytes > _MAX_BYTES:
+            self._total_bytes -= len(self._programs.popitem(last=False)[1])
 
 
 def header_folder() -> str:
-    """Where precompiled headers are: in the user's cache. Made if it can be, else the empty string."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = os.path.join(os.path.abspath(home), "qwq_rl", "sandbox")
+    """The folder of precompiled headers in the user's cache. It is created; an empty string if that fails."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.join(os.path.abspath(cache), "qwq_rl", "sandbox")
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError:
@@ -57,26 +57,28 @@ def header_folder() -> str:
 
 
 def header(name: str) -> Path | None:
-    """The file of a language's precompiled header, there or not; None where it has none or there is no cache.
+    """The path of a language's precompiled header, whether it exists yet or not.
 
-    Its folder is named after the compiler's version and arguments: it is of no use to any other.
+    None if the language has none or there is no cache folder. The path contains a hash of the compiler's version and
+    arguments, since a precompiled header only works with the compiler and arguments that made it.
     """
     language, folder = LANGUAGES[name], header_folder()
     if not language.headers or not folder:
         return None
-    told = f"{languages.runtime(name)} {language.compile}".encode()
-    return Path(folder, hashlib.sha256(told).hexdigest()[:16], language.headers + ".gch")
+    compiler = f"{languages.runtime(name)} {language.compile}".encode()
+    return Path(folder, hashlib.sha256(compiler).hexdigest()[:16], language.headers + ".gch")
 
 
 def keep_header(path: Path, content: bytes) -> None:
-    """Put a precompiled header in its place, all at once; where that fails, programs compile without it."""
+    """Store a precompiled header. If that fails, programs compile without it."""
     with contextlib.suppress(OSError):
+        # a compiler in another process may read this path now: write elsewhere, then replace in one step
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, made = tempfile.mkstemp(dir=path.parent)
+        handle, temporary = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        os.chmod(made, 0o644)
-        os.replace(made, path)
+        os.chmod(temporary, 0o644)  # mkstemp allows its owner only, and compilers may run under another user id
+        os.replace(temporary, path)
 
 
 def _key(language: str, text: bytes) -> str:

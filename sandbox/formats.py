@@ -1,7 +1,7 @@
-"""Test sets as their owners publish them, as fields of a job: `Job(name, code, **fields)`.
+"""Turns rows of published test sets into fields of a job: `Job(name, code, **fields)`.
 
 LiveCodeBench (https://livecodebench.github.io), APPS (arXiv 2105.09938), TACO (arXiv 2312.14852), CodeContests (arXiv
-2203.07814), HumanEval (arXiv 2107.03374), MBPP (arXiv 2108.07732); and the forms that SandboxFusion gives them.
+2203.07814), HumanEval (arXiv 2107.03374), MBPP (arXiv 2108.07732); also in the forms that SandboxFusion uses.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ Fields = dict[str, Any]
 
 
 class FormatError(ValueError):
-    """A row is not what its format says; the text names the field."""
+    """A row does not match its format; the text names the field."""
 
 
 def livecodebench(row: Row) -> Fields:
-    """Public and private tests, of standard input or of a function whose name the metadata gives; compare: tokens.
+    """LiveCodeBench: public and private tests, of stdin programs or of the function named in the metadata.
 
-    Private tests are JSON, or that compressed and pickled, of which nothing but plain data is accepted.
+    Private tests are JSON text, or compressed and pickled JSON text; a pickle with anything but plain data is refused.
+    Outputs are compared by `tokens`.
     """
     if "test" in row:
-        held = _unpacked(row["test"], "test")
-        held = _unpacked(held["input_output"], "test.input_output") if "input_output" in held else held
-        name = held.get("fn_name")
-        pairs = zip(held["inputs"], held["outputs"], strict=True)
-        tests = [{"input": left, "output": right} for left, right in pairs]
+        content = _unpacked(row["test"], "test")
+        content = _unpacked(content["input_output"], "test.input_output") if "input_output" in content else content
+        name = content.get("fn_name")
+        pairs = zip(content["inputs"], content["outputs"], strict=True)
+        tests = [{"input": test_input, "output": test_output} for test_input, test_output in pairs]
     else:
         name = _unpacked(row.get("metadata") or "{}", "metadata").get("func_name")
         kinds = ("public_test_cases", "private_test_cases")
@@ -47,31 +48,38 @@ def livecodebench(row: Row) -> Fields:
 
 
 def apps(row: Row) -> Fields:
-    """APPS and TACO: `input_output` is JSON of inputs and outputs, of standard input or of the function `fn_name`.
+    """APPS and TACO: `input_output` is JSON with inputs and outputs, of stdin programs or of the function `fn_name`.
 
-    Outputs of functions are often wrapped in a list of one: where all are, they are unwrapped.
+    Outputs of functions are often wrapped in a list of one element. If all of them are, they are unwrapped.
     """
-    given = _json(row.get("input_output") or "{}", "input_output")
-    inputs, outputs = given.get("inputs") or [], given.get("outputs") or []
+    content = _json(row.get("input_output") or "{}", "input_output")
+    inputs, outputs = content.get("inputs") or [], content.get("outputs") or []
     if not inputs or len(inputs) != len(outputs):
         raise FormatError(f"input_output has {len(inputs)} inputs and {len(outputs)} outputs: give as many, and one")
     pairs = list(zip(inputs, outputs, strict=True))
-    if (name := given.get("fn_name")) is None:
-        return {"tests": [{"input": _text(left), "output": _text(right)} for left, right in pairs]}
-    if all(isinstance(right, list) and len(right) == 1 for right in outputs):
-        pairs = [(left, right[0]) for left, right in pairs]
-    return {"tests": [{"args": left, "expected": right} for left, right in pairs], "entry_point": name}
+    if (name := content.get("fn_name")) is None:
+        return {
+            "tests": [{"input": _text(test_input), "output": _text(test_output)} for test_input, test_output in pairs]
+        }
+    if all(isinstance(test_output, list) and len(test_output) == 1 for test_output in outputs):
+        pairs = [(test_input, test_output[0]) for test_input, test_output in pairs]
+    return {
+        "tests": [{"args": test_input, "expected": test_output} for test_input, test_output in pairs],
+        "entry_point": name,
+    }
 
 
 def code_contests(row: Row) -> Fields:
-    """CodeContests: public, private and generated tests together, each a pair of lists; compare: tokens."""
+    """CodeContests: public, private and generated tests, each given as two lists. Outputs are compared by `tokens`."""
     if "test" in row:
         cases = _json(row["test"], "test")
-        return {"tests": [{"input": one["input"]["stdin"], "output": one["output"]["stdout"]} for one in cases]}
+        return {"tests": [{"input": case["input"]["stdin"], "output": case["output"]["stdout"]} for case in cases]}
     tests = [
-        {"input": left, "output": right}
+        {"input": test_input, "output": test_output}
         for name in ("public_tests", "private_tests", "generated_tests")
-        for left, right in zip(*((row.get(name) or {}).get(side) or [] for side in ("input", "output")), strict=True)
+        for test_input, test_output in zip(
+            *((row.get(name) or {}).get(side) or [] for side in ("input", "output")), strict=True
+        )
     ]
     if not tests:
         raise FormatError("public_tests, private_tests and generated_tests hold no test")
@@ -79,21 +87,21 @@ def code_contests(row: Row) -> Fields:
 
 
 def humaneval(row: Row) -> Fields:
-    """HumanEval: the test calls `check(candidate)`; helpers of the prompt are its too."""
+    """HumanEval: the test calls `check(candidate)`. It may use helpers of the prompt, so the prompt comes first."""
     text = f"{row['prompt']}\n{row['test']}\ncheck(candidate)"
     return {"tests": [{"assert": text}], "entry_point": row["entry_point"]}
 
 
 def mbpp(row: Row) -> Fields:
-    """MBPP: one assert a test, after the set-up; the challenge tests too."""
+    """MBPP: one test per assert, with the set-up code before it. Challenge tests are included."""
     labels = row.get("labels") or {}
-    before = row.get("test_setup_code") or labels.get("test_setup_code") or ""
-    before = "\n".join([*(row.get("test_imports") or ()), before]).strip()
+    setup = row.get("test_setup_code") or labels.get("test_setup_code") or ""
+    setup = "\n".join([*(row.get("test_imports") or ()), setup]).strip()
     challenges = row.get("challenge_test_list") or labels.get("challenge_test_list") or []
     asserts = [*_list(row["test_list"]), *_list(challenges)]
     if not asserts:
         raise FormatError("test_list is empty")
-    return {"tests": [{"assert": f"{before}\n{text}".strip()} for text in asserts]}
+    return {"tests": [{"assert": f"{setup}\n{text}".strip()} for text in asserts]}
 
 
 FORMATS: dict[str, Callable[[Row], Fields]] = {
@@ -104,18 +112,18 @@ FORMATS: dict[str, Callable[[Row], Fields]] = {
     "humaneval": humaneval,
     "mbpp": mbpp,
 }
-"""By the names that people know them by."""
+"""The functions above by the name of their data set."""
 
 
 class _DataOnly(pickle.Unpickler):
-    """Reads plain data; a pickle that would import anything is refused."""
+    """Reads plain data. A pickle that imports anything is refused, since it could run code in this process."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise FormatError(f"a pickled test set asks for {module}.{name}: only data is read")
 
 
 def _unpacked(value: object, where: str) -> Any:
-    """What a field holds: as it is, as JSON, or as compressed JSON, pickled or not."""
+    """The value of a field that is stored as it is, as JSON, or as base64 of compressed JSON, pickled or not."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith(("[", "{")):
@@ -127,14 +135,15 @@ def _unpacked(value: object, where: str) -> Any:
     if content.lstrip().startswith((b"[", b"{")):
         return _json(content, where)
     try:
-        held = _DataOnly(io.BytesIO(content)).load()
+        # LiveCodeBench pickles the JSON text before it compresses it
+        text = _DataOnly(io.BytesIO(content)).load()
     except (pickle.UnpicklingError, EOFError, LookupError, ValueError) as error:
         raise FormatError(f"{where}: {error}") from None
-    return _json(held, where)
+    return _json(text, where)
 
 
 def _call(test: Mapping[str, Any]) -> dict[str, Any]:
-    """A functional test: one JSON value a line is one argument, the output is one too."""
+    """A function test: each line of the input is one argument in JSON; the output is one JSON value."""
     lines = [line for line in str(test["input"]).split("\n") if line.strip()]
     return {"args": [_json(line, "input") for line in lines], "expected": _json(test["output"], "output")}
 
@@ -149,13 +158,13 @@ def _json(text: object, where: str) -> Any:
 
 
 def _list(value: object) -> Sequence[str]:
-    """A list of texts, or a list written as Python text."""
-    found = ast.literal_eval(value) if isinstance(value, str) else value
-    if not isinstance(found, list):
-        raise FormatError(f"test_list is a {type(found).__name__}: give a list of asserts")
-    return found
+    """A list of texts, given as a list or as the text of a Python list."""
+    texts = ast.literal_eval(value) if isinstance(value, str) else value
+    if not isinstance(texts, list):
+        raise FormatError(f"test_list is a {type(texts).__name__}: give a list of asserts")
+    return texts
 
 
 def _text(value: object) -> str:
-    """What stands on standard input or output: text, or the lines of it."""
+    """The text for standard input or output, given as text or as a list of lines."""
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)

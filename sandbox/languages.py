@@ -1,4 +1,4 @@
-"""The languages that programs may be in: how each is compiled and started. A new one is a new row."""
+"""The languages besides Python: how programs are compiled and started. To add a language, add a row to `LANGUAGES`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
+# both read the program's text from descriptor 3, so that standard input stays free for the test's input
 _NODE = (
     "const c=require('fs').readFileSync(3,'utf8'),M=require('module'),m=new M('/main.js',null);"
     "m.filename='/main.js';m.paths=[];process.argv=['node','/main.js'];m._compile(c,'/main.js')"
@@ -17,29 +18,29 @@ _BASH = 'IFS= read -r -d "" __program <&3; exec 3<&-; eval "unset __program; $__
 
 @dataclass(frozen=True)
 class Language:
-    """One language whose programs are executed rather than run by a warm Python."""
+    """A language whose programs are executed as separate programs, not run inside a warm Python interpreter."""
 
     tool: str
-    """The command it needs on the machine; without it the language is not to be had."""
+    """The command that the machine must have; without it the language is not available."""
     compile: tuple[str, ...] = ()
-    """Arguments of `tool`, before the text's name, that make `program` of it; empty where the tool runs the text."""
+    """Arguments of `tool`, before the source file's name, to compile it to `program`; empty if `tool` runs the text."""
     run: tuple[str, ...] = ()
-    """Arguments with which `tool` runs the text that stands ready as descriptor 3; empty for a compiled program.
-    `{memory_mb}` stands for a job's memory."""
+    """Arguments with which `tool` runs the text from descriptor 3; empty for a compiled program. `{memory_mb}` is
+    replaced by the job's memory limit."""
     forks: bool = False
-    """Its programs are made of processes; all others may only have threads."""
+    """Its programs start processes. Programs of other languages may only have threads."""
     address_space_mb: int = 0
-    """What its runtime reserves without using it, on top of a job's memory."""
+    """MiB that its runtime reserves without using them, on top of the job's memory."""
     headers: str = ""
-    """A header that is compiled once and for all, where programs of this language usually include it."""
+    """A header that programs of this language usually include; it is compiled once and reused."""
     compile_header: tuple[str, ...] = ()
-    """Arguments of `tool` that make `program` of the file `main` that includes it."""
+    """Arguments of `tool` to compile the file `main`, which includes the header, to the file `program`."""
 
     @property
     def path(self) -> str | None:
-        """Where the tool is; None where it is not."""
-        found = shutil.which(self.tool, path="/usr/bin:/bin")
-        return os.path.realpath(found) if found else None
+        """The path of the tool; None if it is not installed."""
+        tool_path = shutil.which(self.tool, path="/usr/bin:/bin")
+        return os.path.realpath(tool_path) if tool_path else None
 
 
 LANGUAGES = {
@@ -54,14 +55,14 @@ LANGUAGES = {
     ),
     "bash": Language("bash", run=("--noprofile", "--norc", "-c", _BASH, "main.sh"), forks=True),
 }
-"""Besides `python`."""
+"""All languages but `python`."""
 
 
 @functools.cache
 def runtime(name: str) -> str | None:
-    """A language's tool and version, for results; None where this machine lacks it."""
+    """A language's tool and version, for results; None if this machine lacks it."""
     path = LANGUAGES[name].path
     if path is None:
         return None
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    return f"{LANGUAGES[name].tool} {(said.splitlines() or ['?'])[0]}"
+    version_text = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    return f"{LANGUAGES[name].tool} {(version_text.splitlines() or ['?'])[0]}"

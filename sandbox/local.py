@@ -1,4 +1,4 @@
-"""SandboxInterface jobs on this machine: an engine of our own, started when first needed."""
+"""Judges jobs on this machine, with an engine that is started when it is first needed."""
 
 from __future__ import annotations
 
@@ -31,37 +31,37 @@ from qwq_rl.sandbox.running_jobs import RunningJob, Waiter, answer_all
 from qwq_rl.sandbox.stored_tests import KEPT_BYTES, KeptTests
 from qwq_rl.sandbox.unjailed import UnjailedServer
 
-_MOST_SLOTS = 32
-"""More than one fork server can feed."""
+_MAX_SLOTS = 32
+"""More slots than this are too many for one fork server."""
 _AHEAD = 2
-"""Cases that wait with a fork server, so that it never waits for us."""
+"""Cases that wait in a fork server, so that it never has to wait for this process."""
 WALLS = ("cgroups", "root", "namespaces", "landlock", "seccomp", "notices", "limits")
-"""What can be left out, to see what a machine that lacks it would give."""
+"""Walls that can be left out, to see what a machine without them would give."""
 
 
 class SandboxUnavailable(RuntimeError):
-    """This machine cannot judge as asked; the text says what is missing and what to do."""
+    """This machine cannot judge as required; the text says what is missing and what to do."""
 
 
 class Ticket:
-    """Jobs that are being judged; `cancel` ends those that nobody else asked for."""
+    """Submitted jobs. `cancel` ends those that nobody else waits for."""
 
     def __init__(self, engine: Engine, waiters: Sequence[Waiter]) -> None:
         """Made by `LocalSandbox.submit`."""
         self._engine, self._waiters = engine, waiters
 
     def cancel(self) -> None:
-        """Wait for no more results; some may still be delivered."""
+        """Want no more results; some may still be delivered."""
         self._engine.call(lambda: self._engine.drop(self._waiters))
 
 
 class LocalSandbox(SandboxInterface):
-    """Judges jobs in jailed children of warm interpreters; a context manager, to be shared between threads.
+    """Judges jobs in jailed children of warm interpreters. A context manager; threads may share it.
 
-    A forked copy of this process gets fork servers of its own. One that dies is replaced, and what was unfinished is
-    judged again, twice; then it is `sandbox_error`. Judging raises `SandboxUnavailable` where none starts or the
-    isolation is below what is required, and `JobError` for a test set that was not put in or a language that this
-    machine lacks.
+    A forked copy of this process gets its own fork servers. A fork server that dies is replaced, and its unfinished
+    cases are judged again, at most twice; then the verdict is `sandbox_error`. Judging raises `SandboxUnavailable` if
+    no fork server starts or the isolation is too low. It raises `JobError` for an unknown test set or a language that
+    this machine lacks.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class LocalSandbox(SandboxInterface):
     ) -> None:
         """At most `slots` cases run at once (default: the cores this process may use, at most 32).
 
-        Isolation below `require` (L0 to L4) is refused, and L0 unless `allow_unsafe` besides. `without` leaves out some
-        of `WALLS`, to see what a machine that lacks them would give. The results of the last `remember` jobs answer the
-        same job again. Test sets that were put in take `test_bytes` of memory at most, or there is one alone.
+        Isolation below `require` (L0 to L4) is refused; L0 also needs `allow_unsafe`. `without` leaves out some of
+        `WALLS`, to see what a machine without them would give. The results of the last `remember` jobs are kept and
+        answer equal jobs. Kept test sets take at most `test_bytes` of memory, or there is only one.
         """
         if require not in LEVELS:
             raise ValueError(f"require is {require!r}: give one of {', '.join(LEVELS)}")
-        self.slots = slots or min(_MOST_SLOTS, _cores())
+        self.slots = slots or min(_MAX_SLOTS, _cores())
         self._floor = LEVELS.index("L0" if allow_unsafe and require == "L1" else require)
         self._allow_unsafe, self._without, self._remember = allow_unsafe, tuple(without), remember
         self._engine: Engine | None = None
@@ -92,9 +92,9 @@ class LocalSandbox(SandboxInterface):
         _living.add(self)
 
     def submit(self, jobs: Sequence[Job], deliver: Deliver) -> Ticket:
-        """Have jobs judged and return at once; `deliver` gets each job's place and result, or why there is none.
+        """Start judging jobs and return at once; `deliver` gets each job's index and its result or an exception.
 
-        It is called by the sandbox's thread and must be short (`loop.call_soon_threadsafe`, a queue).
+        The sandbox's thread calls `deliver`, so it must return quickly (`loop.call_soon_threadsafe`, a queue).
         """
         hashes: dict[int, str] = {}
         runs = [self._run(self._resolved(job), index, deliver, hashes) for index, job in enumerate(jobs)]
@@ -108,32 +108,32 @@ class LocalSandbox(SandboxInterface):
 
     @property
     def isolation(self) -> str:
-        """The level that Python programs get, proven by attempts in the jail. Raises `SandboxUnavailable`."""
+        """The isolation level of Python programs, proven by attempts in the jail. Raises `SandboxUnavailable`."""
         return self._ask(lambda engine: engine.pool("lean")).isolation
 
     @property
     def load(self) -> Load:
-        """What is going on: counts since the start, and what is waiting."""
+        """Counts since the start, and how much is waiting and running."""
         return self._started().state()
 
     def languages(self) -> dict[str, str]:
-        """The languages that this machine has, with their versions."""
+        """The languages that this machine has, and their versions."""
         python = f"python {'.'.join(map(str, sys.version_info[:3]))}"
-        found = {"python": python, **{name: languages.runtime(name) for name in LANGUAGES if name != "python"}}
+        versions = {"python": python, **{name: languages.runtime(name) for name in LANGUAGES if name != "python"}}
         if sys.platform != "linux":
             return {"python": python}
-        return {name: version for name, version in found.items() if version}
+        return {name: version for name, version in versions.items() if version}
 
     def probe(self, kind: Kind = "lean") -> tuple[dict[str, bool], dict[str, object]]:
-        """Which attempts to break out succeed, and what the fork server of that kind found available."""
+        """Which escape attempts succeed, and which walls the fork server of that kind found available."""
         pool = self._ask(lambda engine: engine.pool(kind))
         return dict(pool.succeeded), dict(pool.server.greeting)
 
     def close(self) -> None:
-        """End the fork servers and all that runs; a later `judge` starts others."""
+        """End the fork servers and all that runs. A later `judge` starts new ones."""
         with self._lock:
             engine = self._engine
-            self._let_go()
+            self._detach_engine()
         if engine is not None:
             engine.stop()
 
@@ -151,7 +151,7 @@ class LocalSandbox(SandboxInterface):
     def _started(self) -> Engine:
         with self._lock:
             if self._engine is not None and not self._engine.alive:
-                self._let_go()  # its thread died: begin anew
+                self._detach_engine()  # its thread died: start another one
             if self._engine is None:
                 if sys.platform != "linux" and not self._allow_unsafe:
                     raise SandboxUnavailable(
@@ -159,24 +159,25 @@ class LocalSandbox(SandboxInterface):
                         "say LocalSandbox(allow_unsafe=True) (--unsafe, `require: L0` in a recipe) to run trusted "
                         "programs with no walls at all"
                     )
-                # a case holds ten descriptors at most
+                # a case holds at most ten descriptors; this leaves half of them to others
                 window = max(1, min(self.slots + _AHEAD, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 20))
-                opening = _Opening(self.slots, self._floor, self._allow_unsafe, self._without)
+                opener = _PoolOpener(self.slots, self._floor, self._allow_unsafe, self._without)
                 try:
-                    engine = Engine(self.slots, window, self._remember, opening.pool)
+                    engine = Engine(self.slots, window, self._remember, opener.pool)
                     engine.start()
                 except (OSError, RuntimeError) as error:  # no descriptor or no thread is left
                     raise SandboxUnavailable(f"the sandbox did not start: {error}") from error
+                # the engine must not keep the sandbox alive, so that it ends when the sandbox is collected
                 self._engine, self._dismissal = engine, weakref.finalize(self, engine.dismiss)
             return self._engine
 
-    def _let_go(self) -> None:
+    def _detach_engine(self) -> None:
         self._engine = None
         if self._dismissal is not None:
             self._dismissal.detach()
 
     def _ask(self, question: Callable[[Engine], ServerPool]) -> ServerPool:
-        """Have the engine's thread answer."""
+        """Let the engine's thread answer a question; raises its error."""
         engine = self._started()
         answer: SimpleQueue[ServerPool | BaseException] = SimpleQueue()
 
@@ -187,13 +188,13 @@ class LocalSandbox(SandboxInterface):
                 answer.put(error)
 
         engine.call(act, answer.put)
-        found = answer.get()
-        if isinstance(found, BaseException):
-            raise self._reason(found) from found
-        return found
+        result = answer.get()
+        if isinstance(result, BaseException):
+            raise self._reason(result) from result
+        return result
 
     def _resolved(self, job: Job) -> Job:
-        """With its tests, and a language that is here."""
+        """The job with its test set in place of the hash. Raises `JobError` if this machine lacks its language."""
         if job.language != "python" and job.language not in self.languages():
             if sys.platform != "linux":
                 raise JobError(f"language is {job.language!r}: on {sys.platform} there is only python")
@@ -206,40 +207,40 @@ class LocalSandbox(SandboxInterface):
     def _run(self, job: Job, index: int, deliver: Callable[[int, Any], None], hashes: dict[int, str]) -> RunningJob:
         if id(job.tests) not in hashes:
             hashes[id(job.tests)] = tests_hash(job.tests)
-        told = (job.code, job.language, job.entry_point, job.compare, job.mode, job.limits, job.checker)
-        # what is only run may be meant to differ from time to time
-        once = os.urandom(8).hex() if job.run_only else ""
-        key = hashlib.sha256(repr((told, hashes[id(job.tests)], once)).encode("utf-8", "surrogatepass")).hexdigest()
+        content = (job.code, job.language, job.entry_point, job.compare, job.mode, job.limits, job.checker)
+        # a program that is only run may give another result each time, so no two such jobs are equal
+        salt = os.urandom(8).hex() if job.run_only else ""
+        key = hashlib.sha256(repr((content, hashes[id(job.tests)], salt)).encode("utf-8", "surrogatepass")).hexdigest()
         return RunningJob(job, key, [Waiter(job.id, lambda result: deliver(index, result))])
 
     def _forget(self) -> None:
-        """In a forked copy of the process: the engine belongs to the original."""
+        """Called in a forked copy of the process, where the engine belongs to the original."""
         self._lock = threading.RLock()
         self._test_sets.forked()
         if self._engine is not None:
             self._engine.abandon()
-            self._let_go()
+            self._detach_engine()
 
 
-class _Opening:
-    """Starts fork servers with one sandbox's settings."""
+class _PoolOpener:
+    """Starts fork servers with the settings of one sandbox."""
 
     def __init__(self, slots: int, floor: int, allow_unsafe: bool, without: Collection[str]) -> None:
         self._slots, self._floor, self._allow_unsafe, self._without = slots, floor, allow_unsafe, without
 
     def pool(self, kind: Kind) -> ServerPool:
-        """A fork server whose walls were tried. Raises `SandboxUnavailable`."""
+        """Start a fork server and test its walls. Raises `SandboxUnavailable`."""
         if sys.platform != "linux":
-            return self._tried(kind, UnjailedServer(self._slots))
+            return self._probed(kind, UnjailedServer(self._slots))
         scratch = tempfile.mkdtemp(prefix="qwq-sandbox-") if kind == "native" else ""
         try:
             server = ForkServerLink(profiles.plan(kind, self._slots, self._without, scratch))
         except (ForkServerDied, OSError) as error:
             shutil.rmtree(scratch, ignore_errors=True)
             raise SandboxUnavailable(f"the sandbox did not start: {error}") from error
-        return self._tried(kind, server)
+        return self._probed(kind, server)
 
-    def _tried(self, kind: Kind, server: ForkServerLink | UnjailedServer) -> ServerPool:
+    def _probed(self, kind: Kind, server: ForkServerLink | UnjailedServer) -> ServerPool:
         try:
             succeeded = probes.attempt(server)
         except ForkServerDied as error:

@@ -1,4 +1,4 @@
-"""What a jailed program can do, tried rather than assumed: a program of attempts runs like any submission."""
+"""Finds the isolation level by trying: a program that attempts to break out runs in the jail like any submission."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ print(json.dumps({
     "see parent": attempt(lambda: os.getppid() > 1),
 }))
 """
-"""A stdin program: reads the path of a file of the host, prints which attempts succeeded. Outside a jail all do."""
+"""A stdin program. It reads the path of a host file and prints which attempts succeeded. Outside a jail all do."""
 _FOR_L3 = ("see files", "see parent")
-"""Attempts that only namespaces and a file tree of its own make fail."""
+"""Attempts that fail only in namespaces with a separate file tree."""
 _LIMITS = Limits(cpu_s=10, wall_s=60, memory_mb=64)
 
 
 def attempt(server: ForkServerLink | UnjailedServer) -> dict[str, bool]:
-    """Run the program of attempts in a jail. Raises `ForkServerDied`."""
+    """Run the program of attempts in a jail; for each attempt, whether it succeeded. Raises `ForkServerDied`."""
     path = os.path.abspath(__file__)
     server.send(0, [Payload("program", {"code": ATTEMPTS}, f"{path}\n".encode())], _LIMITS)
     _, _, (ending,) = server.receive()
@@ -58,10 +58,11 @@ def attempt(server: ForkServerLink | UnjailedServer) -> dict[str, bool]:
 
 
 def level(succeeded: Mapping[str, bool], greeting: Mapping[str, Any], *, native: bool = False) -> str:
-    """The isolation that the attempts prove; native programs may fork, and need Landlock for any level at all."""
-    base = [name for name in succeeded if name not in _FOR_L3 and not (native and name == "fork")]
-    if not base or any(succeeded[name] for name in base) or not greeting["seccomp"]:
+    """The isolation level that the attempts prove. Native programs may fork, and without Landlock they get L0."""
+    l1_attempts = [name for name in succeeded if name not in _FOR_L3 and not (native and name == "fork")]
+    if not l1_attempts or any(succeeded[name] for name in l1_attempts) or not greeting["seccomp"]:
         return "L0"
+    # without Landlock only "no file can be opened" protects files, and native programs must open files
     if not greeting["landlock"]:
         return "L0" if native else "L1"
     if not (greeting["namespaces"] and greeting["own_root"]) or any(succeeded.get(name, True) for name in _FOR_L3):
@@ -70,11 +71,11 @@ def level(succeeded: Mapping[str, bool], greeting: Mapping[str, Any], *, native:
 
 
 def what_is_lacking(reached: str, required: str, allow_unsafe: bool) -> str:
-    """Why a machine that reaches one level does not do for another; empty where it does."""
+    """Why the reached isolation level is not enough for the required one; an empty string if it is."""
     if LEVELS.index(reached) < LEVELS.index(required):
-        wanting = next(NEEDS[name] for name in LEVELS if name > reached)
+        need = next(NEEDS[name] for name in LEVELS if name > reached)
         return (
-            f"isolation is {reached} and {required} is required: {wanting}. `qwq-rl sandbox doctor` shows what works. "
+            f"isolation is {reached} and {required} is required: {need}. `qwq-rl sandbox doctor` shows what works. "
             "LocalSandbox(allow_unsafe=True) runs trusted code"
         )
     if reached == "L0" and not allow_unsafe:
@@ -88,13 +89,13 @@ NEEDS = {
     "L3": "the machine must allow user namespaces, or root's own, and mounts in them",
     "L4": "this user must be able to make control groups for memory and pids",
 }
-"""What each level needs beyond the one before it."""
+"""What each level needs in addition to the one before."""
 
 
 def read(stdout: str) -> dict[str, bool]:
-    """What the program of attempts printed; empty where it printed nothing sensible."""
+    """The outcomes that the program of attempts printed; an empty dict if the output is not what it prints."""
     try:
-        found = json.loads(stdout)
+        outcomes = json.loads(stdout)
     except ValueError:
         return {}
-    return {str(name): bool(value) for name, value in found.items()} if isinstance(found, dict) else {}
+    return {str(name): bool(value) for name, value in outcomes.items()} if isinstance(outcomes, dict) else {}

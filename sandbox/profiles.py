@@ -1,4 +1,4 @@
-"""What each kind of fork server lets its children read, and what it has ready for them."""
+"""The kinds of fork servers: what their children may read, and which modules are imported in advance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from qwq_rl.sandbox.compiled import header_folder
 from qwq_rl.sandbox.inside.wire import ForkServerPlan, Profile
 
 Kind = Literal["lean", "scientific", "native"]
-"""Warm Pythons with the standard library; those with numpy and the like besides; everything that is executed."""
+"""`lean`: warm Python with the standard library. `scientific`: also with numpy and similar packages. `native`:
+compilers and programs that are executed."""
 
 _LIBRARIES = ("/lib/*-linux-*", "/usr/lib/*-linux-*", "/lib64", "/usr/lib64", "/etc/ld.so.cache")
 _TOOLS = ("/bin", "/usr/bin", "/lib", "/usr/lib", "/usr/libexec", "/usr/include", "/etc/alternatives")
@@ -27,21 +28,22 @@ _PACKAGES = {
     "pandas": ("pandas", "pandas.libs", "dateutil", "pytz", "six.py", "tzdata"),
     "sortedcontainers": ("sortedcontainers",),
 }
-"""Packages that a submission may import where they are installed, and what they stand in."""
+"""Packages that a submission may import if they are installed, and the folders and files that each consists of."""
 _PRELOADED = ("numpy", "sympy", "networkx", "sortedcontainers")
 _MENTIONS = re.compile(rf"\b(?:{'|'.join(_PACKAGES)})\b")
 _THREADS = 64
+"""Threads and processes that one case may have."""
 _SHARE = 0.8
-"""Of the machine's memory: what a fork server and all its children may have together, so that the machine lives on."""
+"""The share of the machine's memory for a fork server and all its children; the rest keeps the machine alive."""
 
 
 def kind_of(code: str) -> Kind:
-    """The pool for a Python program: `scientific` if it names one of the packages, where any is installed."""
+    """The pool for a Python program: `scientific` if its text names one of the packages and any is installed."""
     return "scientific" if _MENTIONS.search(code) and _installed() else "lean"
 
 
 def plan(kind: Kind, slots: int, without: Collection[str], scratch: str = "") -> ForkServerPlan:
-    """The fork server of a kind; `scratch` is the folder that compilers write in where there is no better one."""
+    """The plan for a fork server of a kind. `scratch`: the folder for compilers, unless the file tree gets its own."""
     patterns = (*_LIBRARIES, *_TOOLS) if kind == "native" else _LIBRARIES
     readable = [path for pattern in patterns for path in sorted(glob.glob(pattern))]
     search: tuple[str, ...] = ()
@@ -56,7 +58,7 @@ def plan(kind: Kind, slots: int, without: Collection[str], scratch: str = "") ->
         Profile(tuple(readable), native=kind == "native", scratch=scratch),
         tuple(sorted(without)),
         memory_bytes=int(memory * _SHARE),
-        tasks=slots * _THREADS + 16,
+        tasks=slots * _THREADS + 16,  # 16 for the fork server itself
         search=search,
         preload=_PRELOADED if kind == "scientific" else (),
     )

@@ -1,4 +1,4 @@
-"""A job and its result (docs/contracts.md, "A sandbox job and its result"), checked on the way in."""
+"""The job, its limits and its result (docs/contracts.md, "A sandbox job and its result"), with their checks."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ class Limits:
     """What one test case may use."""
 
     cpu_s: float = 2.0
-    """CPU seconds: the limit that decides."""
+    """CPU seconds. This limit decides about time-outs."""
     wall_s: float = 10.0
-    """Seconds of wall time: only the backstop, so that a busy machine makes no false time-outs."""
+    """Seconds of wall time. A backstop only, and so larger: a busy machine must not cause false time-outs."""
     memory_mb: int = 256
     """Address space beyond that of a bare interpreter, in MiB."""
     output_kb: int = 1024
-    """Standard output, and as much standard error, in KiB."""
+    """KiB of standard output, and the same again of standard error."""
 
     @classmethod
     def from_dict(cls, value: object) -> Limits:
-        """Read limits; absent ones keep their defaults. Raises `JobError`."""
-        given = _mapping(value, "limits")
-        _refuse_unknown(given, cls, "limits.")
+        """Read limits; missing ones keep their defaults. Raises `JobError`."""
+        settings = _mapping(value, "limits")
+        _refuse_unknown(settings, cls, "limits.")
         bounds = {"cpu_s": (0.01, 3600.0), "wall_s": (0.01, 86400.0), "memory_mb": (16, 65536), "output_kb": (1, 65536)}
-        for name, limit in given.items():
+        for name, limit in settings.items():
             low, high = bounds[name]
-            whole = isinstance(low, int)
+            whole = isinstance(low, int)  # bounds written as integers mark limits that take whole numbers only
             if not _is_number(limit) or (whole and not isinstance(limit, int)) or not low <= limit <= high:
                 raise JobError(f"limits.{name} is {limit!r}: give {'a whole' if whole else 'a'} number {low} to {high}")
-        return cls(**given)
+        return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
         """The limits as JSON."""
@@ -74,24 +74,27 @@ class Job:
     code: str
     tests: Sequence[Mapping[str, Any]] = ()
     language: str = "python"
-    """`python`; `cpp`, `javascript` and `bash` for stdin programs."""
+    """`python`, or `cpp`, `javascript`, `bash`, which are for stdin programs only."""
     entry_point: str | None = None
-    """The function that `args` tests call and assert tests see as `candidate`; a method of `Solution` is found too."""
+    """The function that `args` tests call and assert tests see as `candidate`. A method of `Solution` works too."""
     compare: Compare = "tokens"
-    """How output is compared: `exact` bytes; `tokens` between white space; `float`: tokens, numbers to 1e-6;
-    `unordered`: lines in any order. Returned values: `exact` and `tokens` mean equal with equal types, `float` numbers
-    to 1e-6, `unordered` a list's elements in any order."""
+    """How results are compared.
+
+    Output: `exact` compares bytes; `tokens` compares words separated by white space; `float` does that with numbers
+    equal to 1e-6; `unordered` allows lines in any order. Returned values: `exact` and `tokens` require equal values of
+    equal types; `float` compares numbers to 1e-6; `unordered` allows a list's elements in any order.
+    """
     mode: Mode = "first_failure"
     limits: Limits = field(default_factory=Limits)
     tests_ref: str | None = None
-    """In place of `tests`: the hash under which a test set was put into the sandbox."""
+    """Instead of `tests`: the hash of a test set that was put into the sandbox before."""
     checker: str | None = None
-    """For stdin programs: Python that says whether an output is right, in place of `compare` (inside/checker.py)."""
+    """For stdin programs: Python code that decides about an output, instead of `compare` (inside/checker.py)."""
     run_only: bool = False
-    """Nothing is judged: each test is an `input`, and `accepted` means that the program ended well, within limits."""
+    """Nothing is judged: each test is an `input` alone. `accepted` means that the program ended well, within limits."""
 
     def __post_init__(self) -> None:
-        """Raise `JobError` for the first field that is wrong."""
+        """Check every field. Raises `JobError` for the first wrong one."""
         if not isinstance(self.id, str):
             raise JobError(f"id is {self.id!r}: give a string")
         if not isinstance(self.code, str):
@@ -109,6 +112,7 @@ class Job:
         if self.checker is not None and ((mistake := _python_mistake(self.checker)) is not None or self.run_only):
             raise JobError(f"checker: {mistake or 'there is nothing to check with run_only'}")
         if self.tests_ref is not None:
+            # the tests themselves were checked when they were put into the sandbox
             if not (isinstance(self.tests_ref, str) and not self.tests):
                 raise JobError(f"tests_ref is {self.tests_ref!r}: give the hash of a test set, and no tests")
             return
@@ -125,29 +129,30 @@ class Job:
             return
         check_test(test, self.entry_point, where)
         assert isinstance(test, Mapping)
+        # programs in other languages, and checkers, know standard input and output only
         if (self.language != "python" or self.checker is not None) and not set(test) & {"input", "input_b64"}:
-            what = f"language {self.language!r}" if self.language != "python" else "a checker"
-            raise JobError(f'{where}: with {what} a test is {{"input", "output"}}')
+            reason = f"language {self.language!r}" if self.language != "python" else "a checker"
+            raise JobError(f'{where}: with {reason} a test is {{"input", "output"}}')
 
     @classmethod
     def from_dict(cls, value: object) -> Job:
-        """Read a job. Raises `JobError` naming the field."""
-        given = _mapping(value, "a job")
-        _refuse_unknown(given, cls, "")
+        """Read a job. Raises `JobError` that names the field."""
+        settings = _mapping(value, "a job")
+        _refuse_unknown(settings, cls, "")
         for name in ("id", "code", "tests"):
-            if name not in given and not (name == "tests" and "tests_ref" in given):
+            if name not in settings and not (name == "tests" and "tests_ref" in settings):
                 raise JobError(f"{name} is missing")
-        return cls(**{**given, "limits": Limits.from_dict(given.get("limits", {}))})
+        return cls(**{**settings, "limits": Limits.from_dict(settings.get("limits", {}))})
 
     def to_dict(self) -> dict[str, Any]:
-        """The job as JSON; fields that few jobs have only where they are set."""
-        rare = {"tests_ref": self.tests_ref, "checker": self.checker, "run_only": self.run_only or None}
+        """The job as JSON. `tests_ref`, `checker` and `run_only` appear only if they are set."""
+        optional = {"tests_ref": self.tests_ref, "checker": self.checker, "run_only": self.run_only or None}
         return {
             "id": self.id,
             "code": self.code,
             "language": self.language,
             **({} if self.tests_ref else {"tests": [dict(test) for test in self.tests]}),
-            **{name: value for name, value in rare.items() if value is not None},
+            **{name: value for name, value in optional.items() if value is not None},
             "entry_point": self.entry_point,
             "compare": self.compare,
             "mode": self.mode,
@@ -157,19 +162,19 @@ class Job:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What one test case said."""
+    """The result of one test case."""
 
     verdict: CaseVerdict
     cpu_s: float = 0.0
     wall_s: float = 0.0
     memory_mb: float = 0.0
-    """Largest resident size, the bare interpreter's included."""
+    """Peak resident memory in MiB, including that of the bare interpreter."""
     stdout: str = ""
-    """For people: at most 64 KiB, what is not UTF-8 replaced. The judge compares all of the bytes."""
+    """For people: the first 64 KiB, with bytes that are not UTF-8 replaced. The comparison uses all bytes."""
     stderr: str = ""
-    """The last 8 KiB; ends with what went wrong, except with `run_only`, where it is the program's own."""
+    """The last 8 KiB. It ends with what went wrong, except with `run_only`, where it is the program's text only."""
     exit: int | None = None
-    """Exit status; minus the signal's number where one ended it; null where the case did not run."""
+    """Exit status; minus the signal's number if a signal ended the program; null if the case did not run."""
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> CaseResult:
@@ -187,19 +192,19 @@ class Result:
 
     id: str
     verdict: CaseVerdict
-    """Of the first case that was not accepted; `sandbox_error` only where no case failed by itself."""
+    """The verdict of the first case that was not accepted. `sandbox_error` only if no case failed in another way."""
     passed: int
     total: int
     isolation: str
-    """L0 none that holds; L1 no network, files, processes or signals, by seccomp; L2 Landlock as well; L3 namespaces
-    and a file tree of its own as well; L4 control groups as well."""
+    """L0: none. L1: no network, files, processes or signals (seccomp). L2: also Landlock. L3: also namespaces and a
+    separate file tree. L4: also control groups."""
     cases: tuple[CaseResult, ...]
-    """One a test, in order; those after the first failure are `skipped` in mode first_failure."""
+    """One per test, in order. In mode `first_failure` the cases after the first failure are `skipped`."""
     runtime: str = ""
     cached: bool = False
     events: tuple[str, ...] = ()
-    """What happened besides: `attempt: KIND` for a refused call that only an attempt to get out makes, and faults of
-    ours that were mended."""
+    """Other things that happened: `attempt: KIND` for a refused system call that only an escape attempt makes, and
+    sandbox faults that were repaired."""
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Result:
@@ -248,16 +253,16 @@ def check_test(test: object, entry_point: str | None, where: str) -> None:
 
 
 def tests_hash(tests: Sequence[Mapping[str, Any]]) -> str:
-    """The hash that names a test set: SHA-256 of its JSON with sorted keys and no spaces."""
+    """The hash that names a test set: SHA-256 of its JSON with sorted keys and without spaces."""
     try:
         text = json.dumps(list(tests), sort_keys=True, separators=(",", ":"))
-    except ValueError:  # an integer of more digits than Python likes to write
+    except ValueError:  # Python refuses to write integers of more than 4300 digits
         text = json.dumps(encode(list(tests)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def bytes_of(test: Mapping[str, Any], name: str, where: str = "test") -> bytes:
-    """The bytes of `input` or `output`, given as text or as `NAME_b64`. Raises `JobError`."""
+    """The bytes of a test's `input` or `output`, stored as text or, as `NAME_b64`, in base64. Raises `JobError`."""
     if name in test:
         text = test[name]
         if not isinstance(text, str):
@@ -270,17 +275,17 @@ def bytes_of(test: Mapping[str, Any], name: str, where: str = "test") -> bytes:
         raise JobError(f"{where}.{name}_b64 is not base64") from None
 
 
-_MOST_PARSED = 4096
-_parsed: dict[bytes, str | None] = {}
-"""What the parser said of texts, by their hashes: the texts themselves may be long."""
+_MAX_MISTAKES = 4096
+_mistakes: dict[bytes, str | None] = {}
+"""Cached results of `_python_mistake` by the hash of the text, since the texts may be long."""
 
 
 def _python_mistake(text: object) -> str | None:
-    """What the parser says of Python text; None where it parses."""
+    """The parser's error message for Python text; None if the text parses. Cached: many jobs share their texts."""
     if not isinstance(text, str):
         return f"it is a {type(text).__name__}, give Python text"
-    name = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-    mistake = _parsed.get(name, "unknown")
+    text_hash = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    mistake = _mistakes.get(text_hash, "unknown")
     if mistake != "unknown":
         return mistake
     mistake = None
@@ -288,13 +293,14 @@ def _python_mistake(text: object) -> str | None:
         compile(text, "test", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         mistake = str(error)[:500]
-    if len(_parsed) >= _MOST_PARSED:
-        _parsed.clear()  # in one step: several threads come here
-    _parsed[name] = mistake
+    if len(_mistakes) >= _MAX_MISTAKES:
+        _mistakes.clear()  # in one step, because several threads use it without a lock
+    _mistakes[text_hash] = mistake
     return mistake
 
 
 def _is_number(value: object) -> bool:
+    # bool is a subclass of int
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -312,8 +318,8 @@ def _mapping(value: object, where: str) -> Mapping[str, Any]:
     return value
 
 
-def _refuse_unknown(given: Mapping[str, Any], owner: type, prefix: str) -> None:
-    known = [item.name for item in fields(owner)]
-    for name in given:
-        if name not in known:
-            raise JobError(f"{prefix}{name} is not a field: there are {', '.join(known)}")
+def _refuse_unknown(settings: Mapping[str, Any], owner: type, prefix: str) -> None:
+    field_names = [item.name for item in fields(owner)]
+    for name in settings:
+        if name not in field_names:
+            raise JobError(f"{prefix}{name} is not a field: there are {', '.join(field_names)}")

@@ -1,4 +1,4 @@
-"""One job on its way: which of its cases are started, judged, or need not be."""
+"""The state of one job while it is judged: which cases are started, judged, or not needed."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from qwq_rl.sandbox.compiled import BinaryCache
 from qwq_rl.sandbox.protocol import CaseResult, CaseVerdict, Job, Result
 
 PREPARATION = -1
-"""Stands in the place of a case's index for what all cases wait for: compiling."""
+"""Used instead of a case's index for the step that all cases wait for: compiling."""
 TOGETHER = -2
-"""Stands there for the first cases, tried in one process."""
+"""Used instead of a case's index for the first cases, tried in one process."""
 _SKIPPED = CaseResult("skipped")
 MOST_DEATHS = 3
-"""So often a fork server may die under a job before it is given up."""
+"""A job is given up after a fork server died so many times while it ran."""
 
 
 @dataclass(eq=False)
 class Waiter:
-    """Somebody who asked for a job, under a name of their own."""
+    """One caller that asked for a job. `name` is the job's id for that caller."""
 
     name: str
     deliver: Callable[[Result | BaseException], None]
     answered: bool = False
 
     def answer(self, result: Result | BaseException) -> None:
-        """Deliver, once."""
+        """Deliver the result, but only once."""
         if not self.answered:
             self.answered = True
             self.deliver(result)
 
 
 def answer_all(waiters: Iterable[Waiter], error: BaseException) -> None:
-    """Tell all why there is no result, whatever one of them does with it."""
+    """Deliver an error to all waiters, even if the callback of one of them raises."""
     for waiter in waiters:
         with contextlib.suppress(Exception):
             waiter.answer(error)
@@ -45,56 +45,56 @@ def answer_all(waiters: Iterable[Waiter], error: BaseException) -> None:
 
 @dataclass(eq=False)
 class RunningJob:
-    """A job, asked for by one or more."""
+    """A job that one or more callers wait for."""
 
     job: Job
     key: str
-    """The same for jobs that cannot have different results."""
+    """Jobs with the same key cannot have different results."""
     waiters: list[Waiter]
     program: bytes | None = None
-    """What the cases run; None until it is made."""
+    """The program that the cases run; None until it is compiled."""
     judged: dict[int, JudgedCase] = field(default_factory=dict)
     under_way: dict[int, cases.Steps | cases.Compilation | cases.Together] = field(default_factory=dict)
     tried_together: bool = False
     following: int = 0
-    """The next case to start."""
+    """The index of the next case to start."""
     events: tuple[str, ...] = ()
     deaths: int = 0
 
     @property
     def kind(self) -> profiles.Kind:
-        """The fork server whose children run its cases."""
+        """The kind of fork server whose children run its cases."""
         return profiles.kind_of(self.job.code) if self.job.language == "python" else "native"
 
     @property
     def runtime(self) -> str:
-        """What its cases run on, for people."""
+        """The interpreter or compiler and its version, for people."""
         if self.job.language == "python":
             return f"python {sys.version_info.major}.{sys.version_info.minor}"
         return languages.runtime(self.job.language) or self.job.language
 
     @property
     def end(self) -> int:
-        """The cases from here on are not to be judged."""
+        """The index of the first case that need not be judged."""
         if self.job.mode == "all":
             return len(self.job.tests)
-        failed = (index for index, one in self.judged.items() if one.case.verdict != "accepted")
+        failed = (index for index, judged in self.judged.items() if judged.case.verdict != "accepted")
         return min(failed, default=len(self.job.tests))
 
     @property
     def waiting(self) -> bool:
-        """Whether something of it is to be started."""
+        """Whether it has a step to start."""
         if self.program is None:
             return not self.under_way and not self.judged
         return self.following < self.end and TOGETHER not in self.under_way
 
     @property
     def finished(self) -> bool:
-        """Whether its result stands."""
+        """Whether its result is final."""
         return not self.under_way and not self.waiting
 
     def start(self, programs: BinaryCache) -> tuple[int, Step | None]:
-        """Begin what is next: its place and its first step."""
+        """Begin what comes next; its index, and its first step or None if it needs none."""
         if self.program is None:
             return self._advance(PREPARATION, cases.compilation(self.job, programs), None)
         if not self.tried_together:
@@ -105,11 +105,11 @@ class RunningJob:
         return self._advance(index, cases.judging(self.job, index, self.program), None)
 
     def go_on(self, index: int, outcome: Outcome) -> Step | None:
-        """Take what came of a step: the next one, or None where this place is done."""
+        """Take the outcome of a step; the next step, or None if this index is done."""
         return self._advance(index, self.under_way[index], outcome)[1]
 
     def rewind(self) -> None:
-        """A fork server died: what was under way is to be done again, or given up."""
+        """After a fork server died: prepare to repeat what was running, or give the job up."""
         if not self.under_way:
             return
         self.under_way.clear()
@@ -126,15 +126,16 @@ class RunningJob:
         self.following = len(self.job.tests)
 
     def result(self, name: str, isolation: str) -> Result:
-        """The verdict: every case's, or skipped."""
+        """The result of the job, under the id `name`; cases that do not count are `skipped`."""
         total = len(self.job.tests)
-        kept = range(total if self.job.mode == "all" else self.end + 1)
-        shown = tuple(self.judged[index].case if index in kept and index in self.judged else _SKIPPED
+        counted = range(total if self.job.mode == "all" else self.end + 1)
+        results = tuple(self.judged[index].case if index in counted and index in self.judged else _SKIPPED
                       for index in range(total))  # fmt: skip
+        # a dict, since it keeps the order and drops duplicates
         attempts = {kind: None for index in sorted(self.judged) for kind in self.judged[index].attempts}
         events = (*(f"attempt: {kind}" for kind in attempts), *self.events)
-        passed = sum(case.verdict == "accepted" for case in shown)
-        return Result(name, _overall(shown), passed, total, isolation, shown, self.runtime, events=events)
+        passed = sum(case.verdict == "accepted" for case in results)
+        return Result(name, _overall(results), passed, total, isolation, results, self.runtime, events=events)
 
     def _advance(
         self, index: int, steps: cases.Steps | cases.Compilation | cases.Together, outcome: Outcome | None
@@ -143,6 +144,7 @@ class RunningJob:
             step = next(steps) if outcome is None else steps.send(outcome)
         except StopIteration as stop:
             self.under_way.pop(index, None)
+            # bytes: a compiled program; a list: the first cases in one process; else one case or a failed compilation
             if isinstance(stop.value, bytes):
                 self.program = stop.value
             elif isinstance(stop.value, list):
@@ -155,13 +157,14 @@ class RunningJob:
         return index, step
 
 
-def _overall(shown: Sequence[CaseResult]) -> CaseVerdict:
-    failures: list[CaseVerdict] = [case.verdict for case in shown if case.verdict not in ("accepted", "skipped")]
-    by_itself: list[CaseVerdict] = [verdict for verdict in failures if verdict != "sandbox_error"]
-    return (by_itself or failures or ["accepted"])[0]
+def _overall(results: Sequence[CaseResult]) -> CaseVerdict:
+    # a fault of the sandbox decides only if no case failed for another reason
+    failures: list[CaseVerdict] = [case.verdict for case in results if case.verdict not in ("accepted", "skipped")]
+    own_failures: list[CaseVerdict] = [verdict for verdict in failures if verdict != "sandbox_error"]
+    return (own_failures or failures or ["accepted"])[0]
 
 
 def next_of(runs: Iterable[RunningJob]) -> RunningJob | None:
-    """Of started jobs the one whose next case is to be started: an idle one, else the one with least under way."""
+    """The started job whose next case should start: the one with the fewest cases running."""
     waiting = [run for run in runs if run.waiting]
     return min(waiting, key=lambda run: len(run.under_way), default=None)

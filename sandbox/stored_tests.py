@@ -1,4 +1,6 @@
-"""Test sets kept under their hashes, so that jobs can name them: the least recently used go when they are too many."""
+"""Test sets kept under their hashes, so that jobs can refer to them. When they take too much memory, the least recently
+used ones are dropped.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ Tests = Sequence[Mapping[str, Any]]
 
 
 class UnknownTests(JobError):
-    """A job names a test set that is not here; `name` is its hash."""
+    """A job refers to a test set that is not kept here; `name` is its hash."""
 
     def __init__(self, name: str, kept_bytes: int) -> None:
         super().__init__(
@@ -26,54 +28,55 @@ class UnknownTests(JobError):
 
 
 class KeptTests:
-    """At most `kept_bytes` of test sets as they lie in memory, or the newest alone; to be shared between threads."""
+    """Keeps test sets of at most `kept_bytes` in memory, or only the newest if it is larger. Threads may share it."""
 
     def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
         self.kept_bytes = kept_bytes
-        self._held: OrderedDict[str, tuple[tuple[Mapping[str, Any], ...], int]] = OrderedDict()
-        self._bytes = 0
+        self._test_sets: OrderedDict[str, tuple[tuple[Mapping[str, Any], ...], int]] = OrderedDict()
+        self._total_bytes = 0
         self._lock = threading.Lock()
 
     def put(self, tests: Tests, entry_point: str | None = None) -> str:
-        """Keep a set; its hash. Raises `JobError` for a test that is none."""
+        """Keep a test set and return its hash. Raises `JobError` for a malformed test."""
         for index, test in enumerate(tests):
+            # any name will do if none is given: the job that refers to these tests names its function
             check_test(test, entry_point or "f", f"tests[{index}]")
         name = tests_hash(tests)
         with self._lock:
-            if name not in self._held:
+            if name not in self._test_sets:
                 size = _size(tests)
-                self._held[name] = (tuple(tests), size)
-                self._bytes += size
-            self._held.move_to_end(name)
-            while self._bytes > self.kept_bytes and len(self._held) > 1:
-                _, (_, freed) = self._held.popitem(last=False)
-                self._bytes -= freed
+                self._test_sets[name] = (tuple(tests), size)
+                self._total_bytes += size
+            self._test_sets.move_to_end(name)
+            while self._total_bytes > self.kept_bytes and len(self._test_sets) > 1:
+                _, (_, freed) = self._test_sets.popitem(last=False)
+                self._total_bytes -= freed
         return name
 
     def get(self, name: str) -> Tests:
-        """The set under this hash, which counts as used. Raises `UnknownTests`."""
+        """The test set with this hash; this counts as a use. Raises `UnknownTests`."""
         with self._lock:
-            if name not in self._held:
+            if name not in self._test_sets:
                 raise UnknownTests(name, self.kept_bytes)
-            self._held.move_to_end(name)
-            return self._held[name][0]
+            self._test_sets.move_to_end(name)
+            return self._test_sets[name][0]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._held
+        return name in self._test_sets
 
     def forked(self) -> None:
-        """In a forked copy of the process: whoever held the lock is not here."""
+        """Call in a forked copy of the process: the thread that held the lock does not exist there."""
         self._lock = threading.Lock()
 
 
 def _size(tests: Tests) -> int:
-    """Bytes in memory; what is shared is counted once for every place."""
-    total, left = 0, list[Any](tests)
-    while left:
-        value = left.pop()
+    """The size of tests in memory, in bytes. An object that occurs several times is counted each time."""
+    total, pending = 0, list[Any](tests)
+    while pending:
+        value = pending.pop()
         total += sys.getsizeof(value)
         if isinstance(value, Mapping):
-            left += value.values()
+            pending += value.values()
         elif isinstance(value, list | tuple):
-            left += value
+            pending += value
     return total

@@ -1,1 +1,1 @@
-"""A stage's model as a Hugging Face folder with a model card."""
+"""A stage's model as a Hugging Face folder (`export.py`) with a model card (`model_card.py`)."""

@@ -1,4 +1,4 @@
-"""The README.md of an exported model, from the run's own figures. Pure."""
+"""The README.md of an exported model, from the figures of the run. Pure functions; `model_card` is the whole file."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from typing import Any
 import yaml
 
 Figures = Mapping[str, Mapping[str, Any]]
-"""By set: `{"domains": {name: score}, "families": {...}}` as in summary.json."""
+"""Set -> `{"domains": {name: score}, "families": {...}}`, as in summary.json."""
 
 
 @dataclass(frozen=True)
 class StageFacts:
-    """What one stage did, for the card."""
+    """What the card says of one stage."""
 
     name: str
     kind: str
     algorithm: str | None
     start: str
-    """A stage, a folder, a Hub id, or "from scratch"."""
+    """A stage, the name of a folder or a Hub id, in backticks; or "scratch"."""
     reward_model: str | None
     updates: int
     cpu_seconds: float
     sets: Figures
     against: Mapping[str, Any] | None
-    """The paired differences to the stage before: `{"stage": ..., "sets": {...}}`."""
+    """The paired differences from the stage it continues from: `{"stage": ..., "sets": {...}}`."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the card says."""
+    """What the card says of the model."""
 
     name: str
     architecture: str
     parameters: int
     base: str | None
-    """What the first stage started from, a Hub id or a folder's name; None where the model was built from scratch."""
+    """What the first stage started from: a Hub id or the name of a folder; None for a model built from scratch."""
     data_sets: Sequence[str]
     """Hub ids among the training data."""
     recipe: str | None
     seed: int | None
     stages: Sequence[StageFacts]
-    """The stages the model went through, in order; the last one is the exported one."""
+    """The stages that the model went through, in order; the last one is exported."""
     temperature: float
     max_tokens: int
     commit: str | None
@@ -52,7 +52,7 @@ class Facts:
     sets: Figures
     """The results of the exported checkpoint."""
     example: tuple[str, str] | None
-    """A held-out prompt and the response to it."""
+    """A held-out prompt and the model's response."""
 
 
 def model_card(facts: Facts) -> str:
@@ -76,10 +76,11 @@ def _front_matter(facts: Facts) -> dict[str, Any]:
     }
     if facts.base is not None:
         head["license_name"] = "that-of-the-base-model"
+        # Without a slash it may be the name of a local folder, which means nothing on the Hub.
         head |= {"base_model": facts.base} if "/" in facts.base else {}
     if facts.data_sets:
         head["datasets"] = list(facts.data_sets)
-    results = [result for name, areas in facts.sets.items() for result in _index_entries(name, areas)]
+    results = [result for data_set, areas in facts.sets.items() for result in _index_entries(data_set, areas)]
     if results:
         head["model-index"] = [{"name": facts.name, "results": results}]
     return head
@@ -89,8 +90,8 @@ def _index_entries(data_set: str, areas: Mapping[str, Any]) -> list[dict[str, An
     entries = []
     for domain, score in areas["domains"].items():
         metrics = [
-            {"type": "pass@1", "name": name, "value": round(score[key]["mean"], 4)}
-            for key, name in (("sampled", "pass@1, temperature 1"), ("greedy", "pass@1, greedy"))
+            {"type": "pass@1", "name": metric_name, "value": round(score[key]["mean"], 4)}
+            for key, metric_name in (("sampled", "pass@1, temperature 1"), ("greedy", "pass@1, greedy"))
             if score[key]
         ]
         entries.append(
@@ -142,9 +143,11 @@ def _result_row(data_set: str, name: str, score: Mapping[str, Any], bold: bool) 
 def _training(facts: Facts) -> str:
     rows = []
     for stage in facts.stages:
-        how = " ".join(word for word in (stage.kind, stage.algorithm) if word)
-        rewarded = f", with the reward model `{stage.reward_model}`" if stage.reward_model else ""
-        rows.append(f"| `{stage.name}` | {how}{rewarded} | {stage.start} | {stage.updates} | {stage.cpu_seconds:.0f} |")
+        method = " ".join(word for word in (stage.kind, stage.algorithm) if word)
+        reward_note = f", with the reward model `{stage.reward_model}`" if stage.reward_model else ""
+        rows.append(
+            f"| `{stage.name}` | {method}{reward_note} | {stage.start} | {stage.updates} | {stage.cpu_seconds:.0f} |"
+        )
     text = (
         "## How it was trained\n\n| stage | kind | starts from | updates | CPU seconds |\n|---|---|---|---|---|\n"
         + "\n".join(rows)
@@ -155,9 +158,9 @@ def _training(facts: Facts) -> str:
 def _gains(stage: StageFacts) -> str:
     assert stage.against is not None
     rows = [
-        f"| {data_set} | {domain} | {_estimate(found['difference'], signed=True)} | {found['prompts']} |"
+        f"| {data_set} | {domain} | {_estimate(change['difference'], signed=True)} | {change['prompts']} |"
         for data_set, areas in stage.against["sets"].items()
-        for domain, found in areas["domains"].items()
+        for domain, change in areas["domains"].items()
     ]
     return (
         f"What `{stage.name}` changed against `{stage.against['stage']}`, paired by prompt (pass@1, temperature 1):\n\n"
@@ -167,7 +170,7 @@ def _gains(stage: StageFacts) -> str:
 
 def _use(facts: Facts) -> str:
     prompt, response = facts.example or ("YOUR PROMPT", "")
-    written = (
+    sample = (
         f"\nTo this held-out prompt it wrote, when it was evaluated:\n\n~~~~~\n{response}\n~~~~~" if response else ""
     )
     return f"""## How to use it
@@ -184,7 +187,7 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))
 ```
 
 By `generation_config.json` it samples at temperature {facts.temperature:g}, at most {facts.max_tokens} new tokens.
-{written}"""
+{sample}"""
 
 
 def _provenance(facts: Facts) -> str:

@@ -1,7 +1,7 @@
-"""The processes of a run: how one is started, asked to stop, made to stop, and what its last words were.
+"""The processes of a run: start one, ask it to stop, kill it, and explain from its log why it failed.
 
-Every process gets a session of its own, so that Ctrl-C in the terminal reaches only `qwq-rl run`, which passes it on to
-the trainers: the launcher between them would die of it at once and leave the trainer behind.
+Every process gets its own session, so that Ctrl-C in the terminal reaches only `qwq-rl run`, which passes it on to the
+trainers. The launcher between them would die at once from Ctrl-C, and its trainer would go on alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import psutil
 
 from qwq_rl.run_folder.locks import LAUNCHER, is_alive
 
-# What `accelerate launch` would otherwise choose by itself, with a warning for each.
+# The defaults of `accelerate launch`, which gives a warning for each that is not set.
 LEAN_LAUNCH = (
     "--num_processes=1",
     "--num_machines=1",
@@ -30,24 +30,26 @@ LEAN_LAUNCH = (
     "--dynamo_backend=no",
 )
 GRACE_SECONDS = 60.0
+"""How long a process may take to save and stop before it is killed."""
 QUOTED_LINES = 15
-# An error's own line; the lines of source in a traceback are indented.
+"""How many lines of its output the message for a failed process quotes."""
+# Not indented: only the line of the error itself counts, not the source lines of a traceback.
 _NO_SPACE = re.compile(r"^\S.*No space left on device", re.MULTILINE)
-# How a process of ours ends its output where the mistake is the user's: one message, no traceback.
+# The end of the output of one of our processes after a mistake of the user: one message, no traceback.
 _OWN_MESSAGE = re.compile(r"^(?:error|qwq_rl\.evaluate): (.*)\Z", re.MULTILINE | re.DOTALL)
 
 
 def accelerate_command(config: Path | None) -> tuple[str, ...]:
-    """The start of an `accelerate launch` command line: by `config` where there is one, else one process.
+    """The first words of an `accelerate launch` command: with the file `config`, or without it for one process.
 
-    `--num_cpu_threads_per_process` is left out: accelerate takes it from OMP_NUM_THREADS, which `environment` sets.
+    `--num_cpu_threads_per_process` is not given: accelerate takes it from OMP_NUM_THREADS, which `environment` sets.
     """
-    chosen = (f"--config_file={config}",) if config else LEAN_LAUNCH
-    return (sys.executable, "-m", "accelerate.commands.launch", *chosen)
+    options = (f"--config_file={config}",) if config else LEAN_LAUNCH
+    return (sys.executable, "-m", "accelerate.commands.launch", *options)
 
 
 def environment() -> dict[str, str]:
-    """The environment of a job: the caller's, with what a small machine needs where the caller did not say."""
+    """The environment of a job: that of the caller, with defaults for a small machine where the caller set nothing."""
     defaults = {
         "OMP_NUM_THREADS": "1",  # several math threads on a busy small machine are far slower than one
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -59,7 +61,7 @@ def environment() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class StageProcess:
-    """What to start. `launched`: the process is a launcher, and its children do the work. `log` is appended to."""
+    """What to start. `launched`: the process is a launcher whose children do the work. Output is appended to `log`."""
 
     name: str
     command: Sequence[str]
@@ -70,7 +72,10 @@ class StageProcess:
 
 @dataclass(frozen=True)
 class ProcessEnd:
-    """How a job ended. `status` is the exit status, negative for a signal; times are seconds since the epoch."""
+    """How a job ended. `status` is the exit status, or minus the number of a signal.
+
+    Times are in seconds since the epoch; `log_offset` is the byte in the log at which the job's output begins.
+    """
 
     job: StageProcess
     status: int
@@ -102,12 +107,16 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The process id of the launcher, or of the job itself; also its session's id."""
+        """The process id of the launcher, or of the job itself. It is also the id of their session."""
         return self._popen.pid
 
     def poll(self) -> ProcessEnd | None:
-        """How it ended, or None while any process of it lives. What a dead launcher left behind is stopped first."""
+        """Return how the job ended, or None while any of its processes lives.
+
+        What a dead launcher left running is asked to stop, and killed after GRACE_SECONDS.
+        """
         if self._ended is None:
+            # wait4 and not Popen.poll, which does not tell the CPU time.
             pid, status, usage = os.wait4(self.pid, os.WNOHANG)
             if pid == 0:
                 return None
@@ -124,83 +133,87 @@ class Process:
         return None
 
     def interrupt(self) -> None:
-        """Ask it to save and stop: SIGINT, once for each process that works. Repeat it until `poll` says it ended."""
+        """Ask the job to save and stop: one SIGINT to each working process. Repeat until `poll` says that it ended."""
         for pid in self._workers() - self._signalled:
             self._signalled.add(pid)
             _send(pid, signal.SIGINT)
 
     def kill(self) -> None:
-        """Kill all of it at once."""
+        """Kill all processes of the job at once."""
         for pid in self._members():
             _send(pid, signal.SIGKILL)
 
     def _members(self) -> set[int]:
-        """The living processes of the job: its session, and descendants that made sessions of their own."""
-        members = {pid for pid in psutil.pids() if _session(pid) == self.pid and is_alive(pid)}
-        if self._popen.returncode is None:  # once it is reaped, its pid may be another's
+        """The living processes of the job: those of its session, and descendants with their own sessions."""
+        members = {pid for pid in psutil.pids() if _session_of(pid) == self.pid and is_alive(pid)}
+        if self._popen.returncode is None:  # once it is reaped, its pid may belong to another process
             members |= {child.pid for child in psutil.Process(self.pid).children(recursive=True)}
         return members
 
     def _workers(self) -> set[int]:
-        """Whom to ask: the job's own process, or a launcher's children; a launcher without any is asked itself."""
+        """The processes to interrupt: the job itself, or the children of a launcher, or a launcher without children."""
         if not self.job.launched and self._popen.returncode is None:
             return {self.pid}
         members = self._members() - {self.pid}
-        return {pid for pid in members if _parent(pid) not in members} or {self.pid} & self._members()
+        return {pid for pid in members if _parent_of(pid) not in members} or {self.pid} & self._members()
 
 
 def last_words(log: Path, offset: int) -> str:
-    """What a job printed since `offset` (bytes), without its launcher's account of the failure and progress bars."""
+    """What a job printed since `offset` (bytes), without progress bars and without its launcher's own error report."""
     text = log.read_bytes()[offset:].decode(errors="replace")
-    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in _own_part(text).split("\n")]
+    # A progress bar overwrites its line with carriage returns: keep only its last state.
+    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in _without_launcher(text).split("\n")]
     return "\n".join(line for line in lines if line)
 
 
 def reported_status(log: Path, offset: int) -> int | None:
-    """The trainer's own exit status as its launcher reported it in the log (negative: a signal); None if it did not."""
+    """The trainer's exit status as its launcher wrote it into the log (negative: a signal); None if it is not there."""
     text = log.read_bytes()[offset:].decode(errors="replace")
-    plain = re.findall(r"returned non-zero exit status (\d+)\.", text)
-    killed = re.findall(r"died with <Signals\.\w+: (\d+)>", text)
-    distributed = re.findall(r"exitcode\s*: (-?\d+) \(pid", text)
-    if plain:
-        return int(plain[-1])
-    if killed:
-        return -int(killed[-1])
-    return int(distributed[-1]) if distributed else None
+    exit_statuses = re.findall(r"returned non-zero exit status (\d+)\.", text)
+    signals = re.findall(r"died with <Signals\.\w+: (\d+)>", text)
+    exit_codes = re.findall(r"exitcode\s*: (-?\d+) \(pid", text)
+    if exit_statuses:
+        return int(exit_statuses[-1])
+    if signals:
+        return -int(signals[-1])
+    return int(exit_codes[-1]) if exit_codes else None
 
 
 def explain_failure(ended: ProcessEnd) -> str:
-    """One message for a job that failed: why as far as its log tells, its last lines, where the log is."""
+    """One message for a job that failed: the reason as far as the log shows it, its last lines, and the log's path."""
     log = ended.job.log
     words = last_words(log, ended.log_offset)
     status = reported_status(log, ended.log_offset)
     status = ended.status if status is None else status
     message = _OWN_MESSAGE.search(words)
-    free = shutil.disk_usage(log.parent).free // 2**20
-    if free == 0 or _NO_SPACE.search(words):
-        what = f"failed: the disk is full ({free} MB free at {log.parent}); make room and run the same command again"
+    free_mb = shutil.disk_usage(log.parent).free // 2**20
+    # A full disk comes first, because it may be the cause of the other failures.
+    if free_mb == 0 or _NO_SPACE.search(words):
+        reason = (
+            f"failed: the disk is full ({free_mb} MB free at {log.parent}); make room and run the same command again"
+        )
     elif status == -signal.SIGKILL:
-        what = "was killed (SIGKILL: by hand, or because memory ran out); run the same command to go on"
+        reason = "was killed (SIGKILL: by hand, or because memory ran out); run the same command to go on"
     elif status < 0:
-        what = f"was ended by {signal.Signals(-status).name}; run the same command to go on"
+        reason = f"was ended by {signal.Signals(-status).name}; run the same command to go on"
     elif message is not None:
         return f"{ended.job.name}: {message[1]}\nwhole log: {log}"
     else:
-        what = f"failed (exit status {status})"
-    quoted = "".join(f"\n  | {line}" for line in words.split("\n")[-QUOTED_LINES:] if line)
-    return f"{ended.job.name} {what}{quoted}\nwhole log: {log}"
+        reason = f"failed (exit status {status})"
+    quotation = "".join(f"\n  | {line}" for line in words.split("\n")[-QUOTED_LINES:] if line)
+    return f"{ended.job.name} {reason}{quotation}\nwhole log: {log}"
 
 
-def _own_part(text: str) -> str:
-    """Cut what the launcher prints because a trainer failed: from its warning of it, or else its own traceback."""
-    several = re.search(r"^[WE]\d{4} .*torch/distributed/elastic/", text, re.MULTILINE)
-    if several:
-        return text[: several.start()]
+def _without_launcher(text: str) -> str:
+    """Cut off what the launcher prints when a trainer fails: all from its first warning, or else its traceback."""
+    elastic_log = re.search(r"^[WE]\d{4} .*torch/distributed/elastic/", text, re.MULTILINE)
+    if elastic_log:
+        return text[: elastic_log.start()]
     if "subprocess.CalledProcessError" not in text:
         return text
-    before = text[: text.rindex("subprocess.CalledProcessError")]
-    start = before.rfind("Traceback (most recent call last)")
-    return before[:start] if start >= 0 else before
+    text_before = text[: text.rindex("subprocess.CalledProcessError")]
+    start = text_before.rfind("Traceback (most recent call last)")
+    return text_before[:start] if start >= 0 else text_before
 
 
 def _send(pid: int, number: signal.Signals) -> None:
@@ -208,14 +221,14 @@ def _send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _session(pid: int) -> int | None:
+def _session_of(pid: int) -> int | None:
     try:
         return os.getsid(pid)
     except (ProcessLookupError, PermissionError):
         return None
 
 
-def _parent(pid: int) -> int | None:
+def _parent_of(pid: int) -> int | None:
     try:
         return psutil.Process(pid).ppid()
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""`qwq-rl run RECIPE`: check, train every stage, evaluate, report, export; once, or once for each seed."""
+"""`qwq-rl run RECIPE`: check the recipe, train every stage, evaluate, report, export; once or for each seed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ examples:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the user asked for. `overrides` are `--a.b=c` by stage (or `pipeline`)."""
+    """The options of the command line. `overrides`: stage (or `pipeline`) -> its `--a.b=c`."""
 
     recipe: Path
     folder: RunFolder
@@ -46,7 +46,7 @@ class RunOptions:
     overrides: Mapping[str, Sequence[str]]
 
     def plan(self, seed: int | None) -> PipelinePlan:
-        """The recipe with the overrides, and the seed where one is given, in every stage."""
+        """Load the recipe with the overrides; a given `seed` is set in every stage."""
         names = stage_files(self.recipe) if seed is not None else ()
         seeded = {name: [*self.overrides.get(name, ()), f"--seed={seed}"] for name in names}
         overrides = {**self.overrides, **seeded}
@@ -55,34 +55,37 @@ class RunOptions:
 
 
 Finish = Callable[[RunFolder, str], dict[str, Any]]
-"""Called with a run folder and the stage to release, when its stages have ended; returns the run's summary."""
+"""Called with a run folder and the stage to release after the stages have ended; returns the summary of the run."""
 
 
 def execute(order: RunOptions, programs: StartCommands, board: Board, finish: Finish) -> None:
-    """Carry out the order. Raises what `run_stages` raises; with several seeds GateFailed only after all of them."""
+    """Run the recipe, once or for each seed. Raises what `run_stages` raises; GateFailed only after the last seed."""
     if not order.seeds:
         summary = _run_one(order, None, order.folder, programs, board, finish)
         print_closing(board.console, order.folder, summary)
         return
     with hold(order.folder.lock, f"`qwq-rl run` in {order.folder.path}"):
-        collapsed: dict[int, str] = {}
+        gate_failures: dict[int, str] = {}
         for seed in order.seeds:
             folder = RunFolder(order.folder.path / f"seed-{seed}")
             try:
                 _run_one(order, seed, folder, programs, board, finish)
             except GateFailed as error:
-                collapsed[seed] = str(error)
+                # The other seeds still run; the failure is raised after all of them.
+                gate_failures[seed] = str(error)
                 board.say(f"seed {seed} collapsed: {error}")
         print_closing(board.console, order.folder, _finish_seeds(order))
-    if collapsed:
-        names = ", ".join(map(str, collapsed))
-        raise GateFailed(f"{len(collapsed)} of {len(order.seeds)} seeds did not pass a gate: seed {names} (see above)")
+    if gate_failures:
+        names = ", ".join(map(str, gate_failures))
+        raise GateFailed(
+            f"{len(gate_failures)} of {len(order.seeds)} seeds did not pass a gate: seed {names} (see above)"
+        )
 
 
 def _run_one(
     order: RunOptions, seed: int | None, folder: RunFolder, programs: StartCommands, board: Board, finish: Finish
 ) -> dict[str, Any]:
-    """One run folder; what a failed gate leaves is summarised too, so that it can be looked at."""
+    """Run the stages in one folder and finish it. A run that fails a gate gets its summary and page too."""
     plan = order.plan(seed)
     board.say(f"{plan.folder} -> {folder.path}" + (f" (seed {seed})" if seed is not None else ""))
     try:
@@ -95,7 +98,7 @@ def _run_one(
 
 
 def finish_run(folder: RunFolder, release: str) -> dict[str, Any]:
-    """Write summary.json, model/ (where the stage to release is done) and report.html; returns the summary."""
+    """Write summary.json, model/ (if the stage to release is done) and report.html. Returns the summary."""
     from qwq_rl.export.export import export
     from qwq_rl.report.build import write_report
     from qwq_rl.report.summary import summarise
@@ -109,7 +112,7 @@ def finish_run(folder: RunFolder, release: str) -> dict[str, Any]:
 
 
 def _finish_seeds(order: RunOptions) -> dict[str, Any]:
-    """The same over all seeds, those that collapsed included."""
+    """Write summary.json and report.html over all seeds, also those that failed a gate. Returns the summary."""
     from qwq_rl.report.build import write_report
     from qwq_rl.report.summary import summarise_seeds
 
@@ -120,7 +123,7 @@ def _finish_seeds(order: RunOptions) -> dict[str, Any]:
 
 
 def read_order(argv: Sequence[str]) -> RunOptions:
-    """Read the command line. Raises UserError or RecipeError for what is wrong with it."""
+    """Read the command line and check the recipe. Raises UserError or RecipeError for a mistake."""
     parser = argparse.ArgumentParser(
         prog="qwq-rl run",
         usage="qwq-rl run RECIPE [--name N] [--seeds 0,1,2] [--runs DIR] [--from STAGE] [--STAGE.a.b=c ...]",
@@ -135,7 +138,7 @@ def read_order(argv: Sequence[str]) -> RunOptions:
     parser.add_argument("--seeds", type=_seeds, default=(), help="run all of it once for each seed, in NAME/seed-S")
     parser.add_argument("--from", dest="restart", metavar="STAGE", help="set this stage and what needs it aside, anew")
     options, rest = parser.parse_known_args(argv)
-    from qwq_rl.config.check import check  # after the help, which it would make slow
+    from qwq_rl.config.check import check  # here, because importing it would make --help slow
 
     recipe: Path = options.recipe.parent if options.recipe.name == f"{PIPELINE}.yaml" else options.recipe
     check(recipe, rest)
@@ -155,7 +158,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line of `qwq-rl run`; returns 0, or raises UserError."""
+    """Run the command line of `qwq-rl run`. Returns 0 or raises UserError."""
     order = read_order(argv)
     execute(order, StartCommands.of_recipe(order.recipe), Board(Console()), finish_run)
     return 0

@@ -1,7 +1,7 @@
 """Run the stages of one run folder, each as a process, in the order in which they need one another.
 
-What is finished is not done again, so that the same command goes on after any interruption: what counts is what lies in
-the folder (`done.json`, evaluations), never what an earlier start meant to do.
+What is finished is not done again, so the same command goes on after any interruption. Only the files in the folder
+(`done.json`, evaluations) decide what is finished, never what an earlier start had planned.
 """
 
 from __future__ import annotations
@@ -35,24 +35,26 @@ from qwq_rl.run_folder.files import RunFolder
 from qwq_rl.run_folder.locks import hold, holder, refusal
 
 POLL_SECONDS = 0.1
+"""Seconds between two looks at the processes."""
 SHOW_SECONDS = 0.5
+"""Seconds between two redraws of the terminal."""
 ACCELERATE = "accelerate.yaml"
 
 
 K = TypeVar("K")
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StageFailed(UserError):
-    """A process of the run failed; the message has its last words and where its log is."""
+    """A process of the run failed. The message has the last lines of its output and the path of its log."""
 
     exit_status = 1
 
 
 class Interrupted(UserError):
-    """The run was stopped by a signal; 128 and the signal's number is the exit status."""
+    """The run was stopped by a signal. The exit status is 128 plus the number of the signal."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -61,57 +63,60 @@ class Interrupted(UserError):
 
 @dataclass(frozen=True)
 class StartCommands:
-    """How the processes are started: the words before a trainer's own arguments, and before an evaluation's."""
+    """How processes are started: the words before the arguments of a trainer, and before those of an evaluation."""
 
     train: Sequence[str]
     evaluate: Sequence[str]
     processes: int = 1
-    """How many processes a trainer has; it refuses to run as fewer."""
+    """The number of processes of a trainer; it refuses to run with fewer."""
     launched: bool = True
-    """Whether `train` starts a launcher, whose children train."""
+    """Whether `train` starts a launcher whose children do the training."""
 
     @staticmethod
     def of_recipe(folder: Path) -> StartCommands:
-        """The trainer through `accelerate launch` by the recipe's own `accelerate.yaml`; without one, by itself.
+        """Start the trainer by `accelerate launch` with the recipe's `accelerate.yaml`, or without that file directly.
 
-        For one process a launcher does nothing, and takes seconds of importing at every stage.
+        For one process a launcher does nothing, and its imports take seconds at every stage.
         """
-        own = folder / ACCELERATE
+        config = folder / ACCELERATE
         evaluate = (sys.executable, "-m", "qwq_rl.evals.evaluate")
-        if not own.exists():
+        if not config.exists():
             return StartCommands((sys.executable, "-m", "qwq_rl.train"), evaluate, launched=False)
         try:
-            settings = yaml.safe_load(own.read_text())
+            settings = yaml.safe_load(config.read_text())
             processes = int(settings["num_processes"])
         except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-            raise RecipeError(f"{own}: `num_processes: N` must be there, as `accelerate config` writes it") from error
-        return StartCommands((*accelerate_command(own), "-m", "qwq_rl.train"), evaluate, processes)
+            raise RecipeError(
+                f"{config}: `num_processes: N` must be there, as `accelerate config` writes it"
+            ) from error
+        return StartCommands((*accelerate_command(config), "-m", "qwq_rl.train"), evaluate, processes)
 
 
 class StopSignals:
-    """While it is entered, Ctrl-C, SIGTERM and a closed terminal only set `number` (0: not asked) and `count`.
+    """Inside the `with` block, Ctrl-C, SIGTERM and a closed terminal only set `number` (0: none yet) and `count`.
 
-    A signal that the caller of the program had ignored (nohup, a shell's background job) stays ignored.
+    A signal that the caller of the program ignored (nohup, a background job of a shell) stays ignored.
     """
 
     def __init__(self) -> None:
         self.number = 0
         self.count = 0
-        self._before: dict[signal.Signals, Any] = {}
+        self._old_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in _SIGNALS:
-            before = signal.getsignal(number)
-            if before is not signal.SIG_IGN:
-                self._before[number] = before
+        for number in _STOP_SIGNALS:
+            handler = signal.getsignal(number)
+            if handler is not signal.SIG_IGN:
+                self._old_handlers[number] = handler
                 signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        # The first signal decides the exit status.
         self.number = self.number or number
         self.count += 1
 
@@ -119,16 +124,17 @@ class StopSignals:
 def run_stages(
     plan: PipelinePlan, folder: RunFolder, programs: StartCommands, board: Board, restart: str | None = None
 ) -> None:
-    """Bring every stage of `plan` and its evaluations to their end in `folder`; `restart` throws a stage away first.
+    """Train and evaluate every stage of `plan` in `folder`; `restart` names a stage whose results are set aside first.
 
-    Raises RunStateError where the folder is in use or a finished stage's recipe was edited, GateFailed, StageFailed,
+    Raises RunStateError if the folder is in use or the recipe of a trained stage was edited; GateFailed, StageFailed,
     Interrupted.
     """
     with hold(folder.lock, f"`qwq-rl run` in {folder.path}"):
+        # A trainer may outlive a killed `qwq-rl run`: find it now, before any of its files is moved.
         for name in plan.names:
-            who = holder(folder.stage(name).lock)
-            if who is not None:
-                raise RunStateError(refusal(folder.stage(name).lock, who))
+            owner = holder(folder.stage(name).lock)
+            if owner is not None:
+                raise RunStateError(refusal(folder.stage(name).lock, owner))
         seed = plan.stages[plan.names[0]].seed
         record = Record(folder, str(plan.folder), seed, plan.pipeline.release, plan.names)
         if restart is not None:
@@ -140,7 +146,7 @@ def run_stages(
 
 
 class _Runner:
-    """The scheduler: which processes live, and what is to be done next."""
+    """The scheduler: the living processes, and the choice of what to start next."""
 
     def __init__(
         self,
@@ -162,7 +168,7 @@ class _Runner:
         self.next_show = 0.0
 
     def run(self) -> None:
-        """Start what can be started whenever something has ended, until nothing is left to do."""
+        """Start all that can be started, and again whenever a process has ended, until nothing is left to do."""
         try:
             self.start_what_can()
             while self.training or self.evaluating:
@@ -183,7 +189,8 @@ class _Runner:
     # What to do next
 
     def start_what_can(self) -> None:
-        """Settle the gates of trained stages, then fill the free places, the most urgent first."""
+        """Settle the gates of trained stages, then fill the free places, the most urgent work first."""
+        # Gates first: a stage that passes them makes others ready.
         for name in self.waiting():
             if not self.stopping() and self.results.done(name) and not self.results.missing_gate_sets(name):
                 self.settle(name)
@@ -197,7 +204,7 @@ class _Runner:
         return self.plan.pipeline.parallel - len(self.training) - len(self.evaluating)
 
     def start_one(self) -> bool:
-        """Start the most urgent that can be: an evaluation that a gate waits for, a stage, an evaluation."""
+        """Start one process: an evaluation for a gate, else a stage, else a final evaluation. False if none is left."""
         for name in self.waiting():
             sets = self.not_running(name, self.results.missing_gate_sets(name))
             if sets:
@@ -210,24 +217,27 @@ class _Runner:
         return self.start_final_evaluation()
 
     def start_final_evaluation(self) -> bool:
-        """Evaluate a finished stage on all its sets at once; the sets of the last one are shared out."""
+        """Start the evaluation of a finished stage on all its missing sets in one process. False if nothing is missing.
+
+        For the last stage each set gets its own process: no stage waits for a place any more.
+        """
         unfinished = [name for name in self.plan.names if self.record.stage(name)["status"] != "done"]
         finished = [name for name in self.plan.names if name not in unfinished]
         missing = {name: self.not_running(name, self.results.missing_final_sets(name)) for name in finished}
-        left = [name for name in finished if missing[name]]
-        if left:
-            name, last = left[0], not unfinished and len(left) == 1
-            self.start_evaluation(name, missing[name][:1] if last else missing[name])
-        return bool(left)
+        incomplete = [name for name in finished if missing[name]]
+        if incomplete:
+            name, is_last = incomplete[0], not unfinished and len(incomplete) == 1
+            self.start_evaluation(name, missing[name][:1] if is_last else missing[name])
+        return bool(incomplete)
 
     def not_running(self, name: str, sets: Sequence[str]) -> tuple[str, ...]:
-        running = {one for stage, evaluated in self.evaluating for one in evaluated if stage == name}
-        return tuple(one for one in sets if one not in running)
+        running = {data_set for stage, evaluated in self.evaluating for data_set in evaluated if stage == name}
+        return tuple(data_set for data_set in sets if data_set not in running)
 
     # Gates
 
     def settle(self, name: str) -> None:
-        """Let a trained stage pass its gates, lengthen it, or fail."""
+        """Judge the gates of a trained stage: it is done, is trained longer, or fails."""
         done = self.results.done(name)
         assert done is not None
         gates = self.results.judge_gates(name)
@@ -242,20 +252,20 @@ class _Runner:
         self.board.say(f"✓ {name}: {done['update']} updates, {done['cpu_seconds']:.0f} s CPU{passed}")
 
     def lengthen_or_fail(self, name: str, failed: Sequence[GateResult]) -> None:
-        """Train a stage longer that fell short of its gate, or give up, saying by how much and what can be done."""
+        """Train a stage longer that did not pass its gates, or end the run with a message on what can be done."""
         extension, times = self.plan.extension(name), self.record.stage(name)["extended"]
-        words = "".join(f"\n  {gate.describe()}" for gate in failed)
+        details = "".join(f"\n  {gate.describe()}" for gate in failed)
         if extension is not None and times < extension.times:
             self.record.update(name, extended=times + 1)
-            which = f"extension {times + 1} of at most {extension.times}"
+            count = f"extension {times + 1} of at most {extension.times}"
             self.board.say(
-                f"{name} falls short of its gate:{words}\n  training {extension.steps} steps longer, {which}"
+                f"{name} falls short of its gate:{details}\n  training {extension.steps} steps longer, {count}"
             )
             return
         self.record.update(name, status="failed", finished=time.time())
-        longer = f" after {times} extensions" if times else ""
+        after_extensions = f" after {times} extensions" if times else ""
         self.failure = GateFailed(
-            f"{self.folder.path}: {name} fails its gate{longer}:{words}\n"
+            f"{self.folder.path}: {name} fails its gate{after_extensions}:{details}\n"
             "A stage that starts from it would not learn. Change how it is trained"
             f" ({self.plan.folder / name}.yaml) and run again with `--from {name}`, try another seed (`--seeds`),"
             f" or change the gate ({self.plan.folder / 'pipeline.yaml'})."
@@ -264,7 +274,7 @@ class _Runner:
     # Processes
 
     def start_stage(self, name: str) -> None:
-        """Train a stage, from its newest checkpoint where there is one."""
+        """Start the trainer of a stage, which goes on from its newest checkpoint if there is one."""
         entry, folder = self.record.stage(name), self.folder.stage(name)
         arguments = self.plan.train_arguments(name, self.folder.path, entry["extended"])
         started = entry["started"] or time.time()
@@ -276,7 +286,7 @@ class _Runner:
         self.watches[name] = StageWatch(folder, self.plan.extended(name, entry["extended"]).steps)
 
     def start_evaluation(self, name: str, sets: tuple[str, ...]) -> None:
-        """Evaluate a stage's checkpoint on `sets`, sampled and greedy."""
+        """Start the evaluation of a stage's final checkpoint on `sets`, sampled and greedy."""
         settings = self.plan.pipeline.evaluate
         arguments = ["--run", str(self.folder.path), "--stage", name, "--sets", ",".join(sets), "--greedy"]
         arguments += ["--samples", str(settings.samples), "--max-tokens", str(settings.max_tokens)]
@@ -285,11 +295,12 @@ class _Runner:
         self.evaluating[name, sets] = Process(job)
 
     def collect(self) -> bool:
-        """Take up what has ended; whether anything has."""
+        """Record the processes that have ended. Returns whether there were any."""
         ended_training = _take_ended(self.training)
         for name, ended in ended_training.items():
             del self.watches[name]
             self.record.add_job(ended)
+            # Waiting for its gates: only `settle` may call the stage done.
             self.record.update(name, status="waiting")
             self.check_trained(name, ended)
         ended_evaluating = _take_ended(self.evaluating)
@@ -305,12 +316,12 @@ class _Runner:
         self.fail(ended, f"{ended.job.name} ended without finishing the stage")
 
     def check_evaluated(self, name: str, sets: Sequence[str], ended: ProcessEnd) -> None:
-        missing = [one for one in sets if self.results.evaluation(name, one) is None]
+        missing = [data_set for data_set in sets if self.results.evaluation(name, data_set) is None]
         if not self.stopping() and (ended.status != 0 or missing):
             self.fail(ended, f"{ended.job.name} ended without writing its results on {', '.join(missing)}")
 
     def fail(self, ended: ProcessEnd, silent: str) -> None:
-        """Remember why the run cannot go on. The exit status is the trainer's own where it is one of ours."""
+        """Keep the reason why the run cannot go on. The exit status is the trainer's own if it has a meaning for us."""
         if ended.status == 0:
             self.failure = StageFailed(f"{silent}; its log: {ended.job.log}")
             return
@@ -323,7 +334,7 @@ class _Runner:
         return self.failure is not None or self.stop.number != 0
 
     def pass_on_stop(self) -> None:
-        """Once asked to stop, ask every process to save and stop; asked a second time, kill them."""
+        """After a failure or a signal, ask every process to save and stop. After a second signal, kill them."""
         if not self.stopping():
             return
         processes = [*self.training.values(), *self.evaluating.values()]
@@ -331,6 +342,7 @@ class _Runner:
             self.told_to_stop = True
             why = "stopping because of a failure" if self.failure else "stopping"
             self.board.say(f"{why}: waiting for {len(processes)} processes to save; Ctrl-C once more kills them")
+        # At every look again: a launcher may have started more processes since. `interrupt` signals each only once.
         for process in processes:
             if self.stop.count > 1:
                 process.kill()
@@ -338,7 +350,7 @@ class _Runner:
                 process.interrupt()
 
     def end_all(self) -> None:
-        """Where an error of our own ends the run: leave no process behind."""
+        """Stop all processes that still run, which happens only if an error of our own ends `run`."""
         deadline = time.monotonic() + GRACE_SECONDS
         while self.training or self.evaluating:
             for process in (*self.training.values(), *self.evaluating.values()):
@@ -350,7 +362,7 @@ class _Runner:
     # The terminal
 
     def show(self) -> None:
-        """Redraw the board, seldom enough to cost the trainers nothing."""
+        """Redraw the rows, but so seldom that the trainers do not become slower."""
         now = time.time()
         if now < self.next_show:
             return
@@ -362,12 +374,15 @@ class _Runner:
             else:
                 entry = self.record.stage(name)
                 views.append(StageView(name, entry["status"], seconds=entry["wall_seconds"]))
-        others = [(f"{p.job.name} on {', '.join(sets)}", now - p.started) for (_, sets), p in self.evaluating.items()]
+        others = [
+            (f"{process.job.name} on {', '.join(sets)}", now - process.started)
+            for (_, sets), process in self.evaluating.items()
+        ]
         self.board.show(views, others)
 
 
 def _take_ended(processes: dict[K, Process]) -> dict[K, ProcessEnd]:
-    """Remove the processes that have ended, and return how they did."""
+    """Remove the processes that have ended from `processes`, and return how each ended."""
     ended = {key: end for key, process in processes.items() if (end := process.poll()) is not None}
     for key in ended:
         del processes[key]

@@ -1,4 +1,4 @@
-"""`pipeline.json`: how far a run has come. Every change is on disk before the next step is taken."""
+"""`pipeline.json`, the state of a run (`Record`), its gates (`judge`), and what its files say is done (`Results`)."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ from qwq_rl.run_folder.files import RunFolder, read_json, read_lines, write_json
 
 
 class Record:
-    """What docs/contracts.md shows under "pipeline.json", in memory and on disk."""
+    """pipeline.json (see docs/contracts.md) in memory and on disk. Every change is written at once."""
 
     def __init__(self, folder: RunFolder, recipe: str, seed: int, release: str, stages: Sequence[str]) -> None:
-        """Read what an earlier start left; what ran or failed then waits again."""
+        """Read what an earlier start wrote. Every stage is waiting again, whether it ran, failed or was done."""
         self._folder = folder
         old = read_json(folder.state) or {}
-        self._value: dict[str, Any] = {
+        self._state: dict[str, Any] = {
             "recipe": recipe,
             "seed": seed,
             "started": old.get("started", time.time()),
             "release": release,
             "restart": old.get("restart"),
-            "stages": {name: _waiting(old.get("stages", {}).get(name)) for name in stages},
+            "stages": {name: _waiting_entry(old.get("stages", {}).get(name)) for name in stages},
             "jobs": old.get("jobs", []),
         }
 
     @property
     def restart(self) -> str | None:
-        """The stage that a `--from` threw away, as long as the run it began has not come to its end."""
-        restart: str | None = self._value["restart"]
+        """The stage named by `--from`, until the run that it began has come to its end."""
+        restart: str | None = self._state["restart"]
         return restart
 
     def stage(self, name: str) -> Mapping[str, Any]:
         """The entry of one stage."""
-        entry: Mapping[str, Any] = self._value["stages"][name]
+        entry: Mapping[str, Any] = self._state["stages"][name]
         return entry
 
     def set_restart(self, stage: str | None) -> None:
-        """Note that a `--from` began, or, with None, that the run came to its end."""
-        self._value["restart"] = stage
+        """Record that a `--from` began, or, with None, that the run came to its end."""
+        self._state["restart"] = stage
         self._write()
 
     def forget(self, name: str) -> None:
-        """Note that a stage starts anew."""
-        self._value["stages"][name] = _waiting(None)
+        """Reset the entry of a stage that starts again from nothing."""
+        self._state["stages"][name] = _waiting_entry(None)
         self._write()
 
     def update(self, name: str, **fields: Any) -> None:
-        """Change a stage's entry."""
-        self._value["stages"][name] |= fields
+        """Change fields of a stage's entry."""
+        self._state["stages"][name] |= fields
         self._write()
 
     def trained(self, name: str, done: Mapping[str, Any]) -> None:
-        """Note what a stage's `done.json` says."""
+        """Record what the `done.json` of a stage says."""
         self.update(
             name,
             recipe_hash=done["recipe_hash"],
@@ -67,12 +67,12 @@ class Record:
         )
 
     def judged(self, name: str, gates: Sequence[GateResult]) -> None:
-        """Note what the gates of a stage said."""
+        """Record the results of a stage's gates."""
         self.update(name, gates=[asdict(gate) for gate in gates])
 
     def add_job(self, ended: ProcessEnd) -> None:
-        """Note a process that ended."""
-        self._value["jobs"].append(
+        """Record a process that ended."""
+        self._state["jobs"].append(
             {
                 "name": ended.job.name,
                 "started": ended.started,
@@ -84,11 +84,11 @@ class Record:
         self._write()
 
     def _write(self) -> None:
-        write_json(self._folder.state, self._value)
+        write_json(self._folder.state, self._state)
 
 
-def _waiting(old: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The entry of a stage at the start; what an earlier start found out stays."""
+def _waiting_entry(earlier: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The entry of a stage at the start of a run, with everything but the status of an earlier start."""
     fresh: dict[str, Any] = {
         "status": "waiting",
         "recipe_hash": None,
@@ -101,12 +101,12 @@ def _waiting(old: Mapping[str, Any] | None) -> dict[str, Any]:
         "attempts": 0,
         "gates": [],
     }
-    return fresh | dict(old or {}) | {"status": "waiting"}
+    return fresh | dict(earlier or {}) | {"status": "waiting"}
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """One requirement on one domain or family. `value` is None where it could not be measured; `note` says why."""
+    """One requirement on one domain or family. `value` is None if it could not be measured; `note` says why."""
 
     measure: str
     scope: str
@@ -116,7 +116,7 @@ class GateResult:
     note: str = ""
 
     def describe(self) -> str:
-        """One line: what, where, how much, and how much it must be."""
+        """One line: measure, domain or family, verdict, value, and the limit that it must exceed."""
         value = "not measured" if self.value is None else f"{self.value:.3f}"
         verdict = "passed" if self.passed else "failed"
         note = f", {self.note}" if self.note else ""
@@ -124,11 +124,11 @@ class GateResult:
 
 
 def judge(requirements: Sequence[Requirement], evaluation: Mapping[str, Any]) -> list[GateResult]:
-    """Measure every requirement on `evaluation` (one line of evaluations.jsonl): a result a domain or family."""
-    return [result for requirement in requirements for result in _judge_one(requirement, evaluation)]
+    """Measure every requirement on `evaluation` (a line of evaluations.jsonl): one result for each domain or family."""
+    return [result for requirement in requirements for result in _judge_requirement(requirement, evaluation)]
 
 
-def _judge_one(requirement: Requirement, evaluation: Mapping[str, Any]) -> list[GateResult]:
+def _judge_requirement(requirement: Requirement, evaluation: Mapping[str, Any]) -> list[GateResult]:
     results = []
     for domain in requirement.domains or sorted(evaluation["domains"]):
         if domain not in evaluation["domains"]:
@@ -151,7 +151,10 @@ def _score(requirement: Requirement, scope: str, area: Mapping[str, Any]) -> Gat
 
 
 def _worked_minus_terse(requirement: Requirement, domain: str, modes: Mapping[str, Any] | None) -> GateResult:
-    """Worked answers must beat terse ones; without terse answers there is nothing to collapse into."""
+    """Worked answers must be right more often than terse ones.
+
+    Without terse answers the gate passes: there is nothing that training could collapse to.
+    """
     if modes is None or not modes["worked"]["share"]:
         return _result(requirement, domain, None, False, "no response reasons before it answers")
     if not modes["terse"]["share"]:
@@ -168,14 +171,17 @@ def _result(requirement: Requirement, scope: str, value: float | None, passed: b
 
 @dataclass(frozen=True)
 class Results:
-    """Answers from the files alone: nothing here remembers."""
+    """What is done and what is missing, read from the files at every call, never from memory."""
 
     plan: PipelinePlan
     folder: RunFolder
     record: Record
 
     def done(self, name: str) -> dict[str, Any] | None:
-        """The stage's `done.json`, if its result is there, of the recipe as it stands, lengthened as was decided."""
+        """The stage's `done.json`; None unless its result exists and its recipe is the present one.
+
+        The stage must also be lengthened as often as its gates have decided.
+        """
         done = read_json(self.folder.stage(name).done)
         if done is None or not self.folder.stage(name).final.is_dir():
             return None
@@ -183,17 +189,18 @@ class Results:
         return done if times == self.record.stage(name)["extended"] else None
 
     def evaluation(self, name: str, data_set: str) -> dict[str, Any] | None:
-        """`evaluations/STAGE/SET.json`, if it is of the stage's checkpoint, evaluated as the pipeline now says."""
-        done, found = self.done(name), read_json(self.folder.evaluation(name, data_set))
-        if done is None or found is None or found["update"] != done["update"]:
+        """`evaluations/STAGE/SET.json`; None unless it is of the final checkpoint and has the pipeline's settings."""
+        done, estimates = self.done(name), read_json(self.folder.evaluation(name, data_set))
+        if done is None or estimates is None or estimates["update"] != done["update"]:
             return None
-        asked = self.plan.pipeline.evaluate
-        if any(found["settings"][name] != getattr(asked, name) for name in ("samples", "max_tokens")):
+        settings = self.plan.pipeline.evaluate
+        if any(estimates["settings"][key] != getattr(settings, key) for key in ("samples", "max_tokens")):
             return None
-        return found if found["time"] >= self.folder.stage(name).done.stat().st_mtime else None
+        # An evaluation that is older than done.json is of an earlier training with the same number of updates.
+        return estimates if estimates["time"] >= self.folder.stage(name).done.stat().st_mtime else None
 
     def gate_evaluation(self, name: str, data_set: str) -> dict[str, Any] | None:
-        """The evaluation of the stage's last update on a set: the stage's own, or one made afterwards."""
+        """The evaluation of the stage's last update on a set: made during the stage, or else afterwards."""
         done = self.done(name)
         for line in reversed(read_lines(self.folder.stage(name).evaluations)):
             if done is not None and line["set"] == data_set and line["update"] == done["update"]:
@@ -201,7 +208,7 @@ class Results:
         return self.evaluation(name, data_set)
 
     def missing_gate_sets(self, name: str) -> list[str]:
-        """The sets on which a trained stage must still be evaluated for its gates."""
+        """The sets on which a trained stage must still be evaluated before its gates can be judged."""
         if self.done(name) is None:
             return []
         sets = dict.fromkeys(gate.set for gate in self.plan.gates(name))
@@ -212,7 +219,7 @@ class Results:
         return [data_set for data_set in self.plan.final_sets(name) if self.evaluation(name, data_set) is None]
 
     def judge_gates(self, name: str) -> list[GateResult]:
-        """What the gates of a stage say; every set they need must be there."""
+        """The results of a stage's gates. Every set that they need must have been evaluated."""
         results: list[GateResult] = []
         for gate in self.plan.gates(name):
             evaluation: Mapping[str, Any] | None = self.gate_evaluation(name, gate.set)
@@ -221,6 +228,6 @@ class Results:
         return results
 
     def all_need_done(self, name: str) -> bool:
-        """Whether every stage that this one needs is done, its gates passed."""
+        """Whether every stage that this one needs is done and has passed its gates."""
         needed: Sequence[str] = sorted(self.plan.needs(name))
-        return all(self.record.stage(other)["status"] == "done" for other in needed)
+        return all(self.record.stage(needed_stage)["status"] == "done" for needed_stage in needed)

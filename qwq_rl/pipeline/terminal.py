@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one row a stage, read from the files that the trainers write."""
+"""What the terminal shows during a run (one row for each stage, from the files of the trainers) and at its end."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from rich.text import Text
 from qwq_rl.run_folder.files import RunFolder, StageFolder
 
 PLAIN_SECONDS = 10.0
+"""Seconds between the lines of running stages where the output is not a terminal."""
 _RATE_UPDATES = 20
+"""The rate of a stage is that of its last updates, this many."""
 
 
 @dataclass(frozen=True)
 class StageView:
-    """One row: where a stage stands. `accuracy` is by domain; `rate` in updates a second; `remaining` in seconds."""
+    """One row: the state of a stage. `rate` is in updates per second, `remaining` and `seconds` in seconds."""
 
     name: str
     status: str
@@ -39,13 +41,18 @@ class StageView:
         """The row as plain text."""
         parts = [f"{self.name}: {self.status}"]
         if self.status == "running":
-            parts = [f"{self.name}: {self.update}/{self.steps}", self.numbers, _rate(self.rate), _left(self.remaining)]
+            parts = [
+                f"{self.name}: {self.update}/{self.steps}",
+                self.numbers,
+                _rate(self.rate),
+                _time_left(self.remaining),
+            ]
         return "  ".join(part for part in parts if part)
 
 
 @dataclass
 class Tail:
-    """The last complete lines of a JSONL file that another process writes, and at times cuts back or replaces."""
+    """The last complete lines of a JSONL file that another process writes, and sometimes shortens or replaces."""
 
     path: Path
     lines: list[dict[str, Any]] = field(default_factory=list)
@@ -53,17 +60,19 @@ class Tail:
     _inode: int = 0
 
     def read(self) -> list[dict[str, Any]]:
-        """Take up what is new, and return the last lines."""
+        """Read the new lines of the file and return the last lines."""
         try:
             with self.path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if status.st_ino != self._inode or status.st_size < self._offset:
-                    self.lines, self._offset, self._inode = [], 0, status.st_ino
+                file_status = os.fstat(file.fileno())
+                # A file with another inode or a smaller size is a new one: read it from its beginning.
+                if file_status.st_ino != self._inode or file_status.st_size < self._offset:
+                    self.lines, self._offset, self._inode = [], 0, file_status.st_ino
                 file.seek(self._offset)
-                fresh = file.read()
+                new_bytes = file.read()
         except FileNotFoundError:
             return []
-        complete = fresh[: fresh.rfind(b"\n") + 1]
+        # The other process may have written only a part of the last line yet.
+        complete = new_bytes[: new_bytes.rfind(b"\n") + 1]
         self._offset += len(complete)
         self.lines += [json.loads(line) for line in complete.splitlines() if line.strip()]
         del self.lines[:-_RATE_UPDATES]
@@ -78,7 +87,7 @@ class StageWatch:
         self._metrics, self._evaluations = Tail(folder.metrics), Tail(folder.evaluations)
 
     def view(self, seconds: float) -> StageView:
-        """The stage as it stands; `seconds` is how long its process has run."""
+        """Return the present state of the stage; `seconds` is how long its process has run."""
         metrics, evaluations = self._metrics.read(), self._evaluations.read()
         if not metrics:
             return StageView(self.folder.name, "running", 0, self.steps, "starting", seconds=seconds)
@@ -89,14 +98,14 @@ class StageWatch:
 
 
 def updates_per_second(metrics: Sequence[Mapping[str, Any]]) -> float | None:
-    """The rate over the given lines, None where they span no time."""
+    """Updates per second from the first to the last of these lines; None if no update or no time lies between them."""
     updates = metrics[-1]["update"] - metrics[0]["update"]
     seconds = metrics[-1]["time"] - metrics[0]["time"]
     return updates / seconds if updates > 0 and seconds > 0 else None
 
 
 def numbers(last: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
-    """The live numbers that matter: reward or loss, held-out pass@1 by domain where it was measured, tokens."""
+    """The numbers of a row: reward or loss, held-out pass@1 by domain or else the accuracy, mean length in tokens."""
     parts = [f"reward {last['reward']:.2f}" if last.get("reward") is not None else f"loss {last['loss']:.3f}"]
     if evaluation is not None:
         scores = {name: area["sampled"] for name, area in evaluation["domains"].items()}
@@ -111,7 +120,7 @@ def numbers(last: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> st
 
 
 class Board:
-    """The terminal: rows that move where it is one, otherwise a plain line of every running stage now and then."""
+    """The output: on a terminal rows that are redrawn, else every PLAIN_SECONDS one line for each running stage."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -128,11 +137,11 @@ class Board:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a line that stays above the rows."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, views: Iterable[StageView], jobs: Sequence[tuple[str, float]]) -> None:
-        """Show the rows: stages, and other processes as (name, seconds)."""
+        """Show the rows: the stages, and other processes as (name, seconds)."""
         if self._live:
             self._live.update(_table(views, jobs), refresh=True)
         elif time.monotonic() >= self._next_plain:
@@ -146,7 +155,7 @@ class Board:
 
 def _table(views: Iterable[StageView], jobs: Sequence[tuple[str, float]]) -> Table:
     table = Table.grid(padding=(0, 2))
-    # Text, not markup: a line printed above the rows without markup would redraw these without it too.
+    # Text, not markup: `say` prints without markup, and that redraws the rows without it too.
     marks = {
         "done": Text("✓", "green"),
         "running": Text("▶", "cyan"),
@@ -156,12 +165,12 @@ def _table(views: Iterable[StageView], jobs: Sequence[tuple[str, float]]) -> Tab
     for view in views:
         if view.status == "running":
             bar = ProgressBar(total=max(view.steps, 1), completed=view.update, width=24)
-            after = [f"{view.update}/{view.steps}", view.numbers, _rate(view.rate), _left(view.remaining)]
-            table.add_row(marks["running"], view.name, bar, *after)
+            columns = [f"{view.update}/{view.steps}", view.numbers, _rate(view.rate), _time_left(view.remaining)]
+            table.add_row(marks["running"], view.name, bar, *columns)
         else:
-            took = f"{view.seconds:.0f} s" if view.status == "done" and view.seconds else view.status
+            state = f"{view.seconds:.0f} s" if view.status == "done" and view.seconds else view.status
             style = "dim" if view.status == "waiting" else ""
-            table.add_row(marks[view.status], Text(view.name, style), Text(took, "dim"))
+            table.add_row(marks[view.status], Text(view.name, style), Text(state, "dim"))
     for name, seconds in jobs:
         table.add_row(marks["running"], name, Text(f"{seconds:.0f} s", "dim"))
     return table
@@ -171,12 +180,12 @@ def _rate(rate: float | None) -> str:
     return "" if rate is None else f"{rate:.1f}/s"
 
 
-def _left(seconds: float | None) -> str:
+def _time_left(seconds: float | None) -> str:
     return "" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
 
 
 def print_closing(console: Console, folder: RunFolder, summary: Mapping[str, Any]) -> None:
-    """Print the summary (summary.json, of one run or of several seeds) and the paths of page, checkpoint and model."""
+    """Print the summary (summary.json of a run or of several seeds) and the paths of page, model and checkpoint."""
     table = figures(summary)
     if table.row_count:
         console.print(table)
@@ -188,10 +197,12 @@ def print_closing(console: Console, folder: RunFolder, summary: Mapping[str, Any
 
 
 def figures(summary: Mapping[str, Any]) -> Table:
-    """pass@1 sampled at temperature 1: a row a set and domain, a column a stage."""
+    """The table of pass@1, sampled at temperature 1: one row for each set and domain, one column for each stage."""
     stages = {name: stage["sets"] for name, stage in summary["stages"].items() if stage["sets"]}
     table = Table("pass@1 at T=1", *stages, title_justify="left")
-    rows = dict.fromkeys((one, domain) for sets in stages.values() for one in sets for domain in sets[one]["domains"])
+    rows = dict.fromkeys(
+        (set_name, domain) for sets in stages.values() for set_name in sets for domain in sets[set_name]["domains"]
+    )
     for data_set, domain in rows:
         areas = [sets.get(data_set, {"domains": {}})["domains"].get(domain) for sets in stages.values()]
         table.add_row(f"{data_set} {domain}", *(_estimate(area and area["sampled"]) for area in areas))
@@ -199,7 +210,7 @@ def figures(summary: Mapping[str, Any]) -> Table:
 
 
 def changes(summary: Mapping[str, Any]) -> Iterator[str]:
-    """One line a stage and set: what it changed against the stage it continues from; the control's lines last."""
+    """One line for each stage and set: the difference from the stage it continues from. The control comes last."""
     for name, stage in summary["stages"].items():
         if stage.get("against"):
             yield from _differences(f"{name} - {stage['against']['stage']}", stage["against"]["sets"])
@@ -209,18 +220,18 @@ def changes(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def duration(summary: Mapping[str, Any]) -> str:
-    """How long it took: the time in which a process of the run lived, and the processor time of all of them."""
+    """How long it took: the time in which at least one process ran, and the processor time of all of them."""
     wall, cpu = (_minutes(summary["seconds"][kind]) for kind in ("wall", "cpu"))
     return f"took {wall} min, {cpu} min of processor time"
 
 
 def places(folder: RunFolder, summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(what, path) of what a person will want to open, as far as it is there."""
+    """(what, path) of the results that a person may want to open, if they exist."""
     release = summary.get("release")
-    found = {"page": folder.report, "model": folder.model, "figures": folder.summary}
+    paths = {"page": folder.report, "model": folder.model, "figures": folder.summary}
     if release:
-        found["checkpoint"] = folder.stage(release).final
-    for what, path in found.items():
+        paths["checkpoint"] = folder.stage(release).final
+    for what, path in paths.items():
         if path.exists():
             yield what, str(path)
 
@@ -232,7 +243,7 @@ def _differences(title: str, sets: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _estimate(value: Mapping[str, Any] | None) -> str:
-    """One run's mean and half its interval, or over seeds the mean and the range."""
+    """Of one run the mean and half of its interval; of several seeds the mean and the range."""
     if value is None or value["mean"] is None:
         return "-"
     if "values" in value:

@@ -1,1 +1,4 @@
-"""The page of a run: one self-contained HTML file, written from what lies in the run folder."""
+"""The page of a run: one HTML file without external parts, built from the files of the run folder.
+
+Read `build.py` first, then `load.py` (files into records) and `page.py` (records into sections).
+"""

@@ -1,4 +1,4 @@
-"""Small marks and bars as SVG: intervals inside table cells, stacked bars, a chart of jobs over time."""
+"""Small SVG charts: intervals inside table cells, one score after each stage, stacked bars, jobs over time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qwq_rl.report.markup import at, duration, esc, finite, interval, number, si
 
 
 def micro_score(estimate: object, colour: int) -> str:
-    """A score 0..1 with its interval on a short rail; empty where there is none."""
+    """A score 0..1 with its interval on a short rail. Empty if there is no score."""
     mean, low, high = (finite(at(estimate, key)) for key in ("mean", "low", "high"))
     if mean is None:
         return ""
@@ -20,7 +20,7 @@ def micro_score(estimate: object, colour: int) -> str:
 
 
 def micro_difference(estimate: object, reach: float, colour: int) -> str:
-    """A difference with its interval around a zero line; `reach` is the largest size that the rail shows."""
+    """A difference with its interval around a zero line. The rail shows values from -`reach` to `reach`."""
     mean, low, high = (finite(at(estimate, key)) for key in ("mean", "low", "high"))
     if mean is None:
         return ""
@@ -43,29 +43,30 @@ def _micro(content: str, x: float, width: float, colour: int, words: str) -> str
 
 
 def steps(estimates: Sequence[tuple[str, object]], colour: int, name: str) -> str:
-    """A small chart of one score after each stage: its intervals, its points, their values and the stages' names."""
+    """A small chart of one score after each stage: points with their intervals, values and stage names."""
     frame = Frame(320, 150, left=34, right=34, top=26, bottom=24)
-    known = [(label, estimate) for label, estimate in estimates if finite(at(estimate, "mean")) is not None]
-    span, height = frame.width - frame.left - frame.right, frame.height - frame.top - frame.bottom
-    parts, line = [f'<path class="grid base" d="M0 {pixel(frame.height - frame.bottom)}H{pixel(frame.width)}"/>'], []
-    for index, (label, estimate) in enumerate(known):
-        x = frame.left + span * index / max(len(known) - 1, 1)
+    shown = [(label, estimate) for label, estimate in estimates if finite(at(estimate, "mean")) is not None]
+    plot_width, plot_height = frame.width - frame.left - frame.right, frame.height - frame.top - frame.bottom
+    parts, curve = [f'<path class="grid base" d="M0 {pixel(frame.height - frame.bottom)}H{pixel(frame.width)}"/>'], []
+    for index, (label, estimate) in enumerate(shown):
+        x = frame.left + plot_width * index / max(len(shown) - 1, 1)
         middle = finite(at(estimate, "mean")) or 0.0
         values = [finite(at(estimate, key)) for key in ("mean", "low", "high")]
-        mean, low, high = (frame.top + height * (1 - (middle if value is None else value)) for value in values)
-        line.append((x, mean))
+        mean, low, high = (frame.top + plot_height * (1 - (middle if value is None else value)) for value in values)
+        curve.append((x, mean))
         parts.append(f'<path class="whisker" d="M{pixel(x)} {pixel(high)}V{pixel(low)}"/>')
         parts.append(f'<circle cx="{pixel(x)}" cy="{pixel(mean)}" r="4"/>')
         parts.append(f'<text class="value" x="{pixel(x)}" y="{pixel(mean - 10)}">{number(at(estimate, "mean"))}</text>')
         parts.append(f'<text class="tick x" x="{pixel(x)}" y="{pixel(frame.height - 6)}">{esc(label)}</text>')
-    joined = "L".join(f"{pixel(x)} {pixel(y)}" for x, y in line)
-    drawn = f'<path class="line c{colour}" d="M{joined}"/>' if len(line) > 1 else ""
-    return plot(f'<g class="steps c{colour}">{parts[0]}{drawn}{"".join(parts[1:])}</g>', frame, name)
+    path_data = "L".join(f"{pixel(x)} {pixel(y)}" for x, y in curve)
+    line_path = f'<path class="line c{colour}" d="M{path_data}"/>' if len(curve) > 1 else ""
+    # The line comes after the base line and before the points, which must lie on top of it.
+    return plot(f'<g class="steps c{colour}">{parts[0]}{line_path}{"".join(parts[1:])}</g>', frame, name)
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One row of a bar chart: parts `(name, colour class, wall seconds)` end to end, CPU seconds as a line below."""
+    """One row of a bar chart: `parts` `(name, colour class, wall seconds)` end to end, CPU seconds as a line below."""
 
     label: str
     parts: tuple[tuple[str, str, float], ...]
@@ -73,10 +74,10 @@ class Bar:
 
 
 def stacked_bars(bars: Sequence[Bar], name: str) -> str:
-    """Horizontal stacked bars over one axis of seconds; rows labelled on the left, totals on the right."""
+    """Horizontal stacked bars over one axis of seconds, with labels on the left and totals on the right."""
     frame = Frame(1080, 34 + 34 * len(bars), left=200, right=90, top=4, bottom=28)
     longest = max((max(sum(part[2] for part in bar.parts), bar.cpu or 0.0) for bar in bars), default=1.0) or 1.0
-    parts, tips = [_seconds_grid(longest, frame)], []
+    parts, descriptions = [_seconds_grid(longest, frame)], []
     for index, bar in enumerate(bars):
         y, x = frame.top + 34 * index, frame.left
         parts.append(f'<text class="row" x="{pixel(frame.left - 10)}" y="{pixel(y + 18)}">{esc(bar.label)}</text>')
@@ -92,8 +93,8 @@ def stacked_bars(bars: Sequence[Bar], name: str) -> str:
             parts.append(f'<path class="cpu" d="M{pixel(frame.left)} {pixel(y + 26)}H{end}"/>')
         total = sum(part[2] for part in bar.parts)
         parts.append(f'<text class="total" x="{pixel(x + 8)}" y="{pixel(y + 18)}">{duration(total)}</text>')
-        tips.append(f"{bar.label} {duration(total)}")
-    return plot("".join(parts), frame, f"{name}: {'; '.join(tips)}")
+        descriptions.append(f"{bar.label} {duration(total)}")
+    return plot("".join(parts), frame, f"{name}: {'; '.join(descriptions)}")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class ProcessSpan:
 
 @dataclass(frozen=True)
 class JobBar:
-    """One row of the chart of jobs: every process of one name. `kind` is train or evaluate."""
+    """One row of the job chart: all processes with one name. `kind` is train or evaluate."""
 
     label: str
     kind: str
@@ -116,7 +117,7 @@ class JobBar:
 
 
 def job_chart(jobs: Sequence[JobBar], name: str) -> str:
-    """What ran when: a row a job, a bar a process."""
+    """What ran when: one row for each job, one bar for each process."""
     frame = Frame(1080, 30 + 24 * len(jobs), left=200, right=90, top=2, bottom=26)
     last = max((span.finished for job in jobs for span in job.spans), default=1.0) or 1.0
     parts = [_seconds_grid(last, frame)]
@@ -133,11 +134,12 @@ def job_chart(jobs: Sequence[JobBar], name: str) -> str:
 def _span(job: JobBar, span: ProcessSpan, y: float, frame: Frame, last: float) -> str:
     left, right = frame.x(span.started / last), frame.x(span.finished / last)
     cpu = "" if span.cpu is None else f", CPU {duration(span.cpu)}"
-    words = f"{job.label}: {duration(span.finished - span.started)}{cpu}{'' if span.well else ', did not end well'}"
+    tooltip = f"{job.label}: {duration(span.finished - span.started)}{cpu}{'' if span.well else ', did not end well'}"
+    # A process that ended at once still gets a visible bar: 2 pixels at least, below.
     kind = job.kind if span.well else "failed"
     return (
         f'<rect class="part {kind}" x="{pixel(left)}" y="{pixel(y + 4)}" rx="2" width="{pixel(max(right - left, 2))}" '
-        f'height="16"><title>{esc(words)}</title></rect>'
+        f'height="16"><title>{esc(tooltip)}</title></rect>'
     )
 
 

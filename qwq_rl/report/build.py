@@ -1,4 +1,4 @@
-"""`qwq-rl report RUN [RUN_B]`: read the run folders, write the page."""
+"""`qwq-rl report RUN [RUN_B]`: read the run folders and write the page."""
 
 from __future__ import annotations
 
@@ -16,50 +16,53 @@ from qwq_rl.run_folder.files import RunFolder
 
 
 def write_report(run: Path, other: Path | None = None, out: Path | None = None) -> Path:
-    """Write the page of a run, of all seeds of a run, or of two runs compared, and return its path.
+    """Write the page of a run, of all seeds of a run, or of two compared runs. Return its path.
 
-    Without `out` it is `RUN/report.html`, for two runs `RUN/report-against-OTHER.html`. Raises RunStateError where a
-    folder is no run, a file of it is not JSON, or the page cannot be written.
+    The default of `out` is `RUN/report.html`, for two runs `RUN/report-against-OTHER.html`. Raises RunStateError if a
+    folder is not a run, if one of its files is not JSON, or if the page cannot be written.
     """
     require_run(run)
     if other is None:
-        page, target = _one(run), RunFolder(run).report
+        page, target = _page_of(run), RunFolder(run).report
     else:
-        first, second = _distinct(_single(run), _single(other))
+        first, second = _with_distinct_names(_single(run), _single(other))
         page = document(f"{first.name} against {second.name}", comparison_body(first, second))
+        # A distinct name may be a relative path with slashes.
         target = run / f"report-against-{second.name.replace('/', '-')}.html"
     return _write(out or target, page)
 
 
-def _one(path: Path) -> str:
-    found = seeds(path)
-    if found:
+def _page_of(path: Path) -> str:
+    seed_folders = seeds(path)
+    if seed_folders:
         name = path.resolve().name
         return document(
-            f"{name}: {len(found)} seeds", seeds_body(name, [_named(load_run(seed), seed.name) for seed in found])
+            f"{name}: {len(seed_folders)} seeds",
+            seeds_body(name, [_named(load_run(seed_folder), seed_folder.name) for seed_folder in seed_folders]),
         )
     run = load_run(path)
     return document(run.name, body(run))
 
 
 def _single(path: Path) -> Run:
-    """One run to compare; several seeds cannot be overlaid, so one has to be named."""
+    """Load one run to compare. Raises RunStateError for a folder of seeds: the user must choose one of them."""
     require_run(path)
-    found = seeds(path)
-    if found:
-        raise RunStateError(f"{path} holds {len(found)} seeds; compare one of them: {found[0]}")
+    seed_folders = seeds(path)
+    if seed_folders:
+        raise RunStateError(f"{path} holds {len(seed_folders)} seeds; compare one of them: {seed_folders[0]}")
     return load_run(path)
 
 
-def _distinct(first: Run, second: Run) -> tuple[Run, Run]:
-    """Two runs of one name are told apart by their folders."""
+def _with_distinct_names(first: Run, second: Run) -> tuple[Run, Run]:
+    """Give two runs of the same name different ones: their paths below the folder that holds both."""
     if first.name != second.name:
         return first, second
-    names = [str(run.path.resolve().relative_to(_common(first, second))) for run in (first, second)]
+    names = [str(run.path.resolve().relative_to(_common_folder(first, second))) for run in (first, second)]
     return _named(first, names[0]), _named(second, names[1])
 
 
-def _common(first: Run, second: Run) -> Path:
+def _common_folder(first: Run, second: Run) -> Path:
+    # Of the parents: a run compared with itself, or with one inside it, would otherwise get the name ".".
     common = Path(os.path.commonpath([first.path.resolve().parent, second.path.resolve().parent]))
     return common
 
@@ -69,6 +72,7 @@ def _named(run: Run, name: str) -> Run:
 
 
 def _write(path: Path, text: str) -> Path:
+    # Written beside the target and then renamed, so that a reader never sees half a page.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,13 +85,13 @@ def _write(path: Path, text: str) -> Path:
 
 
 def find(name: str) -> Path:
-    """The folder that was named: as it stands, or under runs/."""
+    """Return the folder with this path, or with this name under runs/."""
     path = Path(name)
     return path if path.exists() or not (Path("runs") / name).exists() else Path("runs") / name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line of `qwq-rl report`; prints the page's path. UserError is left to the caller."""
+    """Run the command line of `qwq-rl report` and print the page's path. The caller handles UserError."""
     parser = argparse.ArgumentParser(
         prog="qwq-rl report", description="Write a run's page: one HTML file that opens offline."
     )

@@ -1,4 +1,7 @@
-"""Line charts as SVG: pure functions from series to a figure with its tooltip data. Colours are classes of page.css."""
+"""Line charts as SVG: axes, the time line of all stages, and `line_chart`, which draws series and their tooltip data.
+
+Pure functions. Colours are classes of page.css.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,19 @@ from qwq_rl.report.markup import data_block, esc, finite, short, title
 
 
 def round_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """About `count` round numbers from at or below `low` to at or above `high`."""
+    """Return about `count` round numbers; the first is at most `low`, the last at least `high`."""
     if not high > low:
         low, high = low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5
-    raw = (high - low) / max(count, 1)
-    power = 10 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    raw_step = (high - low) / max(count, 1)
+    power = 10 ** math.floor(math.log10(raw_step))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw_step * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
 @dataclass(frozen=True)
 class Band:
-    """A stretch of a horizontal axis, as shares 0..1 of its width."""
+    """A part of a horizontal axis with a name; `start` and `end` are shares 0..1 of its width."""
 
     start: float
     end: float
@@ -33,7 +36,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Axis:
-    """A horizontal axis: labelled positions as shares 0..1 of its width, and bands behind the chart."""
+    """A horizontal axis: `ticks` are (share 0..1 of its width, label), `bands` are shaded behind the chart."""
 
     ticks: tuple[tuple[float, str], ...]
     bands: tuple[Band, ...]
@@ -54,7 +57,7 @@ def plain_axis(last: float, name: str, count: int = 4) -> Axis:
 
 @dataclass(frozen=True)
 class StageSpan:
-    """One stage on a time line: its place, and how many updates and CPU seconds it covers."""
+    """One stage on a time line: `start` and `end` as shares 0..1, and the updates and CPU seconds it covers."""
 
     stage: str
     start: float
@@ -67,79 +70,87 @@ class StageSpan:
 
 @dataclass(frozen=True)
 class TimeLine:
-    """The stages of a run end to end, either by updates (every stage equally wide) or by CPU seconds (to scale)."""
+    """The stages of a run one after another: by updates (all stages equally wide) or by CPU seconds (to scale)."""
 
     spans: tuple[StageSpan, ...]
     clock: str
     """updates or cpu."""
 
     def place(self, stage: str, line: Mapping[str, Any]) -> float | None:
-        """Where an evaluation line of a stage lies, as a share 0..1; None off the line."""
+        """Return where an evaluation line of a stage lies, as a share 0..1; None if the stage is not shown."""
         span = self.span(stage)
         if span is None:
             return None
-        done, whole = finite(line.get("update")), float(span.updates)
+        position, length = finite(line.get("update")), float(span.updates)
         if self.clock == "cpu":
-            done, whole = finite(line.get("cpu_seconds")), span.seconds
-        return None if done is None else span.start + (span.end - span.start) * min(done / (whole or 1), 1.0)
+            position, length = finite(line.get("cpu_seconds")), span.seconds
+        return None if position is None else span.start + (span.end - span.start) * min(position / (length or 1), 1.0)
 
     def span(self, stage: str | None) -> StageSpan | None:
-        """The stretch of one stage."""
+        """The span of one stage, or None."""
         return next((span for span in self.spans if span.stage == stage), None)
 
     def heading(self, stage: str, update: int) -> str:
-        """What a tooltip says of a point: the stage, its update, and the update counted over all stages."""
+        """The title of a tooltip: the stage, its update, and the update counted over all stages."""
         span = self.span(stage)
         if span is None or not span.updates_before:
             return f"{title(stage)}, update {update}"
         return f"{title(stage)}, update {update} ({span.updates_before + update} in all)"
 
     def axis(self, width: float) -> Axis:
-        """Ticks and bands; `width` in pixels bounds how many ticks fit."""
+        """Return ticks and bands; `width` in pixels limits how many ticks fit."""
         bands = tuple(Band(span.start, span.end, title(span.stage)) for span in self.spans)
         if self.clock == "cpu":
-            whole = self.spans[-1].seconds_before + self.spans[-1].seconds if self.spans else 1.0
-            plain = plain_axis(whole, "CPU seconds of training, cumulative", max(2, int(width // 130)))
+            length = self.spans[-1].seconds_before + self.spans[-1].seconds if self.spans else 1.0
+            plain = plain_axis(length, "CPU seconds of training, cumulative", max(2, int(width // 130)))
             return Axis(plain.ticks, bands, plain.title)
         ticks = [tick for span in self.spans for tick in _span_ticks(span, width)]
         return Axis(tuple(ticks), bands, "updates within each stage")
 
 
 def _span_ticks(span: StageSpan, width: float) -> list[tuple[float, str]]:
-    """Round updates inside the span and its last one; the start only of the first span, where no other ends."""
+    """Ticks at round updates inside the span and at its last one. At its start only the first span has a tick."""
     share = span.end - span.start
-    inner = round_ticks(0, span.updates, max(1, int(width * share // 70)))
+    round_updates = round_ticks(0, span.updates, max(1, int(width * share // 70)))
+    # A label needs about 30 pixels: no tick that near the ends of the span.
     room = 30 / (width * share or 1) * span.updates
-    kept = [tick for tick in inner if room < tick < span.updates - room]
+    kept = [tick for tick in round_updates if room < tick < span.updates - room]
     values = ([0.0] if span.start == 0 else []) + kept + [float(span.updates)]
     return [(span.start + share * value / (span.updates or 1), short(value)) for value in values]
 
 
 def seconds_axis(last: float) -> Axis:
-    """An axis of seconds from 0 to `last`, its ticks round in whichever unit fits."""
-    unit, name = next(((u, n) for u, n in ((86400, "d"), (3600, "h"), (60, "min")) if last >= 3 * u), (1, "s"))
+    """An axis of seconds from 0 to `last`, with round ticks in the largest unit that fits at least three times."""
+    unit, name = next(
+        (
+            (unit_seconds, unit_name)
+            for unit_seconds, unit_name in ((86400, "d"), (3600, "h"), (60, "min"))
+            if last >= 3 * unit_seconds
+        ),
+        (1, "s"),
+    )
     ticks = [tick for tick in round_ticks(0, last / unit, 6) if tick * unit <= last]
     return Axis(tuple((tick * unit / last, f"{short(tick)} {name}" if tick else "0") for tick in ticks), (), "")
 
 
 def seconds_of(stage: Stage) -> float:
-    """CPU seconds that a stage's own clock reached (the clock of its metrics and evaluations)."""
+    """The CPU seconds that the stage's own clock reached, in its metrics and evaluations."""
     return max((finite(line.get("cpu_seconds")) or 0.0 for line in (*stage.metrics, *stage.evaluations)), default=0.0)
 
 
 def time_line(runs: Sequence[Run], clock: str) -> TimeLine:
-    """The time line that holds every run: the stages of all, each as long as in the longest of them."""
+    """Return one time line for all runs: every stage of any run, each as long as in the run where it is longest."""
     names = list(dict.fromkeys(stage.name for run in runs for stage in run.line))
     updates, seconds = {}, {}
     for name in names:
         stages = [stage for run in runs for stage in run.line if stage.name == name]
         updates[name] = max(stage.updates for stage in stages)
         seconds[name] = max(seconds_of(stage) for stage in stages)
-    whole = sum(seconds.values()) or 1.0
+    all_seconds = sum(seconds.values()) or 1.0
     spans: list[StageSpan] = []
     start, updates_before, seconds_before = 0.0, 0, 0.0
     for name in names:
-        share = seconds[name] / whole if clock == "cpu" else 1 / len(names)
+        share = seconds[name] / all_seconds if clock == "cpu" else 1 / len(names)
         spans.append(
             StageSpan(name, start, start + share, updates[name], seconds[name], updates_before, seconds_before)
         )
@@ -153,7 +164,7 @@ def time_line(runs: Sequence[Run], clock: str) -> TimeLine:
 
 @dataclass(frozen=True)
 class Point:
-    """One value: `x` as a share 0..1 of the axis, `y` with its interval in units, `heading` for the tooltip."""
+    """One value: `x` is a share 0..1 of the axis, `y`, `low` and `high` are in units, `heading` is for the tooltip."""
 
     x: float
     y: float
@@ -170,14 +181,14 @@ class Series:
     colour: int
     points: tuple[Point, ...]
     style: str = "line"
-    """line, dashed, marks, raw (thin), or smooth and smooth dashed (bold, without tooltip)."""
+    """line, dashed, seed (thin), marks, raw (thin), or smooth and smooth dashed (bold, without tooltip)."""
     label: str = ""
-    """Written at the right end; nothing where empty."""
+    """Text at the right end of the line; empty for none."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Pixels of a chart and of the margins around its plot."""
+    """The size of a chart and of the margins around its plot, in pixels."""
 
     width: float
     height: float
@@ -187,20 +198,20 @@ class Frame:
     bottom: float = 24
 
     def x(self, share: float) -> float:
-        """Pixel of a share 0..1 of the axis."""
+        """The pixel of a share 0..1 of the axis."""
         return self.left + share * (self.width - self.left - self.right)
 
 
 @dataclass(frozen=True)
 class Vertical:
-    """The vertical axis: from `low` to `high`, lines at `ticks`."""
+    """A vertical axis from `low` to `high` with lines at `ticks`."""
 
     low: float
     high: float
     ticks: tuple[float, ...]
 
     def y(self, value: float, frame: Frame) -> float:
-        """Pixel of a value, held inside the plot."""
+        """The pixel of a value; a value outside the axis is drawn at its end."""
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return frame.height - frame.bottom - share * (frame.height - frame.top - frame.bottom)
 
@@ -210,7 +221,7 @@ UNIT = Vertical(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
 
 
 def fitted(values: Sequence[float], count: int = 3) -> Vertical:
-    """A vertical axis that holds the values, from 0 where they are all positive and 0 is not far."""
+    """Return a vertical axis that holds all values. It begins at 0 if they are not negative and not far from 0."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     if 0 <= low <= 0.6 * high:
         low = 0.0
@@ -236,21 +247,22 @@ def line_chart(
     name: str,
     note: Callable[[float], str] = short,
 ) -> str:
-    """A chart: bands, grid, intervals, lines, marks, end labels, and the data that page.js shows on hover and keys.
+    """Draw a chart: bands, grid, intervals, lines, marks, end labels, and the tooltip data for page.js.
 
-    `name` says in words what is seen; `note` writes a value in the tooltip.
+    `name` describes the chart in words; `note` formats a value in the tooltip.
     """
     parts = [_bands(axis.bands, frame), _grid(axis, vertical, frame)]
-    parts += [_interval(one, vertical, frame) for one in series if one.style in ("line", "dashed")]
-    parts += [_line(one, vertical, frame) for one in series if one.style != "marks"]
-    parts += [_marks(one, vertical, frame) for one in series if one.style == "marks"]
+    # What is drawn later covers what is drawn before.
+    parts += [_interval(curve, vertical, frame) for curve in series if curve.style in ("line", "dashed")]
+    parts += [_line(curve, vertical, frame) for curve in series if curve.style != "marks"]
+    parts += [_marks(curve, vertical, frame) for curve in series if curve.style == "marks"]
     parts.append(_end_labels(series, vertical, frame))
     cursor = f'<line class="cursor" y1="{pixel(frame.top)}" y2="{pixel(frame.height - frame.bottom)}"/>'
     return plot("".join(parts) + cursor, frame, name, _tips(series, vertical, frame, note))
 
 
 def plot(content: str, frame: Frame, name: str, tips: str = "") -> str:
-    """An SVG of the frame's size around `content`; focusable where it has tooltip data."""
+    """Return an SVG of the frame's size around `content`; keys can focus it if it has tooltip data."""
     focus = ' tabindex="0" aria-roledescription="chart"' if tips else ""
     role = "group" if tips else "img"
     return (
@@ -270,6 +282,7 @@ def _bands(bands: Sequence[Band], frame: Frame) -> str:
             f'<rect class="{shade}" x="{pixel(left)}" y="{pixel(frame.top)}" '
             f'width="{pixel(max(right - left, 0))}" height="{pixel(height)}"/>'
         )
+        # A character of the label is about 5.4 pixels wide.
         room = int((right - left - 4) / 5.4)
         label = band.label if len(band.label) <= room else band.label[: max(room - 1, 0)] + "…" if room > 3 else ""
         if label:
@@ -298,25 +311,29 @@ def _grid(axis: Axis, vertical: Vertical, frame: Frame) -> str:
 
 
 def _interval(series: Series, vertical: Vertical, frame: Frame) -> str:
-    known = [(p.x, p.low, p.high) for p in series.points if p.low is not None and p.high is not None]
-    if len(known) < 2:
+    bounds = [
+        (point.x, point.low, point.high) for point in series.points if point.low is not None and point.high is not None
+    ]
+    if len(bounds) < 2:
         return ""
-    upper = [(frame.x(x), vertical.y(high, frame)) for x, _, high in known]
-    lower = [(frame.x(x), vertical.y(low, frame)) for x, low, _ in reversed(known)]
+    # One closed path: along the upper limits, then back along the lower ones.
+    upper = [(frame.x(x), vertical.y(high, frame)) for x, _, high in bounds]
+    lower = [(frame.x(x), vertical.y(low, frame)) for x, low, _ in reversed(bounds)]
     return f'<path class="interval c{series.colour} {series.style}" d="{path(upper + lower)}Z"/>'
 
 
 def _line(series: Series, vertical: Vertical, frame: Frame) -> str:
-    points = [(frame.x(p.x), vertical.y(p.y, frame)) for p in series.points]
+    points = [(frame.x(point.x), vertical.y(point.y, frame)) for point in series.points]
     line = f'<path class="line c{series.colour} {series.style}" d="{path(points)}"/>'
     if len(points) != 1 and (len(points) > 40 or series.style != "line"):
         return line
+    # Dots only on lines of few points, and on a single point, which would otherwise be invisible.
     dots = "".join(f'<circle cx="{pixel(x)}" cy="{pixel(y)}" r="2.2"/>' for x, y in points)
     return f'{line}<g class="dots c{series.colour}">{dots}</g>'
 
 
 def _marks(series: Series, vertical: Vertical, frame: Frame) -> str:
-    """Diamonds with whiskers."""
+    """Diamonds with vertical lines for their intervals."""
     parts = []
     for point in series.points:
         x, y = frame.x(point.x), vertical.y(point.y, frame)
@@ -328,35 +345,36 @@ def _marks(series: Series, vertical: Vertical, frame: Frame) -> str:
 
 
 def _end_labels(series: Sequence[Series], vertical: Vertical, frame: Frame) -> str:
-    """Names at the right end of their lines, pushed apart where they would overlap."""
+    """Write the labels at the right ends of their lines, moved apart where they would overlap."""
     gap = 14.0
-    labelled = [(vertical.y(one.points[-1].y, frame), one) for one in series if one.label and one.points]
-    wanted = sorted(labelled, key=lambda pair: pair[0])
+    labelled = [(vertical.y(curve.points[-1].y, frame), curve) for curve in series if curve.label and curve.points]
+    by_height = sorted(labelled, key=lambda pair: pair[0])
+    # First push down from the top, then push up from the bottom what no longer fits.
     placed: list[float] = []
-    for y, _ in wanted:
+    for y, _ in by_height:
         placed.append(max(y, placed[-1] + gap) if placed else y)
     limit = frame.height - frame.bottom
     for index in range(len(placed) - 1, -1, -1):
         limit = placed[index] = min(placed[index], limit)
         limit -= gap
     parts = []
-    for y, (_, one) in zip(placed, wanted, strict=True):
-        x = frame.x(one.points[-1].x) + 9
-        parts.append(f'<text class="end c{one.colour}" x="{pixel(x)}" y="{pixel(y + 4)}">{esc(one.label)}</text>')
+    for y, (_, curve) in zip(placed, by_height, strict=True):
+        x = frame.x(curve.points[-1].x) + 9
+        parts.append(f'<text class="end c{curve.colour}" x="{pixel(x)}" y="{pixel(y + 4)}">{esc(curve.label)}</text>')
     return "".join(parts)
 
 
 def _tips(series: Sequence[Series], vertical: Vertical, frame: Frame, note: Callable[[float], str]) -> str:
-    """For every horizontal position: x in pixels, headings, and rows `[name, colour, value, y in pixels]`."""
+    """The tooltip data: for every x in pixels its headings and its rows `[name, colour, value, y in pixels]`."""
     columns: dict[float, tuple[list[str], list[list[object]]]] = {}
-    for one in series:
-        for point in one.points if not one.style.startswith("smooth") else ():
+    for curve in series:
+        for point in curve.points if not curve.style.startswith("smooth") else ():
             headings, rows = columns.setdefault(round(frame.x(point.x), 1), ([], []))
             if point.heading not in headings:
                 headings.append(point.heading)
             value = note(point.y)
             if point.low is not None and point.high is not None:
                 value += f" [{note(point.low)}, {note(point.high)}]"
-            rows.append([one.name, one.colour, value, round(vertical.y(point.y, frame), 1)])
+            rows.append([curve.name, curve.colour, value, round(vertical.y(point.y, frame), 1)])
     data = [[x, " · ".join(columns[x][0]), columns[x][1]] for x in sorted(columns)]
     return data_block(data) if data else ""

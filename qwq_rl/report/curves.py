@@ -1,4 +1,4 @@
-"""Learning curves: held-out scores over the whole time line, by domain, by family and by mode of answering."""
+"""Learning curves: held-out scores over all stages, by domain, by family, and by mode of answering (worked, terse)."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from qwq_rl.report.load import Run, Stage, domains, families
 from qwq_rl.report.markup import at, esc, finite, folded, interval, listed, number, table, title, whole
 
 SMALL = Vertical(0.0, 1.0, (0.0, 0.5, 1.0))
+"""The vertical axis of small charts."""
 
 
 def colour_of(area: str, order: Sequence[str]) -> int:
-    """The colour class of a domain, or of a family's domain."""
+    """Return the colour class of a domain, or of a family's domain: 0..7, or 8 (neutral) if it is not in `order`."""
     domain = area.split("/")[0]
     return order.index(domain) % 8 if domain in order else 8
 
 
 def _point(line: Mapping[str, Any], kind: str, area: str, x: float | None, heading: str) -> Point | None:
     estimate = at(line, kind, area, "sampled")
-    middle = finite(at(estimate, "mean"))
-    if middle is None or x is None:
+    score = finite(at(estimate, "mean"))
+    if score is None or x is None:
         return None
-    return Point(x, middle, heading, finite(at(estimate, "low")), finite(at(estimate, "high")))
+    return Point(x, score, heading, finite(at(estimate, "low")), finite(at(estimate, "high")))
 
 
 def held_out(run: Run, clock: TimeLine, kind: str, area: str) -> tuple[Point, ...]:
-    """The evaluations during the stages of the line; `kind` is domains or families."""
+    """The evaluations during the stages that lead to the released model; `kind` is domains or families."""
     points = []
     for stage in run.line:
         for line in stage.evaluations:
@@ -39,7 +40,7 @@ def held_out(run: Run, clock: TimeLine, kind: str, area: str) -> tuple[Point, ..
 
 
 def final_marks(run: Run, clock: TimeLine, kind: str, area: str) -> tuple[Point, ...]:
-    """The primary set's scores, at the end of each stage of the line."""
+    """The scores on the primary set, each at the end of its stage."""
     points = []
     for stage in run.line:
         span = clock.span(stage.name)
@@ -50,16 +51,19 @@ def final_marks(run: Run, clock: TimeLine, kind: str, area: str) -> tuple[Point,
 
 
 def control_curve(run: Run, clock: TimeLine, kind: str, area: str) -> tuple[Point, ...]:
-    """The control beside its stage, placed by CPU time on both clocks: its updates are of another kind."""
+    """The control's scores, within the span of the stage it is compared with.
+
+    They are placed by CPU time on both clocks, because an update of the control is not the same work as one of RL.
+    """
     span = clock.span(run.control_of)
     stage = run.stage(run.control_of)
     if run.control is None or span is None or stage is None:
         return ()
-    whole = max(seconds_of(run.control), seconds_of(stage)) or 1.0
+    longest = max(seconds_of(run.control), seconds_of(stage)) or 1.0
     points = []
     for line in run.control.evaluations:
         seconds = finite(line.get("cpu_seconds"))
-        x = None if seconds is None else span.start + (span.end - span.start) * min(seconds / whole, 1.0)
+        x = None if seconds is None else span.start + (span.end - span.start) * min(seconds / longest, 1.0)
         points.append(_point(line, kind, area, x, f"control, {seconds or 0:.0f} CPU s"))
     record = run.control.finals.get(run.primary or "")
     if record and not points:
@@ -69,58 +73,61 @@ def control_curve(run: Run, clock: TimeLine, kind: str, area: str) -> tuple[Poin
 
 def _area_series(run: Run, clock: TimeLine, kind: str, area: str, colour: int, label: bool) -> list[Series]:
     name = area if kind == "domains" else "held out"
-    line = held_out(run, clock, kind, area)
+    curve = held_out(run, clock, kind, area)
     marks, control = final_marks(run, clock, kind, area), control_curve(run, clock, kind, area)
-    last = (marks or line or control)[-1:]
+    last = (marks or curve or control)[-1:]
     text = f"{area} {number(last[0].y)}" if label and last else ""
-    found = [
-        Series(name, colour, line, "line", text),
+    candidates = [
+        Series(name, colour, curve, "line", text),
         Series(f"control, {area}" if kind == "domains" else "control", colour, control, "dashed"),
         Series(
-            f"{name}, final set" if kind == "domains" else "final set", colour, marks, "marks", "" if line else text
+            f"{name}, final set" if kind == "domains" else "final set", colour, marks, "marks", "" if curve else text
         ),
     ]
-    return [series for series in found if series.points]
+    return [series for series in candidates if series.points]
 
 
-def _overlaid(runs: Sequence[Run], clock: TimeLine, kind: str, area: str, colour: int, label: str) -> list[Series]:
-    """One line a run, the first one solid and the second dashed."""
-    found = []
+def _runs_overlaid(runs: Sequence[Run], clock: TimeLine, kind: str, area: str, colour: int, label: str) -> list[Series]:
+    """One line for each run, the first solid and the second dashed."""
+    overlaid = []
     for index, run in enumerate(runs):
         points = held_out(run, clock, kind, area) or final_marks(run, clock, kind, area)
-        found.append(
+        overlaid.append(
             Series(f"{area}, {run.name}", colour, points, "dashed" if index else "line", "" if index else label)
         )
-    return [series for series in found if series.points]
+    return [series for series in overlaid if series.points]
 
 
-def _together(runs: Sequence[Run], clock: TimeLine, kind: str, area: str, colour: int, label: str) -> list[Series]:
-    """A thin line a seed, and their mean wherever all of them were evaluated at the same update."""
-    each = [Series(f"{area}, {run.name}", colour, held_out(run, clock, kind, area), "seed") for run in runs]
-    met: dict[str, list[Point]] = {}
-    for series in each:
+def _seeds_and_mean(
+    runs: Sequence[Run], clock: TimeLine, kind: str, area: str, colour: int, label: str
+) -> list[Series]:
+    """A thin line for each seed, and their mean at every update at which all of them were evaluated."""
+    by_seed = [Series(f"{area}, {run.name}", colour, held_out(run, clock, kind, area), "seed") for run in runs]
+    by_heading: dict[str, list[Point]] = {}
+    for series in by_seed:
         for point in series.points:
-            met.setdefault(point.heading, []).append(point)
-    whole = {heading: points for heading, points in met.items() if len(points) == len(runs)}
-    middle = tuple(
+            by_heading.setdefault(point.heading, []).append(point)
+    # The heading names stage and update, so points with the same heading belong together.
+    complete = {heading: points for heading, points in by_heading.items() if len(points) == len(runs)}
+    means = tuple(
         Point(mean(point.x for point in points), mean(point.y for point in points), heading)
-        for heading, points in whole.items()
+        for heading, points in complete.items()
     )
-    return [series for series in (*each, Series(f"{area}, mean", colour, middle, "line", label)) if series.points]
+    return [series for series in (*by_seed, Series(f"{area}, mean", colour, means, "line", label)) if series.points]
 
 
 def series_of(
     runs: Sequence[Run], clock: TimeLine, kind: str, area: str, order: Sequence[str], label: bool, seeds: bool
 ) -> list[Series]:
-    """Everything drawn for one area: a run with its control and final marks, runs overlaid, or seeds and their mean."""
+    """Return all series of one area: a run with control and final marks, runs overlaid, or seeds and their mean."""
     colour = colour_of(area, order)
     if len(runs) == 1:
         return _area_series(runs[0], clock, kind, area, colour, label)
-    return (_together if seeds else _overlaid)(runs, clock, kind, area, colour, area if label else "")
+    return (_seeds_and_mean if seeds else _runs_overlaid)(runs, clock, kind, area, colour, area if label else "")
 
 
-def _both(draw: Callable[[str], str]) -> str:
-    """The same chart over updates and over CPU seconds; page.js shows one of them."""
+def _on_both_clocks(draw: Callable[[str], str]) -> str:
+    """Draw the same chart over updates and over CPU seconds; page.js shows one of them."""
     return "".join(f'<div data-axis="{clock}">{draw(clock)}</div>' for clock in ("updates", "cpu"))
 
 
@@ -130,24 +137,24 @@ def domain_chart(runs: Sequence[Run], seeds: bool = False) -> str:
     frame = Frame(1080, 400, left=40, right=118, top=26, bottom=44)
 
     def draw(clock: str) -> str:
-        line = time_line(runs, clock)
-        series = [one for area in order for one in series_of(runs, line, "domains", area, order, True, seeds)]
-        axis = line.axis(frame.width - frame.left - frame.right)
+        timeline = time_line(runs, clock)
+        series = [curve for area in order for curve in series_of(runs, timeline, "domains", area, order, True, seeds)]
+        axis = timeline.axis(frame.width - frame.left - frame.right)
         return line_chart(series, axis, UNIT, frame, f"Held-out pass@1 of {listed(order)} over all stages", number)
 
-    return f'<figure class="wide">{_both(draw)}{_domain_table(runs, order)}</figure>'
+    return f'<figure class="wide">{_on_both_clocks(draw)}{_domain_table(runs, order)}</figure>'
 
 
 def family_charts(runs: Sequence[Run], seeds: bool = False) -> str:
-    """Small multiples: one chart a family, on the same axes."""
+    """One small chart for each family, all on the same axes."""
     order, frame = domains(runs), Frame(262, 164, left=28, right=10, top=20, bottom=22)
     figures = []
     for area in families(runs):
 
         def draw(clock: str, area: str = area) -> str:
-            line = time_line(runs, clock)
-            series = series_of(runs, line, "families", area, order, False, seeds)
-            axis = line.axis(frame.width - frame.left - frame.right)
+            timeline = time_line(runs, clock)
+            series = series_of(runs, timeline, "families", area, order, False, seeds)
+            axis = timeline.axis(frame.width - frame.left - frame.right)
             return line_chart(series, bare(axis), SMALL, frame, f"Held-out pass@1 of {area} over all stages", number)
 
         colour = colour_of(area, order)
@@ -155,13 +162,13 @@ def family_charts(runs: Sequence[Run], seeds: bool = False) -> str:
         latest = _latest(runs[0], "families", area)
         figures.append(
             f'<figure class="small"><figcaption><b class="c{colour}">{esc(family)}</b> <span>{esc(domain)}</span>'
-            f"<output>{number(at(latest, 'mean'))}</output></figcaption>{_both(draw)}</figure>"
+            f"<output>{number(at(latest, 'mean'))}</output></figcaption>{_on_both_clocks(draw)}</figure>"
         )
     return f'<div class="multiples">{"".join(figures)}</div>' if figures else ""
 
 
 def _latest(run: Run, kind: str, area: str) -> object:
-    """The newest estimate of an area: the last stage's final one, else its last evaluation."""
+    """The newest estimate of an area. In each stage, from the last one back: the final one, then the evaluations."""
     for stage in reversed(run.line):
         for record in (stage.finals.get(run.primary or ""), *reversed(stage.evaluations)):
             if finite(at(record, kind, area, "sampled", "mean")) is not None:
@@ -175,9 +182,9 @@ def _domain_table(runs: Sequence[Run], order: Sequence[str]) -> str:
         stages = [*run.line, *([run.control] if run.control else [])]
         for stage in stages:
             for line in stage.evaluations:
-                place = f"{title(stage.name)} {whole(line.get('update'))}"
-                where = place if len(runs) == 1 else f"{run.name}: {place}"
-                rows.append([esc(where), number(line.get("cpu_seconds"), 1), *(_cell(line, area) for area in order)])
+                stage_and_update = f"{title(stage.name)} {whole(line.get('update'))}"
+                row_name = stage_and_update if len(runs) == 1 else f"{run.name}: {stage_and_update}"
+                rows.append([esc(row_name), number(line.get("cpu_seconds"), 1), *(_cell(line, area) for area in order)])
     head = ["stage and update", "CPU s", *map(esc, order)]
     return (
         folded("The same figures as a table", table(head, rows, "Held-out pass@1 with 95 % intervals")) if rows else ""
@@ -190,38 +197,38 @@ def _cell(line: Mapping[str, Any], area: str) -> str:
 
 
 def mode_charts(run: Run) -> str:
-    """Worked against terse answers: how many there are, and how often each is right, by domain."""
+    """Charts of worked and terse answers, by domain: the share of worked ones, and how often each kind is right."""
     order, figures = domains([run]), []
     for area in order:
         if any(at(line, "modes", area) for stage in run.line for line in stage.evaluations):
             colour = colour_of(area, order)
-            charts = _both(partial(_mode_chart, run, area, colour))
+            charts = _on_both_clocks(partial(_mode_chart, run, area, colour))
             name = f'<b class="c{colour}">{esc(area)}</b>'
             figures.append(f'<figure class="small"><figcaption>{name}</figcaption>{charts}</figure>')
     return f'<div class="thirds">{"".join(figures)}</div>' if figures else ""
 
 
 def _mode_chart(run: Run, area: str, colour: int, clock: str) -> str:
-    frame, line = Frame(350, 190, left=30, right=64, top=20, bottom=22), time_line([run], clock)
-    share = _mode_points(run.line, line, area, "worked", "share")
-    worked = _mode_points(run.line, line, area, "worked", "mean")
-    terse = _mode_points(run.line, line, area, "terse", "mean")
+    frame, timeline = Frame(350, 190, left=30, right=64, top=20, bottom=22), time_line([run], clock)
+    share = _mode_points(run.line, timeline, area, "worked", "share")
+    worked = _mode_points(run.line, timeline, area, "worked", "mean")
+    terse = _mode_points(run.line, timeline, area, "terse", "mean")
     series = [
         Series("share worked", 8, share, "dashed", "share"),
         Series("worked right", colour, worked, "line", "worked"),
         Series("terse right", 3, terse, "line", "terse"),
     ]
-    axis = bare(line.axis(frame.width - frame.left - frame.right))
+    axis = bare(timeline.axis(frame.width - frame.left - frame.right))
     name = f"Worked and terse answers of {area}: share and accuracy"
-    return line_chart([one for one in series if one.points], axis, SMALL, frame, name, number)
+    return line_chart([curve for curve in series if curve.points], axis, SMALL, frame, name, number)
 
 
-def _mode_points(line: Sequence[Stage], clock: TimeLine, area: str, mode: str, what: str) -> tuple[Point, ...]:
+def _mode_points(stages: Sequence[Stage], clock: TimeLine, area: str, mode: str, what: str) -> tuple[Point, ...]:
     points = []
-    for stage in line:
-        for record in stage.evaluations:
-            value = finite(at(record, "modes", area, mode, what))
-            x = clock.place(stage.name, record)
+    for stage in stages:
+        for evaluation in stage.evaluations:
+            value = finite(at(evaluation, "modes", area, mode, what))
+            x = clock.place(stage.name, evaluation)
             if value is not None and x is not None:
-                points.append(Point(x, value, clock.heading(stage.name, whole(record.get("update")))))
+                points.append(Point(x, value, clock.heading(stage.name, whole(evaluation.get("update")))))
     return tuple(points)

@@ -1,4 +1,4 @@
-"""A run folder (docs/contracts.md) read into frozen records; whatever is not there yet is empty, never an error."""
+"""Read a run folder (docs/contracts.md) into frozen records. What is not there yet is empty, never an error."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from qwq_rl.report.markup import at, fields, finite, whole
 from qwq_rl.run_folder.files import RunFolder, StageFolder, read_json, read_lines
 
 Record = Mapping[str, Any]
+"""One JSON object, as read from a file."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What is known of one stage."""
+    """What the run folder holds of one stage."""
 
     name: str
     kind: str
-    """sft, rl, reward_model; empty where the stage has not begun."""
+    """sft, rl or reward_model; empty if the stage has not begun."""
     parent: str | None
     """The stage it continues from."""
     status: str
-    """waiting, running, done, failed."""
+    """waiting, running, done or failed."""
     metrics: tuple[Record, ...]
     evaluations: tuple[Record, ...]
-    """In order of update, of one set: the one evaluated most often."""
+    """In order of update, all of one set: the one that was evaluated most often."""
     finals: Mapping[str, Record]
-    """Set -> estimates of the stage's checkpoint."""
+    """Set -> estimates of the stage's final checkpoint."""
     provenance: Record
     recipe: str
     """Text of resolved.yaml."""
     rollouts: tuple[Path, ...]
     entry: Record
-    """The stage's entry of pipeline.json."""
+    """The stage's entry in pipeline.json."""
 
     @property
     def updates(self) -> int:
@@ -44,15 +45,15 @@ class Stage:
         return max((whole(line.get("update")) for line in (*self.metrics, *self.evaluations)), default=0)
 
     def seconds(self, clock: str) -> float | None:
-        """Wall or CPU seconds (`clock` is wall or cpu) of the whole stage: pipeline.json's, else the last metric's."""
+        """Seconds of the whole stage (`clock` is wall or cpu): from pipeline.json, else from the last metrics line."""
         last = self.metrics[-1] if self.metrics else {}
-        known = finite(self.entry.get(f"{clock}_seconds"))
-        return known if known else finite(last.get(f"{clock}_seconds"))
+        stage_seconds = finite(self.entry.get(f"{clock}_seconds"))
+        return stage_seconds if stage_seconds else finite(last.get(f"{clock}_seconds"))
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of one run."""
+    """What the run folder holds of one run."""
 
     path: Path
     name: str
@@ -64,9 +65,9 @@ class Run:
     pipeline: Record
     summary: Record
     primary: str | None
-    """The set the claims are made on."""
+    """The set that the page's main figures come from."""
     harder: str | None
-    """The split that is harder than training."""
+    """The set whose prompts are harder than those of training."""
 
     def stage(self, name: str | None) -> Stage | None:
         """The stage of this name."""
@@ -74,9 +75,10 @@ class Run:
 
 
 def seeds(path: Path) -> list[Path]:
-    """The `seed-*` runs of a folder, by number; empty where the folder is a run of its own."""
-    found = [child for child in path.glob("seed-*") if is_run(child)]
-    return sorted(found, key=lambda child: (len(child.name), child.name))
+    """Return the `seed-*` runs in a folder, by number. Empty if the folder itself is a run."""
+    seed_folders = [child for child in path.glob("seed-*") if is_run(child)]
+    # The length comes first, so that seed-10 follows seed-9.
+    return sorted(seed_folders, key=lambda child: (len(child.name), child.name))
 
 
 def is_run(path: Path) -> bool:
@@ -94,7 +96,7 @@ def _is_stage(path: Path) -> bool:
 
 
 def require_run(path: Path) -> None:
-    """Raise RunStateError saying what to give instead, where `path` is neither a run nor a folder of seeds."""
+    """Raise RunStateError if `path` is neither a run nor a folder of seeds. The message says what to give instead."""
     if is_run(path) or seeds(path):
         return
     if not path.exists():
@@ -103,13 +105,13 @@ def require_run(path: Path) -> None:
         raise RunStateError(f"{path} is one stage; give the run's folder: qwq-rl report {path.parent}")
     else:
         problem = f"{path} is no run: it holds no pipeline.json, no stage with a metrics.jsonl and no seed-*/ of such"
-    near = [child for child in (*_folders(path), *_folders(path.parent)) if is_run(child) or seeds(child)]
-    hint = f"runs nearby: {', '.join(map(str, near[:5]))}" if near else "qwq-rl run RECIPE writes one under runs/"
+    nearby = [child for child in (*_folders(path), *_folders(path.parent)) if is_run(child) or seeds(child)]
+    hint = f"runs nearby: {', '.join(map(str, nearby[:5]))}" if nearby else "qwq-rl run RECIPE writes one under runs/"
     raise RunStateError(f"{problem}; {hint}")
 
 
 def load_run(path: Path) -> Run:
-    """Read one run; raises RunStateError where `path` is no run or a file of it is not JSON."""
+    """Read one run. Raises RunStateError if `path` is not a run or one of its files is not JSON."""
     require_run(path)
     folder = RunFolder(path)
     pipeline, summary = read_json(folder.state) or {}, read_json(folder.summary) or {}
@@ -119,31 +121,33 @@ def load_run(path: Path) -> Run:
     control, control_of = _control(stages, summary)
     release = at(summary, "release") or at(pipeline, "release")
     sets = list(dict.fromkeys(name for stage in stages for name in stage.finals))
+    # No file says what a set is for, so its name decides.
     harder = next((name for name in sets if "hard" in name.lower()), None)
-    plain = [name for name in sets if name != harder]
-    primary = next((name for name in plain if name.endswith("final")), plain[0] if plain else None)
-    place = path.resolve()
-    folder_name = f"{place.parent.name}-{place.name}" if place.name.startswith("seed-") else place.name
+    not_harder = [name for name in sets if name != harder]
+    primary = next((name for name in not_harder if name.endswith("final")), not_harder[0] if not_harder else None)
+    resolved = path.resolve()
+    folder_name = f"{resolved.parent.name}-{resolved.name}" if resolved.name.startswith("seed-") else resolved.name
     name = str(at(summary, "run") or folder_name)
-    line = _line(stages, control, release)
+    line = _release_line(stages, control, release)
     return Run(path, name, stages, line, control, control_of, pipeline, summary, primary, harder)
 
 
 def _load_stage(run: RunFolder, name: str, entry: Record, summary: Record) -> Stage:
     folder = run.stage(name)
-    metrics = _once(read_lines(folder.metrics), "update")
+    metrics = _last_by(read_lines(folder.metrics), "update")
     provenance = read_json(folder.provenance) or {}
     recipe = folder.resolved.read_text(errors="replace") if folder.resolved.exists() else ""
-    written = re.search(r"^kind:\s*(\w+)", recipe, re.MULTILINE)
-    kind = str(metrics[-1].get("kind") or "") if metrics else written.group(1) if written else ""
+    kind_line = re.search(r"^kind:\s*(\w+)", recipe, re.MULTILINE)
+    kind = str(metrics[-1].get("kind") or "") if metrics else kind_line.group(1) if kind_line else ""
+    # A stage that has begun says in its contract what it continues from; summary.json knows only finished stages.
     parent = at(provenance, "contract", "base") or at(summary, "stages", name, "against", "stage")
-    evaluations = _main_set(read_lines(folder.evaluations))
-    default = "done" if folder.done.exists() else "running" if metrics else "waiting"
+    evaluations = _of_main_set(read_lines(folder.evaluations))
+    default_status = "done" if folder.done.exists() else "running" if metrics else "waiting"
     return Stage(
         name=name,
         kind=kind,
         parent=parent,
-        status=str(entry.get("status") or default),
+        status=str(entry.get("status") or default_status),
         metrics=metrics,
         evaluations=tuple(_on_training_clock(line, metrics) for line in evaluations),
         finals=_finals(run, name, summary),
@@ -154,77 +158,94 @@ def _load_stage(run: RunFolder, name: str, entry: Record, summary: Record) -> St
     )
 
 
-def _once(lines: Sequence[Record], key: str) -> tuple[Record, ...]:
-    """The last line of each value of `key`, in order: a resumed stage may have written one twice."""
+def _last_by(lines: Sequence[Record], key: str) -> tuple[Record, ...]:
+    """Keep the last line of each value of `key`, sorted by it. A resumed stage may have written an update twice."""
     kept = {whole(line.get(key)): line for line in lines}
     return tuple(kept[value] for value in sorted(kept))
 
 
-def _main_set(lines: Sequence[Record]) -> tuple[Record, ...]:
+def _of_main_set(lines: Sequence[Record]) -> tuple[Record, ...]:
     names = [line.get("set") for line in lines]
-    chosen = max(dict.fromkeys(names), key=names.count, default=None)
-    return _once([line for line in lines if line.get("set") == chosen], "update")
+    main_set = max(dict.fromkeys(names), key=names.count, default=None)
+    return _last_by([line for line in lines if line.get("set") == main_set], "update")
 
 
 def _on_training_clock(line: Record, metrics: Sequence[Record]) -> Record:
-    """The evaluation with the training's CPU seconds at its update: its own count includes the evaluation itself."""
+    """Set the evaluation's `cpu_seconds` to those of training at its update.
+
+    The evaluation's own count includes the time of the evaluation itself.
+    """
     update = finite(line.get("update")) or 0.0
-    clock = next((one.get("cpu_seconds") for one in metrics if (finite(one.get("update")) or 0.0) >= update), None)
-    seconds = [value for value in (finite(clock), finite(line.get("cpu_seconds"))) if value is not None]
-    return {**line, "cpu_seconds": min(seconds)} if seconds else line
+    training_seconds = next(
+        (metric.get("cpu_seconds") for metric in metrics if (finite(metric.get("update")) or 0.0) >= update), None
+    )
+    # The smaller one: a metrics line of a later update may have counted more than the evaluation itself.
+    known_seconds = [
+        value for value in (finite(training_seconds), finite(line.get("cpu_seconds"))) if value is not None
+    ]
+    return {**line, "cpu_seconds": min(known_seconds)} if known_seconds else line
 
 
 def _finals(run: RunFolder, stage: str, summary: Record) -> dict[str, Record]:
-    """Set -> estimates: the files under evaluations/, and what summary.json has beyond them."""
-    found: dict[str, Record] = {}
+    """Set -> estimates: from the files under evaluations/, and from summary.json for the sets without a file."""
+    estimates: dict[str, Record] = {}
     for path in sorted((run.path / "evaluations" / stage).glob("*.json")):
         record = read_json(path) or {}
-        found[str(record.get("set") or path.stem)] = record
+        estimates[str(record.get("set") or path.stem)] = record
     for name, record in fields(summary, "stages", stage, "sets").items():
-        found.setdefault(name, record)
-    return found
+        estimates.setdefault(name, record)
+    return estimates
 
 
 def _control(stages: Sequence[Stage], summary: Record) -> tuple[Stage | None, str | None]:
-    """The control and the stage it stands beside: as summary.json says, else a supervised sibling of an RL stage."""
-    named, of = at(summary, "control", "stage"), at(summary, "control", "of")
+    """Return the control and the name of the stage it is compared with.
+
+    summary.json names both. Without it, the control is the supervised stage with the same parent as an RL stage.
+    """
+    control_name, compared_name = at(summary, "control", "stage"), at(summary, "control", "of")
     for stage in stages:
-        rivals = [
-            other.name for other in stages if other.kind == "rl" and stage.parent and other.parent == stage.parent
+        rl_siblings = [
+            candidate.name
+            for candidate in stages
+            if candidate.kind == "rl" and stage.parent and candidate.parent == stage.parent
         ]
-        if stage.name == named or (named is None and stage.kind == "sft" and rivals):
-            return stage, of or (rivals[0] if rivals else None)
+        if stage.name == control_name or (control_name is None and stage.kind == "sft" and rl_siblings):
+            return stage, compared_name or (rl_siblings[0] if rl_siblings else None)
     return None, None
 
 
-def _line(stages: Sequence[Stage], control: Stage | None, release: str | None) -> tuple[Stage, ...]:
-    """Follow the parents back from the released stage, or from the last policy stage that has begun."""
-    begun = [s for s in stages if s.kind in ("sft", "rl") and (control is None or s.name != control.name)]
-    current = next((s for s in begun if s.name == release), begun[-1] if begun else None)
+def _release_line(stages: Sequence[Stage], control: Stage | None, release: str | None) -> tuple[Stage, ...]:
+    """Follow the parents back from the released stage, or else from the last policy stage (sft or rl)."""
+    policies = [
+        stage for stage in stages if stage.kind in ("sft", "rl") and (control is None or stage.name != control.name)
+    ]
+    current = next((stage for stage in policies if stage.name == release), policies[-1] if policies else None)
     if current is None:
         return ()
+    # Nothing is known of parents yet: the stages in the pipeline's order are the best guess.
     if current.parent is None and not current.provenance:
-        return tuple(begun)
-    line: list[Stage] = []
-    while current is not None and current not in line:
-        line.insert(0, current)
+        return tuple(policies)
+    ancestry: list[Stage] = []
+    # The second condition ends the loop if damaged files name parents in a circle.
+    while current is not None and current not in ancestry:
+        ancestry.insert(0, current)
         parent = current.parent
-        current = next((s for s in stages if s.name == parent), None)
-    return tuple(line)
+        current = next((stage for stage in stages if stage.name == parent), None)
+    return tuple(ancestry)
 
 
 def domains(runs: Sequence[Run]) -> list[str]:
-    """Domain names in the order in which the runs' evaluations and training name them."""
+    """Return the domain names, in the order in which the runs' evaluations and metrics name them."""
     lines = [line for run in runs for stage in run.stages for line in (*stage.finals.values(), *stage.evaluations)]
     lines += [line for run in runs for stage in run.stages for line in stage.metrics[:1]]
     return list(dict.fromkeys(str(name) for line in lines for name in fields(line, "domains")))
 
 
 def families(runs: Sequence[Run]) -> list[str]:
-    """Family names `DOMAIN/FAMILY`, domain by domain."""
+    """Return the family names `DOMAIN/FAMILY`, domain by domain."""
     lines = [line for run in runs for stage in run.stages for line in (*stage.finals.values(), *stage.evaluations)]
-    found = dict.fromkeys(str(name) for line in lines for name in fields(line, "families"))
+    names = dict.fromkeys(str(name) for line in lines for name in fields(line, "families"))
     order = domains(runs)
     return sorted(
-        found, key=lambda name: order.index(name.split("/")[0]) if name.split("/")[0] in order else len(order)
+        names, key=lambda name: order.index(name.split("/")[0]) if name.split("/")[0] in order else len(order)
     )

@@ -1,4 +1,4 @@
-"""Text into HTML: escaping, and how numbers, differences, intervals and durations are written."""
+"""Turn values into HTML: escaping, and how numbers, differences, intervals and durations are written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 NONE = "–"
-"""What stands where there is no value."""
+"""Shown in place of a value that is missing."""
 
 
 def esc(value: object) -> str:
@@ -20,7 +20,7 @@ def esc(value: object) -> str:
 
 
 def data_block(value: object, name: str = "") -> str:
-    """An inert JSON script element; no text inside it can end the element or start another."""
+    """Return a script element with `value` as JSON, which does not run. No text in it can end it or start another."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -31,14 +31,14 @@ def data_block(value: object, name: str = "") -> str:
 
 
 def finite(value: object) -> float | None:
-    """A finite number as float, else None (null, absent, NaN, infinite, text)."""
+    """Return a finite number as float, anything else (null, absent, NaN, infinite, bool, text) as None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
 
 
 def at(record: object, *keys: str) -> Any:
-    """The value under nested keys, or None where any of them is missing."""
+    """The value under nested keys, or None if any of them is missing."""
     for key in keys:
         if not isinstance(record, Mapping):
             return None
@@ -47,57 +47,58 @@ def at(record: object, *keys: str) -> Any:
 
 
 def whole(value: object) -> int:
-    """A count; 0 where there is none."""
+    """The value as a count; 0 if it is not a number."""
     return int(finite(value) or 0)
 
 
 def fields(record: object, *keys: str) -> Mapping[str, Any]:
-    """The record under nested keys; empty where there is none."""
-    found = at(record, *keys)
-    return found if isinstance(found, Mapping) else {}
+    """The record under nested keys; empty if there is none."""
+    nested = at(record, *keys)
+    return nested if isinstance(nested, Mapping) else {}
 
 
 def entries(record: object, *keys: str) -> list[Any]:
-    """The list under nested keys; empty where there is none."""
-    found = at(record, *keys)
-    return found if isinstance(found, list) else []
+    """The list under nested keys; empty if there is none."""
+    nested = at(record, *keys)
+    return nested if isinstance(nested, list) else []
 
 
 def number(value: object, digits: int = 2) -> str:
     """A plain number with a true minus sign."""
-    known = finite(value)
-    if known is None:
+    amount = finite(value)
+    if amount is None:
         return NONE
-    text = f"{known:.{digits}f}"
+    text = f"{amount:.{digits}f}"
+    # A small negative number rounds to -0.00, which must not look negative.
     return (text if float(text) else text.lstrip("-")).replace("-", "−")
 
 
 def signed(value: object, digits: int = 2) -> str:
-    """A difference, its sign always shown; what rounds to nothing has none."""
-    known = finite(value)
-    if known is None:
+    """A difference, always with its sign; what rounds to 0 has no sign."""
+    amount = finite(value)
+    if amount is None:
         return NONE
-    text = f"{known:+.{digits}f}"
+    text = f"{amount:+.{digits}f}"
     return (text if float(text) else text[1:]).replace("-", "−")
 
 
 def short(value: object) -> str:
     """About three significant digits, for axes and tooltips: 0.0123, 1.25, 340, 12.5k."""
-    known = finite(value)
-    if known is None:
+    amount = finite(value)
+    if amount is None:
         return NONE
-    size = abs(known)
+    size = abs(amount)
     if size and size < 1e-3:
-        text = f"{known:.1e}".replace("e-0", "e-")
+        text = f"{amount:.1e}".replace("e-0", "e-")
     elif size < 1000:
-        text = f"{known:.3g}"
+        text = f"{amount:.3g}"
     else:
-        text = f"{known / 1000:.3g}k" if size < 1e6 else f"{known / 1e6:.3g}M"
-    return text.replace("-", "−", 1) if known < 0 else text
+        text = f"{amount / 1000:.3g}k" if size < 1e6 else f"{amount / 1e6:.3g}M"
+    return text.replace("-", "−", 1) if amount < 0 else text
 
 
 def interval(estimate: object, digits: int = 2) -> str:
-    """`0.95–0.97` of an estimate `{mean, low, high}`."""
+    """The interval of an estimate `{mean, low, high}`: `0.95–0.97`, or `−0.02 to 0.03` if it begins below 0."""
     low, high = finite(at(estimate, "low")), finite(at(estimate, "high"))
     if low is None or high is None:
         return NONE
@@ -110,23 +111,23 @@ def interval(estimate: object, digits: int = 2) -> str:
 
 def duration(seconds: object) -> str:
     """`8.4 s`, `4 min 12 s`, `2 h 05 min`, `3 d 4 h`."""
-    known = finite(seconds)
-    if known is None:
+    amount = finite(seconds)
+    if amount is None:
         return NONE
-    if known < 59.95:
-        return f"{known:.1f} s" if known < 9.95 else f"{known:.0f} s"
-    whole = round(known)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+    if amount < 59.95:
+        return f"{amount:.1f} s" if amount < 9.95 else f"{amount:.0f} s"
+    total = round(amount)
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    if total < 86400:
+        return f"{total // 3600} h {total % 3600 // 60:02d} min"
+    return f"{total // 86400} d {total % 86400 // 3600} h"
 
 
 def moment(timestamp: object) -> str:
     """A Unix time as a date and a minute, in UTC."""
-    known = finite(timestamp)
-    return NONE if known is None else datetime.fromtimestamp(known, UTC).strftime("%-d %B %Y, %H:%M UTC")
+    amount = finite(timestamp)
+    return NONE if amount is None else datetime.fromtimestamp(amount, UTC).strftime("%-d %B %Y, %H:%M UTC")
 
 
 def listed(words: Sequence[str]) -> str:
@@ -142,15 +143,15 @@ def title(stage: str) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     """A plain table of already escaped cells, the first of each row its heading."""
-    top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    body = "".join(
+    head_cells = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    body_rows = "".join(
         f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows
     )
-    return scrolled("plain", caption, f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody>")
+    return scrolled("plain", caption, f"<thead><tr>{head_cells}</tr></thead><tbody>{body_rows}</tbody>")
 
 
 def scrolled(kind: str, caption: str, content: str) -> str:
-    """A table of class `kind` under its caption, in a region that scrolls by itself where the screen is narrow."""
+    """A table of class `kind` under its caption, in a region that scrolls by itself on a narrow screen."""
     return (
         f'<p class="caption">{esc(caption)}</p>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{esc(caption)}">'

@@ -1,4 +1,4 @@
-"""Two runs on one page: scores side by side with their paired difference, curves and panels overlaid."""
+"""Several runs on one page: two runs compared (`comparison_body`), or all seeds of a run (`seeds_body`)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from qwq_rl.run_folder.files import RunFolder, read_lines
 
 
 def comparison_body(first: Run, second: Run) -> str:
-    """Both verdicts, the tables, the overlaid charts, the rollouts of both, clocks and provenance."""
+    """The page of two compared runs: verdicts, tables, overlaid charts, rollouts, clocks and provenance."""
     runs = [first, second]
     facts = "".join(
         f"<div><h2>{esc(run.name)}</h2>{fact_list(run)}<p>{' '.join(sentences(run))}</p></div>" for run in runs
@@ -56,23 +56,25 @@ def _training(runs: Sequence[Run]) -> str:
     names = dict.fromkeys(stage.name for run in runs for stage in run.stages if stage.metrics)
     blocks = [f'<p class="note">Solid: {esc(runs[0].name)}. Dashed: {esc(runs[1].name)}.</p>']
     for name in names:
-        both = [(run.name, stage) for run in runs if (stage := run.stage(name)) and stage.metrics]
-        alone = "" if len(both) == len(runs) else f" <small>only in {esc(both[0][0])}</small>"
-        blocks.append(f"<h3>{esc(title(name))}{alone}</h3>{stage_panels(both, domains(runs))}")
+        overlaid = [(run.name, stage) for run in runs if (stage := run.stage(name)) and stage.metrics]
+        only_in = "" if len(overlaid) == len(runs) else f" <small>only in {esc(overlaid[0][0])}</small>"
+        blocks.append(f"<h3>{esc(title(name))}{only_in}</h3>{stage_panels(overlaid, domains(runs))}")
     return "".join(blocks)
 
 
 def _tables(first: Run, second: Run) -> str:
-    """One table a stage that was finally evaluated in both runs."""
+    """One table for each stage that has a final evaluation in both runs."""
     tables = []
     for stage in columns(first):
-        other = second.stage(stage.name)
-        if other is not None and other.finals:
+        second_stage = second.stage(stage.name)
+        if second_stage is not None and second_stage.finals:
             cells = [_plain_cell(run, run.stage(stage.name), [first, second]) for run in (first, second)]
             cells.append(_paired_cell(paired_differences(first, second, stage.name), [first, second]))
-            paired = f"{esc(second.name)} − {esc(first.name)}<small>paired by prompt</small>"
+            difference_head = f"{esc(second.name)} − {esc(first.name)}<small>paired by prompt</small>"
             caption = f"After {stage.name}: pass@1 at T=1 on {first.primary}"
-            tables.append(area_table([first, second], [esc(first.name), esc(second.name), paired], cells, caption))
+            tables.append(
+                area_table([first, second], [esc(first.name), esc(second.name), difference_head], cells, caption)
+            )
     return "".join(tables) or '<p class="note">No stage has been finally evaluated in both runs.</p>'
 
 
@@ -82,50 +84,56 @@ def _plain_cell(run: Run, stage: Stage | None, runs: Sequence[Run]) -> Cell:
         if finite(at(estimate, "mean")) is None:
             return NONE
         mark = micro_score(estimate, colour_of(area, domains(runs)))
-        middle = number(at(estimate, "mean"))
-        return f'<span class="figure">{middle}</span> <span class="ci">{interval(estimate)}</span>{mark}'
+        score_text = number(at(estimate, "mean"))
+        return f'<span class="figure">{score_text}</span> <span class="ci">{interval(estimate)}</span>{mark}'
 
     return cell
 
 
-def _paired_cell(paired: Mapping[tuple[str, str], Mapping[str, Any]], runs: Sequence[Run]) -> Cell:
-    reach = max([0.1, *(abs(at(found, "difference", end)) for found in paired.values() for end in ("low", "high"))])
+def _paired_cell(differences: Mapping[tuple[str, str], Mapping[str, Any]], runs: Sequence[Run]) -> Cell:
+    # One scale for the whole column, so that its marks can be compared.
+    reach = max(
+        [0.1, *(abs(at(paired, "difference", end)) for paired in differences.values() for end in ("low", "high"))]
+    )
 
     def cell(kind: str, area: str) -> str:
-        found = paired.get((kind, area))
-        prompts = f"<div><dt>prompts</dt><dd>{at(found, 'prompts')}</dd></div>" if found else ""
-        return difference_inside(found, reach, colour_of(area, domains(runs)), prompts)
+        paired = differences.get((kind, area))
+        prompts = f"<div><dt>prompts</dt><dd>{at(paired, 'prompts')}</dd></div>" if paired else ""
+        return difference_inside(paired, reach, colour_of(area, domains(runs)), prompts)
 
     return cell
 
 
 def paired_differences(first: Run, second: Run, stage: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """Second minus first for every domain and family, over the prompts that both evaluated on the first's primary set.
+    """Second minus first, for every domain and family, over the prompts of the first run's primary set that both have.
 
     Returns `(domains or families, area) -> {difference: {mean, low, high}, lower95, prompts}`.
     """
-    before, after = (_prompt_scores(run, stage, first.primary or "") for run in (first, second))
-    strata = {family: (after[family], before[family]) for family in before if family in after}
-    groups = {("families", f"{domain}/{family}"): [pair] for (domain, family), pair in strata.items()}
+    first_scores, second_scores = (_prompt_scores(run, stage, first.primary or "") for run in (first, second))
+    strata = {
+        family: (second_scores[family], first_scores[family]) for family in first_scores if family in second_scores
+    }
+    strata_of_area = {("families", f"{domain}/{family}"): [stratum] for (domain, family), stratum in strata.items()}
+    # A domain's difference is the mean over its families, so each family is one stratum of it.
     for domain in dict.fromkeys(domain for domain, _ in strata):
-        groups["domains", domain] = [pair for family, pair in strata.items() if family[0] == domain]
-    found = {key: stratified_difference(pairs) for key, pairs in groups.items()}
-    return {key: asdict(difference) for key, difference in found.items() if difference is not None}
+        strata_of_area["domains", domain] = [stratum for family, stratum in strata.items() if family[0] == domain]
+    differences = {key: stratified_difference(pairs) for key, pairs in strata_of_area.items()}
+    return {key: asdict(difference) for key, difference in differences.items() if difference is not None}
 
 
 def _prompt_scores(run: Run, stage: str, data_set: str) -> dict[tuple[str, str], dict[str, list[float | None]]]:
-    """(domain, family) -> prompt id -> its samples' scores."""
+    """(domain, family) -> prompt id -> the scores of its samples; None is a fault."""
     path = RunFolder(run.path).evaluation(stage, data_set).with_suffix(".jsonl")
-    found: dict[tuple[str, str], dict[str, list[float | None]]] = {}
+    scores_by_family: dict[tuple[str, str], dict[str, list[float | None]]] = {}
     for line in read_lines(path):
-        family = found.setdefault((str(line.get("domain")), str(line.get("family"))), {})
-        family[str(line.get("id"))] = [finite(value) for value in entries(line, "scores")]
-    return found
+        prompts = scores_by_family.setdefault((str(line.get("domain")), str(line.get("family"))), {})
+        prompts[str(line.get("id"))] = [finite(value) for value in entries(line, "scores")]
+    return scores_by_family
 
 
 def seeds_body(name: str, runs: Sequence[Run]) -> str:
-    """The seeds together, then a tab a seed with its own page."""
-    tables = _scores(runs) + "<h3>Paired differences</h3>" + _differences(runs)
+    """The page of several seeds: all of them together, then one tab with the whole page of each seed."""
+    tables = _score_table(runs) + "<h3>Paired differences</h3>" + _difference_table(runs)
     together = section("All", "All seeds", tables + learning(runs, "all-", seeds=True))
     tabs = "".join(f'<button data-tab="{esc(run.name)}">{esc(run.name)}</button>' for run in runs)
     bar = f'<nav class="tabs" aria-label="Seeds" hidden>{tabs}</nav>'
@@ -137,9 +145,11 @@ def _header(name: str, runs: Sequence[Run]) -> str:
         f'<div><dt><a href="#{esc(run.name)}">{esc(run.name)}</a></dt><dd>{" ".join(sentences(run))}</dd></div>'
         for run in runs
     )
-    known = [seconds for run in runs if (seconds := total_seconds(run, "cpu")) is not None]
-    ends = dict.fromkeys(duration(seconds) for seconds in (min(known), max(known))) if known else {}
-    spent = f", {' to '.join(ends)} of CPU each" if ends else ""
+    cpu_seconds = [seconds for run in runs if (seconds := total_seconds(run, "cpu")) is not None]
+    extremes = (
+        dict.fromkeys(duration(seconds) for seconds in (min(cpu_seconds), max(cpu_seconds))) if cpu_seconds else {}
+    )
+    spent = f", {' to '.join(extremes)} of CPU each" if extremes else ""
     return (
         f'<header class="run"><h1>{esc(name)}</h1><p class="verdict">{len(runs)} seeds, every one reported{spent}.</p>'
         f'<dl class="verdicts">{verdicts}</dl></header>'
@@ -152,36 +162,37 @@ def _article(name: str, run: Run, count: int) -> str:
     return f'<article class="seed" id="{esc(run.name)}">{content}</article>'
 
 
-def _scores(runs: Sequence[Run]) -> str:
-    model = max(runs, key=lambda run: len(columns(run)))
-    shown = columns(model)
+def _score_table(runs: Sequence[Run]) -> str:
+    # A seed that stopped at a gate has fewer stages; the columns are those of the seed that came furthest.
+    fullest = max(runs, key=lambda run: len(columns(run)))
+    shown = columns(fullest)
     if not shown:
         return '<p class="note">No seed has a final evaluation yet.</p>'
     cells = [_score_cell(runs, stage.name) for stage in shown]
-    caption = f"pass@1 at T=1 on {model.primary}: the mean over the seeds, then each seed; the mark shows their range"
-    return area_table(runs, [heading(stage, model) for stage in shown], cells, caption)
+    caption = f"pass@1 at T=1 on {fullest.primary}: the mean over the seeds, then each seed; the mark shows their range"
+    return area_table(runs, [heading(stage, fullest) for stage in shown], cells, caption)
 
 
 def _score_cell(runs: Sequence[Run], stage: str) -> Cell:
     def cell(kind: str, area: str) -> str:
         values = [finite(at(score(run.stage(stage), run.primary, area, kind), "mean")) for run in runs]
-        known = [value for value in values if value is not None]
-        if not known:
+        means = [value for value in values if value is not None]
+        if not means:
             return NONE
-        each = " · ".join(number(value) for value in values)
-        mark = micro_score(_range(known), colour_of(area, domains(runs)))
-        return f'<span class="figure">{number(mean(known))}</span> <span class="ci">{each}</span>{mark}'
+        by_seed = " · ".join(number(value) for value in values)
+        mark = micro_score(_mean_and_range(means), colour_of(area, domains(runs)))
+        return f'<span class="figure">{number(mean(means))}</span> <span class="ci">{by_seed}</span>{mark}'
 
     return cell
 
 
-def _range(values: Sequence[float]) -> dict[str, float]:
+def _mean_and_range(values: Sequence[float]) -> dict[str, float]:
     return {"mean": mean(values), "low": min(values), "high": max(values)}
 
 
-def _differences(runs: Sequence[Run]) -> str:
-    """Every comparison that any seed has made."""
-    names = dict.fromkeys(one.name for run in runs for one in comparisons(run))
+def _difference_table(runs: Sequence[Run]) -> str:
+    """One column for each comparison that at least one seed has."""
+    names = dict.fromkeys(comparison.name for run in runs for comparison in comparisons(run))
     if not names:
         return '<p class="note">No paired differences yet: no seed has a <code>summary.json</code>.</p>'
     cells = [_difference_cell(runs, name) for name in names]
@@ -193,20 +204,25 @@ def _differences(runs: Sequence[Run]) -> str:
 
 def _difference_cell(runs: Sequence[Run], name: str) -> Cell:
     reach = reach_of(runs)
-    made: list[Comparison | None] = [next((one for one in comparisons(run) if one.name == name), None) for run in runs]
+    by_run: list[Comparison | None] = [
+        next((comparison for comparison in comparisons(run) if comparison.name == name), None) for run in runs
+    ]
 
     def cell(kind: str, area: str) -> str:
-        found = [one.get(run.primary, kind, area) if one else None for run, one in zip(runs, made, strict=True)]
-        known = [value for pair in found if (value := finite(at(pair, "difference", "mean"))) is not None]
-        if not known:
+        pairs = [
+            comparison.get(run.primary, kind, area) if comparison else None
+            for run, comparison in zip(runs, by_run, strict=True)
+        ]
+        means = [value for paired in pairs if (value := finite(at(paired, "difference", "mean"))) is not None]
+        if not means:
             return NONE
-        each = "".join(_pair(run.name, pair) for run, pair in zip(runs, found, strict=True))
-        mark = micro_difference(_range(known), reach, colour_of(area, domains(runs)))
-        return f'<span class="figure">{signed(mean(known))}</span>{mark}<dl class="beside lines">{each}</dl>'
+        rows = "".join(_seed_row(run.name, paired) for run, paired in zip(runs, pairs, strict=True))
+        mark = micro_difference(_mean_and_range(means), reach, colour_of(area, domains(runs)))
+        return f'<span class="figure">{signed(mean(means))}</span>{mark}<dl class="beside lines">{rows}</dl>'
 
     return cell
 
 
-def _pair(seed: str, paired: object) -> str:
-    middle, bound = signed(at(paired, "difference", "mean")), signed(at(paired, "lower95"))
-    return f"<div><dt>{esc(seed)}</dt><dd>{middle}, ≥ {bound}</dd></div>"
+def _seed_row(seed: str, paired: object) -> str:
+    difference, bound = signed(at(paired, "difference", "mean")), signed(at(paired, "lower95"))
+    return f"<div><dt>{esc(seed)}</dt><dd>{difference}, ≥ {bound}</dd></div>"

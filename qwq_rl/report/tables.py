@@ -1,4 +1,4 @@
-"""Before/after tables: every figure with its interval, greedy, pass@k and the harder split beside it."""
+"""Tables of scores and of paired differences, by domain and family, with intervals."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from qwq_rl.report.markup import NONE, at, duration, entries, esc, finite, inter
 from qwq_rl.report.verdict import difference, score
 
 Cell = Callable[[str, str], str]
-"""(domains or families, area) -> the inside of a cell."""
+"""(domains or families, area) -> the HTML inside a cell."""
 Getter = Callable[[str | None, str, str], object]
 """(set, domains or families, area) -> a paired difference `{difference, lower95, prompts}`, or None."""
 
 
 def columns(run: Run) -> list[Stage]:
-    """Stages that the before/after table shows: those of the line, the control before the stage it stands beside."""
+    """Return the stages that get a column: those that lead to the released model, if they have a final evaluation.
+
+    The control stands before the stage it is compared with.
+    """
     shown: list[Stage] = []
     for stage in run.line:
         if run.control is not None and stage.name == run.control_of and run.control.finals:
@@ -28,35 +31,35 @@ def columns(run: Run) -> list[Stage]:
 
 
 def area_table(run_list: Sequence[Run], head: Sequence[str], cells: Sequence[Cell], caption: str) -> str:
-    """A row a domain, followed by its families, which page.js folds; `head` and the cells are HTML."""
+    """One row for each domain, then its families, which page.js folds. `head` and the cells are HTML."""
     order, rows = domains(run_list), []
     for domain in order:
-        inside = [family for family in families(run_list) if family.split("/")[0] == domain]
-        rows.append(_row("domains", domain, domain, colour_of(domain, order), cells, len(inside)))
-        rows += [_row("families", name, domain, colour_of(name, order), cells, 0) for name in inside]
-    top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    return scrolled("areas", caption, f"<thead><tr><td></td>{top}</tr></thead><tbody>{''.join(rows)}</tbody>")
+        inner_families = [family for family in families(run_list) if family.split("/")[0] == domain]
+        rows.append(_row("domains", domain, domain, colour_of(domain, order), cells, len(inner_families)))
+        rows += [_row("families", name, domain, colour_of(name, order), cells, 0) for name in inner_families]
+    head_cells = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    return scrolled("areas", caption, f"<thead><tr><td></td>{head_cells}</tr></thead><tbody>{''.join(rows)}</tbody>")
 
 
-def _row(kind: str, area: str, domain: str, colour: int, cells: Sequence[Cell], inside: int) -> str:
+def _row(kind: str, area: str, domain: str, colour: int, cells: Sequence[Cell], family_count: int) -> str:
     name = (
         f'<b class="c{colour}">{esc(area)}</b>' if kind == "domains" else f"<span>{esc(area.split('/', 1)[-1])}</span>"
     )
-    if inside:
-        name += f'<button class="fold" data-domain="{esc(domain)}" hidden>{inside} families</button>'
-    filled = "".join(f"<td>{cell(kind, area)}</td>" for cell in cells)
-    return f'<tr class="{kind}" data-domain="{esc(domain)}"><th scope="row">{name}</th>{filled}</tr>'
+    if family_count:
+        name += f'<button class="fold" data-domain="{esc(domain)}" hidden>{family_count} families</button>'
+    value_cells = "".join(f"<td>{cell(kind, area)}</td>" for cell in cells)
+    return f'<tr class="{kind}" data-domain="{esc(domain)}"><th scope="row">{name}</th>{value_cells}</tr>'
 
 
 def heading(stage: Stage, run: Run) -> str:
-    """A column's heading: when, and the stage's own name."""
-    control = run.control is not None and stage.name == run.control.name
-    words = "control" if control else f"after {title(stage.name)}"
+    """The head of a column: "after TITLE" or "control", and the stage's own name."""
+    is_control = run.control is not None and stage.name == run.control.name
+    words = "control" if is_control else f"after {title(stage.name)}"
     return f"{esc(words)}<small>{esc(stage.name)}</small>"
 
 
 def results_table(run: Run) -> str:
-    """After every stage: pass@1 at T=1 with its interval, and beside it greedy, pass@k and the harder split."""
+    """After every stage: pass@1 at T=1 with its interval, then greedy, pass@k and the harder set."""
     shown = columns(run)
     if not shown or run.primary is None:
         return '<p class="note">No final evaluation yet: the table appears after the first stage\'s.</p>'
@@ -70,7 +73,7 @@ def results_table(run: Run) -> str:
 
 
 def score_record(run: Run, stage: Stage, order: Sequence[str]) -> object:
-    """The first domain's whole score on the primary set."""
+    """The full score of the first domain on the primary set, or None."""
     return at(stage.finals.get(run.primary or ""), "domains", order[0]) if order else None
 
 
@@ -80,12 +83,12 @@ def _result_cell(run: Run, stage: Stage, order: Sequence[str]) -> Cell:
         if finite(at(sampled, "mean")) is None:
             return NONE
         harder = score(stage, run.harder, area, kind)
-        beside = {
+        extra_scores = {
             "greedy": at(score(stage, run.primary, area, kind, "greedy"), "mean"),
             f"pass@{_samples(run, stage, area, kind)}": at(score(stage, run.primary, area, kind, "pass_at_k"), "mean"),
             "harder": at(harder, "mean"),
         }
-        pairs = "".join(f"<div><dt>{name}</dt><dd>{number(value)}</dd></div>" for name, value in beside.items())
+        pairs = "".join(f"<div><dt>{name}</dt><dd>{number(value)}</dd></div>" for name, value in extra_scores.items())
         return (
             f'<span class="figure">{number(at(sampled, "mean"))}</span> <span class="ci">{interval(sampled)}</span>'
             f'{micro_score(sampled, colour_of(area, order))}<dl class="beside">{pairs}</dl>'
@@ -100,7 +103,7 @@ def _samples(run: Run, stage: Stage, area: str, kind: str) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One column of paired differences; `note` is said below its name."""
+    """One column of paired differences; `note` stands below its name."""
 
     name: str
     note: str
@@ -108,24 +111,26 @@ class Comparison:
 
 
 def comparisons(run: Run) -> list[Comparison]:
-    """What summary.json compares: every stage with the one it continues from, and RL with the control."""
-    found = []
+    """Return what summary.json compares: each stage with the one it continues from, and RL with the control."""
+    compared = []
     for stage in run.line:
-        against = at(run.summary, "stages", stage.name, "against", "stage")
-        if against:
-            name = f"{title(stage.name)} − {title(str(against))}"
-            found.append(Comparison(name, "paired by prompt", _against(run, stage)))
+        base = at(run.summary, "stages", stage.name, "against", "stage")
+        if base:
+            name = f"{title(stage.name)} − {title(str(base))}"
+            compared.append(Comparison(name, "paired by prompt", _against(run, stage)))
     control = at(run.summary, "control")
     if control:
         spent = [duration(value) for value in entries(control, "cpu_seconds")]
         clock = f"CPU {spent[1]} against {spent[0]}" if len(spent) == 2 else "paired by prompt"
         name = f"{title(str(at(control, 'of')))} − control"
-        found.append(Comparison(name, clock, lambda name, kind, area: at(control, "sets", name or "", kind, area)))
-    return found
+        compared.append(
+            Comparison(name, clock, lambda data_set, kind, area: at(control, "sets", data_set or "", kind, area))
+        )
+    return compared
 
 
 def _against(run: Run, stage: Stage) -> Getter:
-    return lambda name, kind, area: difference(run, stage, name, area, kind)
+    return lambda data_set, kind, area: difference(run, stage, data_set, area, kind)
 
 
 def differences_table(run: Run) -> str:
@@ -134,8 +139,8 @@ def differences_table(run: Run) -> str:
     if not compared:
         return '<p class="note">No paired differences yet: <code>summary.json</code> holds none.</p>'
     reach = reach_of([run])
-    cells = [_difference_cell(run, one.get, reach) for one in compared]
-    heads = [f"{esc(one.name)}<small>{esc(one.note)}</small>" for one in compared]
+    cells = [_difference_cell(run, comparison.get, reach) for comparison in compared]
+    heads = [f"{esc(comparison.name)}<small>{esc(comparison.note)}</small>" for comparison in compared]
     caption = (
         f"Differences of pass@1 on {run.primary}, paired by prompt: mean, 95 % interval, one-sided 95 % lower bound"
     )
@@ -143,11 +148,11 @@ def differences_table(run: Run) -> str:
 
 
 def reach_of(runs: Sequence[Run]) -> float:
-    """The largest size that any domain's interval reaches, for one scale over a whole table."""
+    """The largest absolute limit of any domain's interval, at least 0.1: one scale for a whole table."""
     ends = [
-        abs(finite(at(one.get(run.primary, "domains", area), "difference", key)) or 0.0)
+        abs(finite(at(comparison.get(run.primary, "domains", area), "difference", key)) or 0.0)
         for run in runs
-        for one in comparisons(run)
+        for comparison in comparisons(run)
         for area in domains(runs)
         for key in ("low", "high")
     ]
@@ -157,21 +162,21 @@ def reach_of(runs: Sequence[Run]) -> float:
 def _difference_cell(run: Run, get: Getter, reach: float) -> Cell:
     def cell(kind: str, area: str) -> str:
         harder = at(get(run.harder, kind, area), "difference")
-        beside = f"<div><dt>harder</dt><dd>{signed(at(harder, 'mean'))}</dd></div>" if harder else ""
-        return difference_inside(get(run.primary, kind, area), reach, colour_of(area, domains([run])), beside)
+        harder_entry = f"<div><dt>harder</dt><dd>{signed(at(harder, 'mean'))}</dd></div>" if harder else ""
+        return difference_inside(get(run.primary, kind, area), reach, colour_of(area, domains([run])), harder_entry)
 
     return cell
 
 
 def difference_inside(paired: object, reach: float, colour: int, beside: str = "") -> str:
-    """A difference with its interval, lower bound and mark; `beside` are further `<div>` pairs."""
+    """The HTML of a difference: mean, interval, mark and lower bound. `beside` holds further `<div>` pairs."""
     estimate = at(paired, "difference")
     if finite(at(estimate, "mean")) is None:
         return NONE
-    ends = f"{signed(at(estimate, 'low'))} to {signed(at(estimate, 'high'))}"
+    limits = f"{signed(at(estimate, 'low'))} to {signed(at(estimate, 'high'))}"
     bound = finite(at(paired, "lower95"))
     lower = f"<div><dt>at least</dt><dd>{signed(bound, 3)}</dd></div>" if bound is not None else ""
     return (
-        f'<span class="figure">{signed(at(estimate, "mean"))}</span> <span class="ci">{ends}</span>'
+        f'<span class="figure">{signed(at(estimate, "mean"))}</span> <span class="ci">{limits}</span>'
         f'{micro_difference(estimate, reach, colour)}<dl class="beside">{lower}{beside}</dl>'
     )

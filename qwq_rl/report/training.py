@@ -1,4 +1,4 @@
-"""Training panels: what every update of a stage reported."""
+"""The training panels: what the updates of a stage wrote into metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from qwq_rl.report.load import Stage
 from qwq_rl.report.markup import at, esc, finite, folded, listed, short, table, whole
 
 Reading = Callable[[Mapping[str, Any]], object]
+"""Takes one figure out of a metrics line; the result need not be a number."""
 FRAME = Frame(262, 150, left=36, right=12, top=10, bottom=22)
 POINTS = 160
-"""Updates drawn in one panel at most; longer stages are thinned evenly."""
+"""The most updates that a panel draws; longer stages are thinned evenly."""
 SHARE = Vertical(0.0, 1.0, (0.0, 0.5, 1.0))
 
 
 def keyed(*keys: str) -> Reading:
-    """Reads the value under nested keys of a metrics line."""
+    """Return a reading of the value under nested keys."""
     return lambda line: at(line, *keys)
 
 
 def group_share(name: str) -> Reading:
-    """Reads a share of all groups from a metrics line."""
+    """Return a reading of the share of all groups that are `name`."""
 
     def read(line: Mapping[str, Any]) -> object:
         total, part = finite(at(line, "groups", "total")), finite(at(line, "groups", name))
@@ -34,43 +35,44 @@ def group_share(name: str) -> Reading:
 
 
 def readings(metrics: Sequence[Mapping[str, Any]], read: Reading) -> list[tuple[int, float]]:
-    """(update, value) wherever the value is a finite number."""
+    """Return (update, value) of every line whose value is a finite number."""
     pairs = [(whole(line.get("update")), finite(read(line))) for line in metrics]
     return [(update, value) for update, value in pairs if value is not None]
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """A centred moving average over about a fifteenth of the values, narrower at the ends so that nothing shifts."""
-    half = max(1, len(values) // 30)
+    """Return a centred moving average over about a fifteenth of the values."""
+    half_width = max(1, len(values) // 30)
     smoothed = []
     for index in range(len(values)):
-        reach = min(half, index, len(values) - 1 - index)
-        window = values[index - reach : index + reach + 1]
+        # Equally far to both sides: at the ends the window gets narrower, so that the line does not shift.
+        side = min(half_width, index, len(values) - 1 - index)
+        window = values[index - side : index + side + 1]
         smoothed.append(sum(window) / len(window))
     return smoothed
 
 
 def thinned(count: int, most: int) -> list[int]:
-    """At most `most` indices of `count`, evenly spread, the first and the last among them."""
+    """Return at most `most` of `count` indices, evenly spread, with the first and the last."""
     if count <= most:
         return list(range(count))
     return sorted({round(index * (count - 1) / (most - 1)) for index in range(most)})
 
 
 def pair(name: str, colour: int, found: Sequence[tuple[int, float]], last: float, dashed: bool = False) -> list[Series]:
-    """The raw values, faint, and their smoothed line, whose tooltip states the raw value."""
+    """Return two series: the raw values `found`, drawn faint and shown in the tooltip, and their smoothed line."""
     if not found:
         return []
     chosen, averages = thinned(len(found), POINTS), smooth([value for _, value in found])
-    raw = tuple(Point(found[i][0] / last, found[i][1], f"update {found[i][0]}") for i in chosen)
-    line = tuple(Point(found[i][0] / last, averages[i], f"update {found[i][0]}") for i in chosen)
-    exact = Series(name, colour, raw, "raw")
-    return [exact, Series(name, colour, line, "smooth dashed" if dashed else "smooth")]
+    raw = tuple(Point(found[index][0] / last, found[index][1], f"update {found[index][0]}") for index in chosen)
+    smoothed = tuple(Point(found[index][0] / last, averages[index], f"update {found[index][0]}") for index in chosen)
+    raw_series = Series(name, colour, raw, "raw")
+    return [raw_series, Series(name, colour, smoothed, "smooth dashed" if dashed else "smooth")]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One small chart: `(name, colour, reading)` of each line; `vertical` None fits the values."""
+    """One small chart. `lines` are `(name, colour, reading)`; without `vertical` the axis fits the values."""
 
     title: str
     unit: str
@@ -79,7 +81,7 @@ class Panel:
 
 
 def panels_of(kind: str, order: Sequence[str]) -> list[Panel]:
-    """The panels of a stage kind; what no update reports is left out later."""
+    """Return the panels for a kind of stage. Those that no update has values for are left out later."""
     norm = Panel("Gradient norm", "before clipping", (("gradient norm", 8, keyed("gradient_norm")),))
     entropy = Panel("Entropy", "nats a token", (("entropy", 8, keyed("entropy")),))
     loss = Panel("Loss", "", (("loss", 8, keyed("loss")),))
@@ -106,46 +108,52 @@ def panels_of(kind: str, order: Sequence[str]) -> list[Panel]:
     ]
 
 
-def _by_domain(what: str, order: Sequence[str]) -> tuple[tuple[str, int, Reading], ...]:
-    return tuple((area, colour_of(area, order), keyed("domains", area, what)) for area in order)
+def _by_domain(metric: str, order: Sequence[str]) -> tuple[tuple[str, int, Reading], ...]:
+    return tuple((area, colour_of(area, order), keyed("domains", area, metric)) for area in order)
 
 
 def stage_panels(stages: Sequence[tuple[str, Stage]], order: Sequence[str]) -> str:
-    """The panels of one stage, of one run or overlaid from several as `(run name, stage)`; the first is solid."""
-    figures, flat = [], []
+    """The panels of one stage, from one run or overlaid from several as `(run name, stage)`. The first is solid."""
+    figures, constants = [], []
     for panel in panels_of(stages[0][1].kind, order):
         values = [
             value for _, _, read in panel.lines for _, stage in stages for _, value in readings(stage.metrics, read)
         ]
+        # A flat line says no more than a number does, so it gets a sentence below the panels.
         if values and max(values) == min(values):
-            flat.append(f"{panel.title} {short(values[0])}")
+            constants.append(f"{panel.title} {short(values[0])}")
         elif values:
             figures.append(_figure(panel, stages, values))
-    constant = f'<p class="note">The same at every update: {esc(listed(flat))}.</p>' if flat else ""
-    return f'<div class="multiples">{"".join(figures)}</div>{constant}{"".join(_stage_table(*one) for one in stages)}'
+    constant = f'<p class="note">The same at every update: {esc(listed(constants))}.</p>' if constants else ""
+    return (
+        f'<div class="multiples">{"".join(figures)}</div>{constant}'
+        f"{''.join(_stage_table(*run_stage) for run_stage in stages)}"
+    )
 
 
 def _figure(panel: Panel, stages: Sequence[tuple[str, Stage]], values: Sequence[float]) -> str:
-    last = float(max(stage.updates for _, stage in stages) or 1)
+    last_update = float(max(stage.updates for _, stage in stages) or 1)
     series: list[Series] = []
-    key = ""
+    legend_entries = ""
     for name, colour, read in panel.lines:
         for index, (run, stage) in enumerate(stages):
-            found = readings(stage.metrics, read)
-            series += pair(name if len(stages) == 1 else f"{name}, {run}", colour, found, last, dashed=index > 0)
-            if found and not index and len(panel.lines) > 1:
-                key += f'<span class="key c{colour}">{esc(name)}</span>'
-    words = f"{panel.title} by update, {stages[0][1].name}"
-    chart = line_chart(series, plain_axis(last, ""), panel.vertical or fitted(values), FRAME, words)
-    keys = f'<span class="keys">{key}</span>' if key else ""
-    head = f"<b>{esc(panel.title)}</b> <span>{esc(panel.unit)}</span>{keys}"
+            points = readings(stage.metrics, read)
+            series += pair(
+                name if len(stages) == 1 else f"{name}, {run}", colour, points, last_update, dashed=index > 0
+            )
+            if points and not index and len(panel.lines) > 1:
+                legend_entries += f'<span class="key c{colour}">{esc(name)}</span>'
+    description = f"{panel.title} by update, {stages[0][1].name}"
+    chart = line_chart(series, plain_axis(last_update, ""), panel.vertical or fitted(values), FRAME, description)
+    legend = f'<span class="keys">{legend_entries}</span>' if legend_entries else ""
+    head = f"<b>{esc(panel.title)}</b> <span>{esc(panel.unit)}</span>{legend}"
     return f'<figure class="small"><figcaption>{head}</figcaption>{chart}</figure>'
 
 
 def _stage_table(run: str, stage: Stage) -> str:
-    """At most 25 updates of a stage, evenly spread, as a table."""
-    same = ("loss", "accuracy", "reward", "truncated", "entropy", "margin", "kl", "gradient_norm", "faults")
-    fields: dict[str, Reading] = {name.replace("_", " "): keyed(name) for name in same}
+    """A table of at most 25 updates of a stage, evenly spread."""
+    top_level = ("loss", "accuracy", "reward", "truncated", "entropy", "margin", "kl", "gradient_norm", "faults")
+    fields: dict[str, Reading] = {name.replace("_", " "): keyed(name) for name in top_level}
     fields |= {"tokens": keyed("tokens", "mean"), "useful groups": group_share("useful")}
     used = {name: read for name, read in fields.items() if readings(stage.metrics, read)}
     rows = []

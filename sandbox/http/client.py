@@ -1,4 +1,4 @@
-"""The sandbox on other machines: the same calls as `LocalSandbox`, spread over servers (docs/sandbox_server.md)."""
+"""The client: the same calls as `LocalSandbox`, answered by one or more servers (docs/sandbox_server.md)."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from qwq_rl.sandbox.local import SandboxUnavailable
 from qwq_rl.sandbox.protocol import LEVELS, Job, JobError, tests_hash
 from qwq_rl.sandbox.stored_tests import KeptTests
 
-_PARALLEL, _MOST_PARALLEL = 8, 64
+_PARALLEL, _MAX_PARALLEL = 8, 64
 _STATE_LASTS_S = 30.0
+"""Seconds for which the answers of the servers to `/readyz` are reused."""
 
 
 class RemoteSandbox(SandboxInterface):
-    """Judges jobs with one or more servers; to be shared between threads.
+    """Judges jobs with one or more servers. Threads may share it.
 
-    A server that dies, is full or is ending costs time, never a verdict: its jobs go to the others, each is answered
-    once, and a job is given up as `sandbox_error` only when the connection broke three times under it, when no server
-    answered for `patience_s`, or when `deadline_s` passed. Judging raises `JobError` for a job that a server refuses as
-    malformed or too large, and `SandboxUnavailable` where no server was ever reached, the token is wrong, or the
-    isolation too low. Servers get a test set with the first job that needs it.
+    A server that dies, is full or is shutting down costs time, but no verdict: its jobs go to other servers, and each
+    job is answered once. A job is given up as `sandbox_error` only if its connection broke three times, no server
+    answered for `patience_s`, or `deadline_s` passed. Judging raises `JobError` for a job that a server refuses as
+    malformed or too large. It raises `SandboxUnavailable` if no server was ever reached, the token is wrong, or the
+    isolation is too low. A server gets a test set with the first job that needs it.
     """
 
     def __init__(
@@ -44,9 +45,9 @@ class RemoteSandbox(SandboxInterface):
         patience_s: float = 120.0,
         deadline_s: float = 1800.0,
     ) -> None:
-        """At most `parallel` requests at once (default: 8 a URL, 64 in all), each of at most `deadline_s`.
+        """At most `parallel` requests run at once (default: 8 per URL, at most 64), each for at most `deadline_s`.
 
-        Servers below the isolation `require` are refused. Raises `ValueError` for what is no URL.
+        Servers with less isolation than `require` are refused. Raises `ValueError` for a wrong URL.
         """
         if require not in LEVELS:
             raise ValueError(f"require is {require!r}: give one of {', '.join(LEVELS)}")
@@ -54,7 +55,7 @@ class RemoteSandbox(SandboxInterface):
             raise ValueError("urls is empty: give at least one")
         self._replicas = [Replica(_checked_url(url)) for url in dict.fromkeys(urls)]
         self._terms = Terms(token, require, patience_s, deadline_s)
-        self._parallel = parallel or min(_MOST_PARALLEL, _PARALLEL * len(self._replicas))
+        self._parallel = parallel or min(_MAX_PARALLEL, _PARALLEL * len(self._replicas))
         self._room = threading.Semaphore(self._parallel)
         super().__init__(KeptTests())
         self._state: tuple[float, list[dict[str, Any]]] | None = None
@@ -62,9 +63,9 @@ class RemoteSandbox(SandboxInterface):
         _living.add(self)
 
     def submit(self, jobs: Sequence[Job], deliver: Deliver) -> Dispatch:
-        """Have jobs judged and return at once; `deliver` gets each job's place and result, from several threads.
+        """Start judging jobs and return at once; several threads call `deliver` with a job's index and its result.
 
-        Where nothing more will come, it gets the place -1 and the reason.
+        If no more results will come, it gets the index -1 and the exception that says why.
         """
         entries = self._entries(jobs)
         call = Dispatch(jobs, entries, self._replicas, self._terms, deliver)
@@ -75,16 +76,16 @@ class RemoteSandbox(SandboxInterface):
 
     @property
     def isolation(self) -> str:
-        """The lowest level of the servers that answer. Raises `SandboxUnavailable` where none does."""
+        """The lowest isolation level of the servers that answer. Raises `SandboxUnavailable` if none does."""
         return min(str(state["isolation"]) for state in self._states())
 
     def languages(self) -> dict[str, str]:
-        """The languages that all servers have that answer, with the versions of one of them."""
+        """The languages that all answering servers have, with the versions of one of them."""
         states = [dict(state["languages"]) for state in self._states()]
         return {name: version for name, version in states[0].items() if all(name in state for state in states)}
 
     def close(self) -> None:
-        """Cancel what is under way."""
+        """Cancel all jobs that are not finished."""
         for call in list(self._calls):
             call.cancel()
 
@@ -95,26 +96,27 @@ class RemoteSandbox(SandboxInterface):
         self.close()
 
     def _states(self) -> list[dict[str, Any]]:
-        """What the servers that are ready say of themselves."""
+        """The states that ready servers report about themselves."""
         if self._state is not None and time.monotonic() - self._state[0] < _STATE_LASTS_S:
             return self._state[1]
-        found, silent = [], []
+        states, failures = [], []
         for replica in self._replicas:
             try:
-                line = Line(replica.url, self._terms.token)
+                connection = Line(replica.url, self._terms.token)
                 try:
-                    found.append(line.ask("GET", "/readyz"))
+                    states.append(connection.ask("GET", "/readyz"))
                 finally:
-                    line.close()
+                    connection.close()
             except (Later, ConnectionBroken, Answered) as error:
-                silent.append(f"{replica.url}: {error}")
-        if not found:
-            raise SandboxUnavailable(f"no sandbox server is ready: {'; '.join(silent)}")
-        self._state = (time.monotonic(), found)
-        return found
+                failures.append(f"{replica.url}: {error}")
+        if not states:
+            raise SandboxUnavailable(f"no sandbox server is ready: {'; '.join(failures)}")
+        self._state = (time.monotonic(), states)
+        return states
 
     def _entries(self, jobs: Sequence[Job]) -> list[Entry]:
-        """One entry for all jobs that cannot have different results."""
+        """The jobs as entries; jobs that cannot have different results share one."""
+        # by identity: jobs of one call often share a test set, which is then hashed and encoded only once
         bodies: dict[int, tuple[str, bytes]] = {}
         entries: dict[str, Entry] = {}
 
@@ -123,14 +125,15 @@ class RemoteSandbox(SandboxInterface):
                 bodies[id(tests)] = (tests_hash(tests), _json(tests))
             return bodies[id(tests)]
 
-        for place, job in enumerate(jobs):
+        for index, job in enumerate(jobs):
             resolved = self._resolved(job)
-            told = (job.code, job.language, job.entry_point, job.compare, job.mode, job.limits, job.checker)
-            own = place if job.run_only else named(resolved.tests)[0]
-            key = hashlib.sha256(repr((told, own)).encode("utf-8", "surrogatepass")).hexdigest()
+            content = (job.code, job.language, job.entry_point, job.compare, job.mode, job.limits, job.checker)
+            # a program that is only run may give another result each time, so such jobs are never shared
+            tests_key = index if job.run_only else named(resolved.tests)[0]
+            key = hashlib.sha256(repr((content, tests_key)).encode("utf-8", "surrogatepass")).hexdigest()
             if key not in entries:
                 entries[key] = entry_of(resolved, named)
-            entries[key].places.append(place)
+            entries[key].places.append(index)
         return list(entries.values())
 
     def _resolved(self, job: Job) -> Job:
@@ -139,7 +142,7 @@ class RemoteSandbox(SandboxInterface):
         return replace(job, tests=self._test_sets.get(job.tests_ref), tests_ref=None)
 
     def _forget(self) -> None:
-        """In a forked copy of the process: threads and locks belong to the original."""
+        """Called in a forked copy of the process, where threads and locks belong to the original."""
         self._room = threading.Semaphore(self._parallel)
         self._calls = weakref.WeakSet()
         self._test_sets.forked()
@@ -157,10 +160,10 @@ def _json(tests: Sequence[Mapping[str, Any]]) -> bytes:
 def _checked_url(url: str) -> str:
     parts = urlsplit(url)
     try:
-        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        is_valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
     except ValueError:
-        known = False
-    if not known or parts.query or parts.username:
+        is_valid = False
+    if not is_valid or parts.query or parts.username:
         raise ValueError(f"url {url!r}: give http://HOST:PORT or https://HOST:PORT, the token apart")
     return url.rstrip("/")
 

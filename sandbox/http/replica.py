@@ -1,4 +1,4 @@
-"""One server as a client sees it: how busy it is, whether it answers, and what its answers mean."""
+"""One server as a client sees it: its state, a connection to it, and the meaning of its answers."""
 
 from __future__ import annotations
 
@@ -16,60 +16,61 @@ from urllib.parse import urlsplit
 
 CONNECT_S = 10.0
 SILENCE_S = 60.0
-"""Without a word for so long, a server that ought to send an empty line every ten seconds is gone."""
-_LONGEST_REST_S = 10.0
+"""A server that sent nothing for so long is dead: it should send at least an empty line every ten seconds."""
+_MAX_REST_S = 10.0
 
 
 class Later(Exception):
-    """The server took nothing on: it could not be reached, is full, or is ending. Asking again is safe."""
+    """The server accepted nothing: it could not be reached, is full, or is shutting down. Asking again is safe."""
 
     def __init__(self, why: str, wait_s: float | None = None, *, reached: bool = False) -> None:
-        """`wait_s`: how long the server asked to be left alone; `reached`: whether it was one that said this."""
+        """`wait_s`: seconds that the server asked to wait; `reached`: whether a server said this itself."""
         super().__init__(why)
         self.wait_s, self.reached = wait_s, reached
 
 
 class ConnectionBroken(Exception):
-    """The connection broke while the server worked; what it did not answer may be asked again, for a job's verdict
+    """The connection broke while the server worked. What it did not answer may be asked again, since a job's verdict
     does not depend on how often it is judged."""
 
 
 class Answered(Exception):
-    """The server refused for a reason that would come again; `status` and its text say which."""
+    """The server refused for a reason that will not go away; `status` and the text say which."""
 
     def __init__(self, status: int, text: str, body: Mapping[str, Any]) -> None:
-        """`body`: all that it said."""
+        """`body`: the JSON of the answer."""
         super().__init__(text)
         self.status, self.body = status, body
 
 
 @dataclass(eq=False)
 class Replica:
-    """One URL. What it counts is guarded by the lock of whoever shares it."""
+    """One server. Its fields are guarded by the lock of the object that uses it."""
 
     url: str
     jobs: int = 0
-    """Under way there, of this client."""
+    """Jobs of this client that it works on."""
     rests_until: float = 0.0
-    """By `time.monotonic`; until then it is not asked."""
+    """It gets no requests until this time, by `time.monotonic`."""
     failures: int = 0
-    """In a row."""
+    """Failures in a row."""
     why: str = ""
-    """What went wrong last."""
+    """The last error."""
     reached: bool = False
     """Whether it ever answered."""
 
     def failed(self, why: str, wait_s: float | None) -> None:
-        """Leave it alone for a while, longer each time; what fails while it rests was begun before."""
+        """Let it rest for a while, longer each time. Failures while it rests do not count: they began before."""
         self.why = why
         if time.monotonic() < self.rests_until:
             return
         self.failures += 1
-        rest = min(_LONGEST_REST_S, 0.1 * 2.0 ** min(self.failures, 12)) if wait_s is None else wait_s
+        rest = min(_MAX_REST_S, 0.1 * 2.0 ** min(self.failures, 12)) if wait_s is None else wait_s
+        # a random factor, so that many clients do not come back at the same time
         self.rests_until = time.monotonic() + rest * random.uniform(0.75, 1.25)
 
     def worked(self) -> None:
-        """It answered."""
+        """Record that it answered."""
         self.failures, self.rests_until, self.why, self.reached = 0, 0.0, "", True
 
 
@@ -77,7 +78,7 @@ class Line:
     """A connection to a server; `cut` ends it from another thread."""
 
     def __init__(self, url: str, token: str | None) -> None:
-        """Raises `Later` where the server cannot be reached."""
+        """Connect. Raises `Later` if the server cannot be reached."""
         parts = urlsplit(url)
         self._prefix = parts.path.rstrip("/")
         self._headers = {"Content-Type": "application/json"}
@@ -98,24 +99,23 @@ class Line:
         self._socket.settimeout(SILENCE_S)
 
     def cut(self) -> None:
-        """Break the connection; whoever reads from it gets `ConnectionBroken`, and the server cancels."""
+        """Break the connection. A thread that reads from it gets `ConnectionBroken`; the server cancels the work."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the connection."""
         self._connection.close()
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> Any:
-        """The JSON that it answers. Raises `Later`,
-        `ConnectionBroken` and `Answered`."""
-        with _transport():
+        """Send a request and return the JSON of the answer. Raises `Later`, `ConnectionBroken` and `Answered`."""
+        with _connection_errors():
             response = self._opened(method, path, body)
             return json.loads(response.read())
 
     def stream(self, path: str, body: bytes) -> Iterator[dict[str, Any]]:
-        """The lines of JSON that it answers, as they come, `{}` for a heartbeat. Raises as `ask` does."""
-        with _transport():
+        """Yield the answer's lines of JSON as they come; an empty line gives `{}`. Raises as `ask` does."""
+        with _connection_errors():
             response = self._opened("POST", path, body)
             while line := response.readline():
                 yield json.loads(line) if line.strip() else {}
@@ -124,30 +124,30 @@ class Line:
         self._connection.request(method, self._prefix + path, body, self._headers)
         response = self._connection.getresponse()
         if response.status >= 300:
-            _refuse(response)
+            _raise_refusal(response)
         return response
 
 
 @contextlib.contextmanager
-def _transport() -> Iterator[None]:
-    """Say `ConnectionBroken` for whatever goes wrong on the way."""
+def _connection_errors() -> Iterator[None]:
+    """Turn all errors of a connection into `ConnectionBroken`."""
     try:
         yield
-    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: half a line
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: an incomplete line of JSON
         raise ConnectionBroken(f"{type(error).__name__}: {error}") from error
 
 
-def _refuse(response: http.client.HTTPResponse) -> None:
-    said = response.read(1 << 20)
+def _raise_refusal(response: http.client.HTTPResponse) -> None:
+    content = response.read(1 << 20)
     try:
-        body = json.loads(said)
+        body = json.loads(content)
         text = str(body["error"])
     except (ValueError, LookupError, TypeError):
-        body, text = {}, said[:200].decode("utf-8", "replace").strip() or str(response.reason)
+        body, text = {}, content[:200].decode("utf-8", "replace").strip() or str(response.reason)
     if response.status in (408, 429, 503):
-        asked = response.headers.get("Retry-After", "")
-        raise Later(text, float(asked) if asked.isdecimal() else None, reached=True)
-    if response.status in (502, 504):  # a proxy's, whose server may have begun
+        retry_after = response.headers.get("Retry-After", "")
+        raise Later(text, float(retry_after) if retry_after.isdecimal() else None, reached=True)
+    if response.status in (502, 504):  # sent by a proxy; the server behind it may have begun
         raise ConnectionBroken(f"{response.status} {text}")
     raise Answered(response.status, text, body if isinstance(body, dict) else {})
 
@@ -159,17 +159,18 @@ def judge(
     asked: Mapping[str, Any],
     take: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Have jobs judged over one connection; `take` gets each line as it comes.
+    """Judge jobs over one connection; `take` gets each line of the answer as it comes.
 
-    `tests` are the bodies of the test sets that the jobs name: those that the server lacks are put in first, over the
-    same connection, behind which a balancer keeps one and the same server. Raises `Later`,
-    `ConnectionBroken` and `Answered`.
+    `tests` are the bodies of the test sets that the jobs refer to. Those that the server lacks are sent first, over the
+    same connection, since a load balancer keeps a connection with one server. Raises `Later`, `ConnectionBroken` and
+    `Answered`.
     """
     body = json.dumps({"jobs": jobs, **asked}).encode()
+    # more than once: the server may drop test sets again before it gets to the jobs
     for _ in range(3):
         try:
-            for told in line.stream("/v1/judge", body):
-                take(told)
+            for message in line.stream("/v1/judge", body):
+                take(message)
             return
         except Answered as refusal:
             missing = refusal.body.get("missing", []) if refusal.status == 409 else []

@@ -23,12 +23,12 @@ from qwq_rl.sandbox.local import LocalSandbox, SandboxUnavailable
 from qwq_rl.sandbox.protocol import LEVELS
 
 TOKEN_VARIABLE = "QWQ_RL_SANDBOX_TOKEN"
-_LEAST_TOKEN = 16
-_CONNECTIONS = 1024
+_MIN_TOKEN_LENGTH = 16
+_MAX_CONNECTIONS = 1024
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; its exit status: 0 after SIGTERM or SIGINT, 2 where it cannot start."""
+    """Run the command. Exit status: 0 after SIGTERM or SIGINT, 2 if it cannot start."""
     try:
         return serve(_parser().parse_args(argv))
     except SandboxUnavailable as error:
@@ -54,10 +54,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def serve(given: argparse.Namespace) -> int:
-    """Serve until SIGTERM or SIGINT, then let requests end; 0.
+    """Serve until SIGTERM or SIGINT, then let running requests end. Returns 0.
 
-    Raises `SandboxUnavailable` where the isolation is too low, there is no token to guard an open address, or the
-    address is taken.
+    Raises `SandboxUnavailable` if the isolation is too low, the address is open to others and there is no token, or the
+    address is in use.
     """
     token = _token(given.token_file)
     if token is None and not _is_loopback(given.host):
@@ -80,13 +80,13 @@ async def _serve(service: Service, token: str | None, host: str, port: int, drai
         log_level="warning",
         access_log=False,
         server_header=False,
-        limit_concurrency=_CONNECTIONS,
+        limit_concurrency=_MAX_CONNECTIONS,
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
     server = _Server(config)
 
     def end() -> None:
-        server.force_exit = service.draining
+        server.force_exit = service.draining  # a second signal does not wait for requests
         service.draining = server.should_exit = True
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -102,11 +102,11 @@ async def _serve(service: Service, token: str | None, host: str, port: int, drai
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals to `_serve`."""
+    """A server that does not handle signals; `_serve` does."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
+        """Capture no signals."""
         yield
 
 
@@ -134,6 +134,6 @@ def _token(path: Path | None) -> str | None:
     token = text.strip()
     if path is not None and not token:
         raise SandboxUnavailable(f"--token-file {path} is empty")
-    if token and (len(token) < _LEAST_TOKEN or not token.isascii()):
-        raise SandboxUnavailable(f"the token is too short or not ASCII: give at least {_LEAST_TOKEN} characters")
+    if token and (len(token) < _MIN_TOKEN_LENGTH or not token.isascii()):
+        raise SandboxUnavailable(f"the token is too short or not ASCII: give at least {_MIN_TOKEN_LENGTH} characters")
     return token or None

@@ -1,4 +1,4 @@
-"""The sandbox over HTTP: judge batches as a stream, run programs for tools, keep test sets (docs/sandbox_server.md)."""
+"""The HTTP routes: judge a batch as a stream, run a program for a tool, keep test sets (docs/sandbox_server.md)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from qwq_rl.sandbox.stored_tests import UnknownTests
 
 _BODY_SECONDS = 120.0
 _SEND_SECONDS = 120.0
+"""A request ends if the client needs longer to send its body, or to read a part of the answer."""
 _RUN_FIELDS = {"code", "language", "stdin", "stdin_b64", "limits", "require", "deadline_s"}
 
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """A request to judge, read and checked."""
+    """A request to judge or run, after it was read and checked."""
 
     jobs: tuple[Job, ...]
     require: str | None
@@ -38,7 +39,7 @@ class JudgeRequest:
 
 
 def build(service: Service, token: str | None) -> FastAPI:
-    """The application; without a token everybody who reaches it may use it."""
+    """The application. Without a token, everybody who can reach it may use it."""
 
     @contextlib.asynccontextmanager
     async def alive(_: FastAPI) -> AsyncIterator[None]:
@@ -47,18 +48,18 @@ def build(service: Service, token: str | None) -> FastAPI:
         proving.cancel()
 
     app = FastAPI(title="qwq-rl sandbox", docs_url=None, redoc_url=None, lifespan=alive)
-    app.add_middleware(_Counted, service=service)
-    app.add_exception_handler(Refused, _refusal)
-    app.add_exception_handler(JobError, _refusal)
-    app.add_exception_handler(SandboxUnavailable, _refusal)
-    app.add_exception_handler(HTTPException, _refusal)
-    app.include_router(_health(service))
-    app.include_router(_work(service), dependencies=[Depends(_Token(token))])
+    app.add_middleware(_RequestCounter, service=service)
+    app.add_exception_handler(Refused, _refusal_response)
+    app.add_exception_handler(JobError, _refusal_response)
+    app.add_exception_handler(SandboxUnavailable, _refusal_response)
+    app.add_exception_handler(HTTPException, _refusal_response)
+    app.include_router(_health_routes(service))
+    app.include_router(_work_routes(service), dependencies=[Depends(_Token(token))])
     return app
 
 
-def _health(service: Service) -> APIRouter:
-    """Open to all: nothing here says what is judged."""
+def _health_routes(service: Service) -> APIRouter:
+    """Routes that need no token, since they show nothing of what is judged."""
     router = APIRouter()
 
     @router.get("/healthz", summary="Does it live? Where not, restart it.")
@@ -78,7 +79,7 @@ def _health(service: Service) -> APIRouter:
     return router
 
 
-def _work(service: Service) -> APIRouter:
+def _work_routes(service: Service) -> APIRouter:
     router, bounds = APIRouter(), service.admission.bounds
 
     @router.post("/v1/judge", summary="Judge jobs; one line of JSON a result, as they come")
@@ -87,13 +88,15 @@ def _work(service: Service) -> APIRouter:
         visit = service.admission.visit()
         try:
             body = await _body(request, visit)
-            asked = await asyncio.to_thread(_read_batch, body, bounds)
-            service.refuse_unless_ready(asked.require)
-            named = {job.tests_ref for job in asked.jobs if job.tests_ref}
-            if missing := {name for name in named if not service.sandbox.has_tests(name)}:
+            # in a thread: parsing many jobs would hold up all other requests
+            judge_request = await asyncio.to_thread(_read_batch, body, bounds)
+            # again: the server may have begun to shut down while the body came
+            service.refuse_unless_ready(judge_request.require)
+            test_hashes = {job.tests_ref for job in judge_request.jobs if job.tests_ref}
+            if missing := {name for name in test_hashes if not service.sandbox.has_tests(name)}:
                 raise Refused(409, "test sets are missing: put them in first", missing=sorted(missing))
-            visit.take_jobs(len(asked.jobs))
-            return _Results(await service.begin(asked.jobs, visit, asked.deadline_s), service)
+            visit.take_jobs(len(judge_request.jobs))
+            return _Results(await service.begin(judge_request.jobs, visit, judge_request.deadline_s), service)
         except BaseException:
             visit.close()
             raise
@@ -103,28 +106,28 @@ def _work(service: Service) -> APIRouter:
         service.refuse_unless_ready()
         visit = service.admission.visit()
         try:
-            asked = _read_run(await _body(request, visit), bounds)
-            service.refuse_unless_ready(asked.require)
+            judge_request = _read_run(await _body(request, visit), bounds)
+            service.refuse_unless_ready(judge_request.require)
             visit.take_jobs(1)
-            batch = await service.begin(asked.jobs, visit, asked.deadline_s)
+            batch = await service.begin(judge_request.jobs, visit, judge_request.deadline_s)
         except BaseException:
             visit.close()
             raise
-        async for found in batch.answers(request.receive):
-            for _, answer in found:
+        async for answers in batch.answers(request.receive):
+            for _, answer in answers:
                 return _run_answer(answer, service)
-        return Response(status_code=499)  # the client has left
+        return Response(status_code=499)  # the client closed the connection
 
     @router.put("/v1/tests/{name}", summary="Keep a test set under its hash")
     async def put_tests(name: str, request: Request) -> JSONResponse:
         visit = service.admission.visit()
         try:
             body = await _body(request, visit)
-            known = service.sandbox.has_tests(name)
+            was_kept = service.sandbox.has_tests(name)
             count = await asyncio.to_thread(_keep_tests, service, name, body)
         finally:
             visit.close()
-        return JSONResponse({"hash": name, "tests": count}, 200 if known else 201)
+        return JSONResponse({"hash": name, "tests": count}, 200 if was_kept else 201)
 
     @router.get("/v1/tests/{name}", summary="Is this test set here? Its tests are not told.")
     async def has_tests(name: str) -> JSONResponse:
@@ -136,7 +139,7 @@ def _work(service: Service) -> APIRouter:
 
 
 class _Results(Response):
-    """A stream of lines; it ends the work where the client leaves or does not read."""
+    """An answer in lines of JSON, as results come. It cancels the work if the client leaves or does not read."""
 
     def __init__(self, batch: RequestJobs, service: Service) -> None:
         super().__init__(media_type="application/x-ndjson")
@@ -144,24 +147,24 @@ class _Results(Response):
         self._batch, self._floor = batch, service.floor
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send what comes."""
+        """Send the lines as they come."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async with contextlib.aclosing(self._batch.answers(receive)) as answers:
-            async for found in answers:
-                text = "".join(self._line(index, answer) for index, answer in found) or "\n"
+        async with contextlib.aclosing(self._batch.answers(receive)) as stream:
+            async for answers in stream:
+                text = "".join(self._line(index, answer) for index, answer in answers) or "\n"
                 try:
                     async with asyncio.timeout(_SEND_SECONDS):
                         await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
                 except TimeoutError:
-                    return  # the stream stays unfinished, so that it is not taken for a whole one
+                    return  # without the last part, so that the client does not take the answer as complete
         await send({"type": "http.response.body", "body": b""})
 
     def _line(self, index: int, answer: Result | BaseException) -> str:
         if isinstance(answer, Result):
-            told: dict[str, Any] = {"index": index, "floor": self._floor, "result": answer.to_dict()}
+            message: dict[str, Any] = {"index": index, "floor": self._floor, "result": answer.to_dict()}
         else:
-            told = {"index": index, "error": str(answer), "late": isinstance(answer, TimeoutError)}
-        return json.dumps(told) + "\n"
+            message = {"index": index, "error": str(answer), "late": isinstance(answer, TimeoutError)}
+        return json.dumps(message) + "\n"
 
 
 def _run_answer(answer: Result | BaseException, service: Service) -> JSONResponse:
@@ -169,12 +172,12 @@ def _run_answer(answer: Result | BaseException, service: Service) -> JSONRespons
         raise Refused(504, "the deadline passed before the program had its turn or ended")
     if isinstance(answer, BaseException):
         raise Refused(503, str(answer), retry_after=5)
-    told = {"isolation": answer.isolation, "floor": service.floor, "runtime": answer.runtime}
-    return JSONResponse({**answer.cases[0].to_dict(), **told, "events": list(answer.events)})
+    run_fields = {"isolation": answer.isolation, "floor": service.floor, "runtime": answer.runtime}
+    return JSONResponse({**answer.cases[0].to_dict(), **run_fields, "events": list(answer.events)})
 
 
 async def _body(request: Request, visit: Visit) -> bytes:
-    """The body, within bounds of size and time. Raises `Refused`."""
+    """The body of a request, limited in size and time. Raises `Refused`."""
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Refused(415, "the body is compressed: send it as it is")
     parts: list[bytes] = []
@@ -199,48 +202,48 @@ def _parsed(body: bytes) -> Any:
 
 def _read_batch(body: bytes, bounds: Bounds) -> JudgeRequest:
     """Read `{"jobs": [...], "require": level, "deadline_s": seconds}`. Raises `Refused` and `JobError`."""
-    given = _parsed(body)
-    if not isinstance(given, dict) or not isinstance(given.get("jobs"), list) or not given["jobs"]:
+    content = _parsed(body)
+    if not isinstance(content, dict) or not isinstance(content.get("jobs"), list) or not content["jobs"]:
         raise Refused(400, 'give {"jobs": [...]} with at least one job')
-    if len(given["jobs"]) > (most := bounds.batch_jobs):
-        raise Refused(413, f"there are {len(given['jobs'])} jobs: this server takes at most {most} at once")
-    if unknown := sorted(set(given) - {"jobs", "require", "deadline_s"}):
+    if len(content["jobs"]) > (limit := bounds.batch_jobs):
+        raise Refused(413, f"there are {len(content['jobs'])} jobs: this server takes at most {limit} at once")
+    if unknown := sorted(set(content) - {"jobs", "require", "deadline_s"}):
         raise Refused(400, f"{unknown[0][:80]} is not a field: there are jobs, require, deadline_s")
     jobs = []
-    for place, value in enumerate(given["jobs"]):
+    for index, value in enumerate(content["jobs"]):
         try:
             if isinstance(value, dict):
                 check_texts(value.get("tests"), value.get("checker"), bounds)
             jobs.append(Job.from_dict(value))
             check_job(jobs[-1], bounds)
         except JobError as error:
-            raise JobError(f"jobs[{place}]: {error}") from None
-    return JudgeRequest(tuple(jobs), _level(given), _deadline(given, bounds))
+            raise JobError(f"jobs[{index}]: {error}") from None
+    return JudgeRequest(tuple(jobs), _level(content), _deadline(content, bounds))
 
 
 def _read_run(body: bytes, bounds: Bounds) -> JudgeRequest:
     """Read `{"code", "language", "stdin" | "stdin_b64", "limits", ...}`. Raises `Refused` and `JobError`."""
-    given = _parsed(body)
-    if not isinstance(given, dict) or "code" not in given or ("stdin" in given and "stdin_b64" in given):
+    content = _parsed(body)
+    if not isinstance(content, dict) or "code" not in content or ("stdin" in content and "stdin_b64" in content):
         raise Refused(400, 'give {"code": ..., "stdin": ...}')
-    if unknown := sorted(set(given) - _RUN_FIELDS):
+    if unknown := sorted(set(content) - _RUN_FIELDS):
         raise Refused(400, f"{unknown[0][:80]} is not a field: there are {', '.join(sorted(_RUN_FIELDS))}")
-    test = {"input_b64": given["stdin_b64"]} if "stdin_b64" in given else {"input": given.get("stdin", "")}
-    limits = Limits.from_dict(given.get("limits", {}))
-    job = Job("run", given["code"], [test], language=given.get("language", "python"), limits=limits, run_only=True)
+    test = {"input_b64": content["stdin_b64"]} if "stdin_b64" in content else {"input": content.get("stdin", "")}
+    limits = Limits.from_dict(content.get("limits", {}))
+    job = Job("run", content["code"], [test], language=content.get("language", "python"), limits=limits, run_only=True)
     check_job(job, bounds)
-    return JudgeRequest((job,), _level(given), _deadline(given, bounds))
+    return JudgeRequest((job,), _level(content), _deadline(content, bounds))
 
 
-def _level(given: dict[str, Any]) -> str | None:
-    level = given.get("require")
+def _level(content: dict[str, Any]) -> str | None:
+    level = content.get("require")
     if level is not None and level not in LEVELS:
         raise Refused(400, f"require is {level!r}: give one of {', '.join(LEVELS)}")
     return level
 
 
-def _deadline(given: dict[str, Any], bounds: Bounds) -> float:
-    seconds = given.get("deadline_s", bounds.deadline_s)
+def _deadline(content: dict[str, Any], bounds: Bounds) -> float:
+    seconds = content.get("deadline_s", bounds.deadline_s)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
         raise Refused(400, f"deadline_s is {seconds!r}: give a number above 0")
     return min(float(seconds), bounds.deadline_s)
@@ -250,8 +253,8 @@ def _keep_tests(service: Service, name: str, body: bytes) -> int:
     tests = _parsed(body)
     if not isinstance(tests, list) or not tests:
         raise Refused(400, "give a list of at least one test")
-    if len(tests) > (most := service.admission.bounds.job_tests):
-        raise Refused(413, f"there are {len(tests)} tests: this server takes at most {most}")
+    if len(tests) > (limit := service.admission.bounds.job_tests):
+        raise Refused(413, f"there are {len(tests)} tests: this server takes at most {limit}")
     check_texts(tests, None, service.admission.bounds)
     if tests_hash(tests) != name:
         raise Refused(422, f"these tests have the hash {tests_hash(tests)}, not {name[:80]}")
@@ -260,21 +263,22 @@ def _keep_tests(service: Service, name: str, body: bytes) -> int:
 
 
 class _Token:
-    """Lets through who bears the token."""
+    """A dependency that refuses requests without the token."""
 
     def __init__(self, token: str | None) -> None:
         self._expected = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, request: Request) -> None:
-        given = request.headers.get("authorization", "").encode()
-        if self._expected is not None and not hmac.compare_digest(given, self._expected):
+        header = request.headers.get("authorization", "").encode()
+        # compare_digest takes the same time for every wrong token, which tells an attacker nothing
+        if self._expected is not None and not hmac.compare_digest(header, self._expected):
             raise Refused(401, "the token is missing or wrong: send `Authorization: Bearer TOKEN`")
 
 
-async def _refusal(_: Request, error: Exception) -> JSONResponse:
+async def _refusal_response(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code)
-    if isinstance(error, UnknownTests):  # others took its place since it was looked for
+    if isinstance(error, UnknownTests):  # it was dropped for other test sets after the check
         error = Refused(409, str(error), missing=[error.name])
     if not isinstance(error, Refused):
         status, wait = (422, None) if isinstance(error, JobError) else (503, 5)
@@ -285,8 +289,8 @@ async def _refusal(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error.body, error.status, headers)
 
 
-class _Counted:
-    """Counts requests by route and status."""
+class _RequestCounter:
+    """Middleware that counts requests by route and status."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
@@ -295,8 +299,8 @@ class _Counted:
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = scope.get("route")
-                name = getattr(route, "path", "none")
-                self._service.requests.add(name, str(message["status"]))
+                path = getattr(route, "path", "none")
+                self._service.requests.add(path, str(message["status"]))
             await send(message)
 
         await self._app(scope, receive, noted if scope["type"] == "http" else send)

@@ -1,4 +1,4 @@
-"""What stands behind a server's routes: the sandbox, its proof, what is under way, and what is counted."""
+"""The state behind a server's routes: the sandbox, the check of its isolation, the running requests, the counters."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from qwq_rl.sandbox.protocol import LEVELS, Job, Result
 
 PROVE_EVERY_S = 10.0
 _PROOF_LASTS_S, _ALIVE_S = 45.0, 300.0
+"""Seconds without an answer of the sandbox after which the server is not ready, and after which it needs a restart."""
 HEARTBEAT_S = 10.0
-"""An empty line so often while no result comes: proxies keep the connection, clients know that the server lives."""
+"""Seconds between empty lines while no result comes: proxies keep the connection, clients see that the server lives."""
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Answer = tuple[int, "Result | BaseException"]
 
 
 class Service:
-    """One sandbox that many requests share; for one event loop."""
+    """One sandbox that many requests share. Not thread-safe: for one event loop."""
 
     def __init__(self, sandbox: LocalSandbox, floor: str, bounds: Bounds) -> None:
-        """`floor` is the isolation that the sandbox was made to require."""
+        """`floor` is the isolation that the sandbox requires."""
         self.sandbox, self.floor = sandbox, floor
         self.admission = Admission(bounds)
         self.draining = False
@@ -38,37 +39,38 @@ class Service:
         self.seconds = prometheus.Histogram()
         self.cancelled_jobs = 0
         self.languages: dict[str, str] = {}
-        self._proven = self._begun = time.monotonic()
+        self._proven_at = self._started_at = time.monotonic()
         self._why_not = "the isolation is not proven yet"
 
     async def prove(self) -> None:
-        """Have the sandbox show that it lives and what it reaches. A fork server that died is replaced."""
+        """Check that the sandbox answers, and which isolation it reaches. A fork server that died is replaced."""
         try:
+            # in a thread: it waits for the engine, and may start a fork server
             self.isolation = await asyncio.to_thread(lambda: self.sandbox.isolation)
-            self._proven, self._why_not = time.monotonic(), ""
+            self._proven_at, self._why_not = time.monotonic(), ""
         except SandboxUnavailable as error:
             self._why_not = str(error)
 
     async def keep_proving(self) -> None:
-        """Prove again and again."""
+        """Repeat `prove` every ten seconds, for ever."""
         while True:
             await asyncio.sleep(PROVE_EVERY_S)
             await self.prove()
 
     def why_not_ready(self) -> str:
-        """Why no jobs should be sent here; empty where they should."""
+        """Why no jobs should be sent here; an empty string if they may."""
         if self.draining:
             return "the server is ending"
-        age = time.monotonic() - self._proven
+        age = time.monotonic() - self._proven_at
         stale = f"the sandbox has not answered for {age:.0f} s" if age > _PROOF_LASTS_S else ""
         return self._why_not or stale
 
     def is_alive(self) -> bool:
-        """Whether a restart would not help."""
-        return time.monotonic() - self._proven < _ALIVE_S
+        """False if the sandbox has not answered for so long that the server should be restarted."""
+        return time.monotonic() - self._proven_at < _ALIVE_S
 
     def refuse_unless_ready(self, require: str | None = None) -> None:
-        """Raise `Refused` for a request that asks too much or comes too late."""
+        """Raise `Refused` if the server is not ready or does not reach the required isolation."""
         if self.draining:
             raise Refused(503, "the server is ending: ask another", retry_after=1)
         if self._why_not:
@@ -77,13 +79,13 @@ class Service:
             raise Refused(412, f"this server reaches isolation {self.isolation}, and {require} is required")
 
     async def begin(self, jobs: Sequence[Job], visit: Visit, deadline_s: float) -> RequestJobs:
-        """Have jobs judged. Raises `JobError` and `SandboxUnavailable` as the sandbox does."""
+        """Start judging jobs. Raises `JobError` and `SandboxUnavailable` as the sandbox does."""
         batch = RequestJobs(self, visit, len(jobs), deadline_s)
         batch.ticket = await asyncio.to_thread(self.sandbox.submit, jobs, batch.deliver)
         return batch
 
     def count(self, answer: Result | BaseException, seconds: float) -> None:
-        """Take note of what came of a job."""
+        """Count the answer to a job."""
         self.seconds.add(seconds)
         self.verdicts.add(answer.verdict if isinstance(answer, Result) else "none")
         for event in answer.events if isinstance(answer, Result) else ():
@@ -91,7 +93,7 @@ class Service:
                 self.attempts.add(event.removeprefix("attempt: "))
 
     def state(self) -> dict[str, object]:
-        """What health checks and clients are told."""
+        """The state that health checks and clients get."""
         return {
             "isolation": self.isolation,
             "floor": self.floor,
@@ -101,9 +103,9 @@ class Service:
         }
 
     def metrics(self) -> str:
-        """All figures, in Prometheus' text format."""
-        load, one, used = self.sandbox.load, prometheus.sample, resource.getrusage(resource.RUSAGE_SELF)
-        levels = [one("qwq_sandbox_isolation", float(level == self.isolation), {"level": level}) for level in LEVELS]
+        """All counters and gauges, in Prometheus' text format."""
+        load, sample, usage = self.sandbox.load, prometheus.sample, resource.getrusage(resource.RUSAGE_SELF)
+        levels = [sample("qwq_sandbox_isolation", float(level == self.isolation), {"level": level}) for level in LEVELS]
         counted = [
             ("requests_total", "Requests answered.", self.requests),
             ("jobs_total", "Jobs answered, by verdict; `none` where there is no result.", self.verdicts),
@@ -116,7 +118,7 @@ class Service:
             ("cancelled_jobs_total", "Jobs given up: the client left or the deadline passed.", self.cancelled_jobs),
             ("fork_servers_died_total", "Sandbox processes that died and were replaced.", load.fork_servers_died),
             ("fork_servers_retired_total", "Sandbox processes replaced after many cases.", load.fork_servers_retired),
-            ("cpu_seconds_total", "CPU of the server, programs not included.", used.ru_utime + used.ru_stime),
+            ("cpu_seconds_total", "CPU of the server, programs not included.", usage.ru_utime + usage.ru_stime),
         ]
         gauges = [
             ("queued_jobs", "Jobs taken on and not answered.", self.admission.queued_jobs),
@@ -126,20 +128,20 @@ class Service:
             ("held_bytes", "Request bodies held.", self.admission.held_bytes),
             ("ready", "Whether it takes jobs.", float(not self.why_not_ready())),
             ("open_files", "File descriptors of the server.", len(os.listdir("/dev/fd"))),
-            ("uptime_seconds", "Since the start.", time.monotonic() - self._begun),
+            ("uptime_seconds", "Since the start.", time.monotonic() - self._started_at),
         ]
         families = [
             *(
-                prometheus.family(f"qwq_sandbox_{n}", "counter", h, c.samples(f"qwq_sandbox_{n}"))
-                for n, h, c in counted
+                prometheus.family(f"qwq_sandbox_{name}", "counter", meaning, counter.samples(f"qwq_sandbox_{name}"))
+                for name, meaning, counter in counted
             ),
             *(
-                prometheus.family(f"qwq_sandbox_{n}", "counter", h, [one(f"qwq_sandbox_{n}", value)])
-                for n, h, value in totals
+                prometheus.family(f"qwq_sandbox_{name}", "counter", meaning, [sample(f"qwq_sandbox_{name}", value)])
+                for name, meaning, value in totals
             ),
             *(
-                prometheus.family(f"qwq_sandbox_{n}", "gauge", h, [one(f"qwq_sandbox_{n}", value)])
-                for n, h, value in gauges
+                prometheus.family(f"qwq_sandbox_{name}", "gauge", meaning, [sample(f"qwq_sandbox_{name}", value)])
+                for name, meaning, value in gauges
             ),
             prometheus.family("qwq_sandbox_isolation", "gauge", "1 at the level that was proven.", levels),
             prometheus.family(
@@ -153,68 +155,69 @@ class Service:
 
 
 class RequestJobs:
-    """Jobs of one request and their answers as they come."""
+    """The jobs of one request, and their answers as they come."""
 
     def __init__(self, service: Service, visit: Visit, jobs: int, deadline_s: float) -> None:
         """Made by `Service.begin`."""
         self.ticket: Any = None
         self._service, self._visit = service, visit
-        self._left = set(range(jobs))
-        self._begun = time.monotonic()
-        self._deadline = self._begun + deadline_s
+        self._unanswered = set(range(jobs))
+        self._started_at = time.monotonic()
+        self._deadline = self._started_at + deadline_s
         self._loop = asyncio.get_running_loop()
         self._arrived: asyncio.Queue[Answer | None] = asyncio.Queue()
 
     def deliver(self, index: int, answer: Result | BaseException) -> None:
-        """Called by the sandbox's thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        """Take an answer; called by the sandbox's thread."""
+        with contextlib.suppress(RuntimeError):  # the event loop is closed, so nobody waits for answers
             self._loop.call_soon_threadsafe(self._arrived.put_nowait, (index, answer))
 
     async def answers(self, receive: Receive) -> AsyncGenerator[list[Answer], None]:
-        """Answers as they come, several at a time; an empty list as a heartbeat.
+        """Yield answers as they come, several at a time; an empty list is a heartbeat.
 
-        Ends early where the client leaves. What is left at the deadline gets `TimeoutError`. What is not answered at
-        the end, however that comes about, is cancelled.
+        It ends early if the client closes the connection. At the deadline the remaining jobs get `TimeoutError`. When
+        it ends, for whatever reason, jobs without an answer are cancelled.
         """
-        watcher = asyncio.create_task(self._notice_leaving(receive))
+        watcher = asyncio.create_task(self._watch_disconnect(receive))
         try:
-            while self._left:
-                found = await self._some()
-                if found is None:
+            while self._unanswered:
+                arrived = await self._next_answers()
+                if arrived is None:
                     return
-                for index, answer in found:
-                    self._left.discard(index)
+                for index, answer in arrived:
+                    self._unanswered.discard(index)
                     self._visit.answer_job()
-                    self._service.count(answer, time.monotonic() - self._begun)
-                yield found
+                    self._service.count(answer, time.monotonic() - self._started_at)
+                yield arrived
         finally:
             watcher.cancel()
             self._cancel()
             self._visit.close()
 
-    async def _some(self) -> list[Answer] | None:
-        """What has arrived, waiting a while for it; None where the client has left."""
+    async def _next_answers(self) -> list[Answer] | None:
+        """Wait a while for answers; all that have arrived, or None if the client closed the connection."""
         patience = min(HEARTBEAT_S, self._deadline - time.monotonic())
         try:
-            found = [await asyncio.wait_for(self._arrived.get(), max(0.0, patience))]
+            arrived = [await asyncio.wait_for(self._arrived.get(), max(0.0, patience))]
         except TimeoutError:
             if time.monotonic() < self._deadline:
                 return []
             self._cancel()
-            return [(index, TimeoutError("the deadline passed")) for index in sorted(self._left)]
+            return [(index, TimeoutError("the deadline passed")) for index in sorted(self._unanswered)]
         while not self._arrived.empty():
-            found.append(self._arrived.get_nowait())
-        if None in found:
+            arrived.append(self._arrived.get_nowait())
+        if None in arrived:
             return None
-        return [answer for answer in found if answer is not None and answer[0] in self._left]
+        # answers to jobs that were given up at the deadline no longer count
+        return [answer for answer in arrived if answer is not None and answer[0] in self._unanswered]
 
     def _cancel(self) -> None:
-        if self._left and self.ticket is not None:
-            self._service.cancelled_jobs += len(self._left)
+        if self._unanswered and self.ticket is not None:
+            self._service.cancelled_jobs += len(self._unanswered)
             self.ticket.cancel()
             self.ticket = None
 
-    async def _notice_leaving(self, receive: Receive) -> None:
+    async def _watch_disconnect(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self._arrived.put_nowait(None)
+        self._arrived.put_nowait(None)  # wakes `answers`, which then ends

@@ -1,7 +1,7 @@
-"""Control groups around the fork server and all its children: bounds on memory and tasks, where this user may set them.
+"""Control groups for the fork server and all its children: bounds on memory and tasks, if this user may set them.
 
-Both versions of the interface: https://docs.kernel.org/admin-guide/cgroup-v1/ and .../cgroup-v2.html. Paths are texts:
-`pathlib` would fill memory that every child's fork and exit pay for.
+It handles both versions of the interface: https://docs.kernel.org/admin-guide/cgroup-v1/ and .../cgroup-v2.html. Paths
+are strings: `pathlib` would fill memory, which makes every child's fork and exit slower.
 """
 
 from __future__ import annotations
@@ -17,56 +17,56 @@ _PREFIX = "qwq-sandbox-"
 
 @dataclass(frozen=True)
 class ControlGroups:
-    """The groups of one server: their folders, kept open, since it leaves the file tree they are in."""
+    """The groups of one fork server. Their folders stay open, since the server leaves the file tree that holds them."""
 
     parents: tuple[int, ...]
     name: str
     members: tuple[int, ...]
-    """Files a process id is written to, to bring it in."""
+    """Open files; writing a process id to them adds that process to the groups."""
 
     def remove(self) -> None:
-        """Delete them; they must be empty."""
+        """Delete the groups; they must be empty."""
         for parent in self.parents:
             with contextlib.suppress(OSError):
                 os.rmdir(self.name, dir_fd=parent)
 
 
 def make(memory_bytes: int, tasks: int) -> ControlGroups | None:
-    """Control groups with these bounds for this process's children; None where there are none to give."""
+    """Make control groups with these bounds for this process's children; None if that is not possible."""
     name = f"{_PREFIX}{os.getpid()}"
-    made: list[str] = []
+    created: list[str] = []
     try:
-        for parent, bounds in _places(memory_bytes, tasks):
-            _sweep(parent)
-            place = f"{parent}/{name}"
-            os.mkdir(place)
-            made.append(place)
+        for parent, bounds in _folders_and_bounds(memory_bytes, tasks):
+            _remove_stale(parent)
+            folder = f"{parent}/{name}"
+            os.mkdir(folder)
+            created.append(folder)
             for file, value in bounds.items():
-                _set(f"{place}/{file}", value)
-        if not made:
+                _write_bound(f"{folder}/{file}", value)
+        if not created:
             return None
-        parents = tuple(os.open(os.path.dirname(place), os.O_PATH | os.O_CLOEXEC) for place in made)
-        members = tuple(os.open(f"{place}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for place in made)
+        parents = tuple(os.open(os.path.dirname(folder), os.O_PATH | os.O_CLOEXEC) for folder in created)
+        members = tuple(os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for folder in created)
     except (OSError, ValueError):
-        for place in made:
+        for folder in created:
             with contextlib.suppress(OSError):
-                os.rmdir(place)
+                os.rmdir(folder)
         return None
     return ControlGroups(parents, name, members)
 
 
 def enter(groups: ControlGroups) -> bool:
-    """Bring this process in; False where that is refused."""
+    """Add this process to the groups; False if that is refused."""
     try:
         for member in groups.members:
-            os.write(member, b"0")
+            os.write(member, b"0")  # 0 means the process that writes
     except OSError:
         return False
     return True
 
 
-def _set(path: str, value: int) -> None:
-    """Write a bound and read it back. Raises OSError and ValueError."""
+def _write_bound(path: str, value: int) -> None:
+    """Write a bound and read it back, since the kernel may take another value. Raises OSError and ValueError."""
     with open(path, "w") as file:
         file.write(str(value))
     with open(path) as file:
@@ -74,18 +74,19 @@ def _set(path: str, value: int) -> None:
             raise OSError(f"{path} did not take {value}")
 
 
-def _places(memory_bytes: int, tasks: int) -> Iterator[tuple[str, dict[str, int]]]:
-    """The groups this process is in, and the bounds to set in a new one below each."""
-    mine = dict(_memberships())
-    if {"memory", "pids"} <= mine.keys():
-        yield _below("memory", mine["memory"]), {"memory.limit_in_bytes": memory_bytes}
-        yield _below("pids", mine["pids"]), {"pids.max": tasks}
-    elif "" in mine:
-        # processes stand only in leaves there: a group below ours needs its controllers handed down to it already
-        yield _below("", mine[""]), {"memory.max": memory_bytes, "pids.max": tasks}
+def _folders_and_bounds(memory_bytes: int, tasks: int) -> Iterator[tuple[str, dict[str, int]]]:
+    """The folders of the groups that this process is in, and the bounds for a new group below each."""
+    own_paths = dict(_memberships())
+    # version 1 has a hierarchy per controller; version 2 has one, listed with an empty controller name
+    if {"memory", "pids"} <= own_paths.keys():
+        yield _folder("memory", own_paths["memory"]), {"memory.limit_in_bytes": memory_bytes}
+        yield _folder("pids", own_paths["pids"]), {"pids.max": tasks}
+    elif "" in own_paths:
+        # version 2: only leaf groups hold processes, so ours must already pass its controllers on to groups below it
+        yield _folder("", own_paths[""]), {"memory.max": memory_bytes, "pids.max": tasks}
 
 
-def _below(controller: str, path: str) -> str:
+def _folder(controller: str, path: str) -> str:
     return os.path.join(_ROOT, controller, path.lstrip("/")).rstrip("/")
 
 
@@ -97,8 +98,8 @@ def _memberships() -> Iterator[tuple[str, str]]:
                 yield controller, path
 
 
-def _sweep(parent: str) -> None:
-    """Remove what a killed launcher left. Raises OSError."""
+def _remove_stale(parent: str) -> None:
+    """Remove groups that a killed launcher left behind. Raises OSError."""
     for name in os.listdir(parent):
         if name.startswith(_PREFIX) and not os.path.exists(f"/proc/{name.removeprefix(_PREFIX)}"):
             with contextlib.suppress(OSError):

@@ -1,7 +1,8 @@
-"""One jailed child: it takes its payload, shuts itself in and plays its role. Submissions run here and nowhere else.
+"""One jailed child: it reads its payload, enters the jail and runs its role. Submissions run only here.
 
-Descriptors it is left with: 0, 1, 2 as usual, the report (a file the judge reads), and the link between the two halves
-of an assert test. What it writes to them is only ever an answer: nothing it could say makes a wrong one right.
+It keeps these descriptors: 0, 1, 2 as usual, the report (a file that the judge reads), and the link between the two
+processes of an assert test. What a submission writes to them is only its answer: nothing in it can make a wrong answer
+right.
 """
 
 from __future__ import annotations
@@ -32,32 +33,35 @@ ROLES = {
 
 
 def main(walls: jail.Walls, slot: int, files: list[int], link: int | None, limits: tuple[int, float, int]) -> None:
-    """Never returns. `files` as in wire.py; `limits`: bytes of memory, CPU seconds, bytes a file."""
+    """Run one child in the jail; never returns.
+
+    `files`: as in wire.py. `limits`: bytes of memory, CPU seconds, bytes per file.
+    """
     _arrange([*files[:4], link, files[4]])
     payload = marshal.loads(os.pread(PAYLOAD, os.fstat(PAYLOAD).st_size, 0))
     if walls.scratch:
         os.chdir(f"{walls.scratch}/{slot}")
     if walls.listener is not None and not walls.native:
-        os.register_at_fork(before=_tell_of_fork)
+        os.register_at_fork(before=_report_fork)
     jail.enter(walls, slot, *limits, keep=PAYLOAD + 1, forks=_may_fork(walls, payload))
-    _play(payload)
+    _run_role(payload)
 
 
 def plainly(files: list[int], link: int | None, limits: tuple[int, int]) -> None:
-    """The same where there are no walls, in an interpreter of its own; `limits`: CPU seconds, bytes a file."""
+    """As `main`, but without walls, in a fresh interpreter. `limits`: CPU seconds, bytes per file."""
     _arrange([*files[:4], link, files[4]])
     payload = marshal.loads(os.pread(PAYLOAD, os.fstat(PAYLOAD).st_size, 0))
     dress()
-    os.environ.clear()
+    os.environ.clear()  # the host's environment may hold secrets
     for kind, value in zip((resource.RLIMIT_CPU, resource.RLIMIT_FSIZE), limits, strict=True):
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(kind, (value, value))
-    _play(payload)
+    _run_role(payload)
 
 
-def _play(payload: dict[str, Any]) -> None:
+def _run_role(payload: dict[str, Any]) -> None:
     os.pwrite(PAYLOAD, READY, 0)
-    os.close(PAYLOAD)
+    os.close(PAYLOAD)  # before the submission begins: it must not be able to write the mark itself
     status = 0
     try:
         ROLES[payload["role"]](payload)
@@ -67,9 +71,9 @@ def _play(payload: dict[str, Any]) -> None:
 
 
 def dress() -> None:
-    """Make this interpreter look like one that runs `main.py`; done by the fork server, its children need not do it."""
-    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
-        _signal.signal(number, _signal.SIG_DFL)
+    """Make this interpreter look like one that runs `main.py`. The fork server does it once for all its children."""
+    for signal_number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(signal_number, _signal.SIG_DFL)
     sys.stdin = sys.__stdin__ = io.TextIOWrapper(  # type: ignore[misc]
         io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding="utf-8", errors="surrogateescape"
     )
@@ -86,21 +90,23 @@ def dress() -> None:
 
 
 def _arrange(files: list[int | None]) -> None:
-    """Make each file the descriptor of its place in the list."""
+    """Move each file to the descriptor number that is its index in the list."""
+    # first out of the way, since a file may hold the number that another one is to get
     moved = [None if file is None else fcntl.fcntl(file, fcntl.F_DUPFD, HIGH) for file in files]
-    for place, file in enumerate(moved):
+    for number, file in enumerate(moved):
         if file is not None:
-            os.dup2(file, place)
-        elif place > 2:
-            _close(place)
+            os.dup2(file, number)
+        elif number > 2:
+            _close(number)
 
 
 def _may_fork(walls: jail.Walls, payload: dict[str, Any]) -> bool:
-    """Compilers always; programs of languages that need it where the number of processes has a bound."""
+    """Compilers always may. Programs may if their language needs it and the number of processes is bounded."""
     return payload["role"] == "compile" or (walls.bounded and payload.get("forks", False))
 
 
-def _tell_of_fork() -> None:
+def _report_fork() -> None:
+    # the refusal of the fork itself (clone) is not reported to the fork server, that of this signal is
     with contextlib.suppress(OSError):
         os.kill(FORKED, 0)
 

@@ -1,4 +1,5 @@
-"""The walls: namespaces, file tree and identity once for the fork server; limits, Landlock and seccomp for every child.
+"""The walls of the jail. Once for the fork server: namespaces, file tree, user id. For every child: limits, Landlock,
+seccomp. Read `Walls`, `prepare` and `enter` first.
 
 Constants: linux/prctl.h, linux/sched.h, linux/capability.h.
 """
@@ -25,26 +26,26 @@ _NEW_USER, _NEW_PID, _NEW_NET, _NEW_IPC, _NEW_UTS = 0x10000000, 0x20000000, 0x40
 _SET_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _SET_SUBREAPER, _SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _FIRST_UID = 0x70000000
-"""User ids from here on belong to nobody: a fork server that starts as root takes one of its own."""
+"""No user has an id from here on. A fork server that starts as root takes one of these ids for itself."""
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-_OPEN_FILES, _MOTHERS_FILES, _THREADS, _SCRATCH_MB = 64, 1024, 64, 512
+_OPEN_FILES, _SERVER_FILES, _THREADS, _SCRATCH_MB = 64, 1024, 64, 512
 _OTHERS_GROWTH = 1024
-"""Where the user id is shared: how many more threads than now may run under it, the programs' among them."""
+"""If others use the same user id: how many more threads than now may run under it, including those of programs."""
 _SIGNALS_SCOPED = 6
-"""From this version on Landlock keeps signals in."""
+"""From this version on, Landlock can stop signals to processes outside."""
 
 _HARD = {
     kind: resource.getrlimit(kind)[1]
     for kind in map(resource.__dict__.__getitem__, ("RLIMIT_CPU", "RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_NPROC"))
-} | {resource.RLIMIT_NOFILE: _MOTHERS_FILES}
-"""What a fork server started with: a child cannot have more."""
+} | {resource.RLIMIT_NOFILE: _SERVER_FILES}
+"""The hard limits that the fork server started with; a child cannot get more."""
 _DIE_WITH_PARENT = (_SET_PDEATHSIG, *map(ctypes.c_ulong, (signal.SIGKILL, 0, 0, 0)))
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Filter:
-    """A seccomp program, with all that installing it takes made beforehand: children then do little."""
+    """A seccomp program. All that its installation needs is prepared once, so that children have little to do."""
 
     def __init__(self, program: bytes) -> None:
         self._program = program
@@ -52,7 +53,7 @@ class Filter:
         self._arguments = self._prepared(program)
 
     def install(self) -> None:
-        """Put this process under it, for good. Raises OSError."""
+        """Install the filter in this process; it cannot be removed. Raises OSError."""
         arguments = self._arguments
         if self._names_process:
             arguments = self._prepared(seccomp.of_process(self._program, os.getpid()))
@@ -68,46 +69,48 @@ class Filter:
 
 @dataclass(frozen=True)
 class Walls:
-    """What the fork server found that it can put around a child."""
+    """The walls that the fork server can put around a child on this machine."""
 
     namespaces: bool
-    """Own network, IPC, UTS and process namespaces."""
+    """There are separate network, IPC, UTS and process namespaces."""
     own_root: bool
-    """A file tree of its own, with little in it."""
+    """There is a separate file tree that holds only what programs may read."""
     own_user: bool
-    """A user id that nothing else has, or a user namespace, where processes are counted apart."""
+    """The user id is used by nothing else, or there is a user namespace, which counts its processes separately."""
     threads: int | None
-    """How many threads and processes may run under this user id; None where the kernel does not hold it to any."""
+    """How many threads and processes may run under this user id; None if the kernel does not limit it (root)."""
     bounded: bool
-    """There is a bound on processes, by that or by a control group: only then may programs have any."""
+    """`threads` or a control group bounds the number of processes. Only then may programs start processes."""
     filter: Filter | None
-    """The short seccomp program that a child adds to the fork server's; None where none can be installed."""
+    """The short seccomp program that a child adds to the fork server's; None if none can be installed."""
     forking: Filter | None
-    """The one for children that may start processes."""
+    """The same for children that may start processes."""
     limits: bool
-    """Whether limits are set at all."""
+    """Whether resource limits are set."""
     listener: int | None
-    """Where the kernel tells of refused calls; None where they are refused silently."""
+    """The descriptor on which the kernel reports refused calls; None if it reports none."""
     rules: tuple[int, ...]
-    """File descriptors of the Landlock rules, one a slot; empty where it cannot be used."""
+    """File descriptors of the Landlock rules, one per slot for native programs, else one; empty without Landlock."""
     landlock: int
-    """The version of Landlock in use; 0 for none."""
+    """The version of Landlock in use; 0 if it is not used."""
     scratch: str
-    """The folder of folders that slots may write in; empty for none."""
+    """The folder with one writable folder per slot; an empty string for none."""
     native: bool
 
 
 def leave_host(without: Collection[str]) -> bool:
-    """Enter new network, IPC, UTS and (for children) process namespaces; False where the machine forbids it."""
+    """Enter new network, IPC, UTS and (for children) process namespaces; False if the machine forbids it."""
     if "namespaces" in without:
         return False
-    kinds = _NEW_PID | _NEW_NET | _NEW_IPC | _NEW_UTS
+    flags = _NEW_PID | _NEW_NET | _NEW_IPC | _NEW_UTS
     uid, gid = os.getuid(), os.getgid()
-    if _libc.unshare(kinds) == 0:
+    # root needs no user namespace; others get these rights only inside one
+    if _libc.unshare(flags) == 0:
         socket.sethostname("sandbox")
         return True
-    if _libc.unshare(kinds | _NEW_USER) != 0:
+    if _libc.unshare(flags | _NEW_USER) != 0:
         return False
+    # setgroups first: only then may an ordinary user write gid_map (user_namespaces(7))
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
@@ -116,9 +119,10 @@ def leave_host(without: Collection[str]) -> bool:
 
 
 def prepare(profile: Profile, namespaces: bool, grouped: bool, slots: int, without: Collection[str]) -> Walls:
-    """Give up every privilege and build what children put on; each wall is tried in a child before it is counted on."""
+    """Give up every privilege and prepare the walls for children. Each wall is first tried in a forked child."""
     user_namespace = namespaces and os.geteuid() != 0
     readable = [*profile.readable, os.path.dirname(os.__file__)]
+    # the order matters: mounts need the privileges that the change of user and the capabilities' end take away
     own_root = namespaces and "root" not in without and _enter_own_tree(readable, profile)
     scratch = file_tree.SCRATCH if own_root and profile.scratch else profile.scratch
     own_user = _take_own_uid(scratch) or user_namespace
@@ -126,13 +130,13 @@ def prepare(profile: Profile, namespaces: bool, grouped: bool, slots: int, witho
     if threads is None and os.getuid() != 0:
         threads = _tasks_of_user() + _OTHERS_GROWTH
     _drop_capabilities()
-    prctl(_SET_DUMPABLE, 1)  # off after a change of user, and then /dev/stdin could not be opened
-    prctl(_SET_NO_NEW_PRIVS, 1)
+    prctl(_SET_DUMPABLE, 1)  # a change of user turns it off, and then /dev/stdin could not be opened
+    prctl(_SET_NO_NEW_PRIVS, 1)  # Landlock and seccomp need it
     if profile.native:
-        prctl(_SET_SUBREAPER, 1)
-    die_with_parent()
+        prctl(_SET_SUBREAPER, 1)  # orphans of native programs come to the fork server, which reaps them
+    die_with_parent()  # again: a change of user clears it
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _lower(resource.RLIMIT_NOFILE, _MOTHERS_FILES)
+    _lower(resource.RLIMIT_NOFILE, _SERVER_FILES)
     version = 0 if "landlock" in without else landlock.version()
     folders = [f"{scratch}/{slot}" if scratch else None for slot in range(slots)]
     for folder in folders:
@@ -162,17 +166,17 @@ def prepare(profile: Profile, namespaces: bool, grouped: bool, slots: int, witho
 
 
 def enter(walls: Walls, slot: int, memory_bytes: int, cpu_s: float, file_bytes: int, *, keep: int, forks: bool) -> None:
-    """Shut this child in, for good: limits on bytes of address space, CPU seconds, bytes a file; Landlock; seccomp.
+    """Close the jail around this child for good: resource limits, Landlock, seccomp.
 
-    Of its descriptors, only those below `keep` stay open.
+    `memory_bytes` is address space; `file_bytes` holds per file. Only descriptors below `keep` stay open. With `forks`
+    the child may start processes.
     """
     die_with_parent()
     if walls.native:
-        os.setpgid(0, 0)  # what it starts stays in this group: the filter refuses to leave it
+        os.setpgid(0, 0)  # processes that it starts stay in this group: the filter refuses to leave it
     if walls.limits:
-        _limit(
-            resource.RLIMIT_CPU, int(cpu_s) + 2
-        )  # the fork server ends it at cpu_s; this holds should that come late
+        # the fork server ends the process at cpu_s; this limit holds in case it is late
+        _limit(resource.RLIMIT_CPU, int(cpu_s) + 2)
         _limit(resource.RLIMIT_AS, memory_bytes)
         _limit(resource.RLIMIT_FSIZE, file_bytes)
         _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
@@ -180,7 +184,8 @@ def enter(walls: Walls, slot: int, memory_bytes: int, cpu_s: float, file_bytes: 
         _limit(resource.RLIMIT_NPROC, walls.threads)
     if walls.rules:
         landlock.restrict(walls.rules[slot % len(walls.rules)])
-    os.closerange(keep, _MOTHERS_FILES)
+    os.closerange(keep, _SERVER_FILES)
+    # last: the filter refuses most of the calls above
     if forks and walls.forking is not None:
         walls.forking.install()
     elif walls.filter is not None:
@@ -195,13 +200,13 @@ def prctl(option: int, value: int) -> None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends. Raises OSError."""
+    """Ask the kernel to kill this process when the thread that started it ends. Raises OSError."""
     if _libc.prctl(*_DIE_WITH_PARENT) != 0:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
 def works(action: Callable[[], object]) -> bool:
-    """Whether `action` succeeds, tried in a forked child."""
+    """Whether `action` succeeds. It is tried in a forked child, so that it changes nothing in this process."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -213,7 +218,7 @@ def works(action: Callable[[], object]) -> bool:
 
 
 def _enter_own_tree(readable: Sequence[str], profile: Profile) -> bool:
-    """Go to a file tree of our own, if that can be had; tried in a child first, since half a move cannot be undone."""
+    """Move to a separate file tree if possible. It is tried in a child first, since half a move cannot be undone."""
 
     def move() -> None:
         file_tree.enter(readable, _DEVICES, _SCRATCH_MB if profile.scratch else 0)
@@ -225,33 +230,35 @@ def _enter_own_tree(readable: Sequence[str], profile: Profile) -> bool:
 
 
 def _landlock_rules(readable: Sequence[str], folders: Sequence[str | None], native: bool) -> tuple[int, ...]:
-    kinds = folders if native else folders[:1]
-    made = [landlock.ruleset(readable, _DEVICES, runnable=native, writable=folder) for folder in kinds]
-    rules = tuple(fcntl.fcntl(item, fcntl.F_DUPFD_CLOEXEC, HIGH) for item in made)
-    for item in made:
-        os.close(item)
+    writable_folders = folders if native else folders[:1]
+    rulesets = [landlock.ruleset(readable, _DEVICES, runnable=native, writable=folder) for folder in writable_folders]
+    rules = tuple(fcntl.fcntl(ruleset, fcntl.F_DUPFD_CLOEXEC, HIGH) for ruleset in rulesets)
+    for ruleset in rulesets:
+        os.close(ruleset)
     return rules if works(lambda: landlock.restrict(rules[0])) else ()
 
 
 def _filter_calls(
     native: bool, landlock_version: int, *, quiet: bool
 ) -> tuple[tuple[Filter | None, Filter | None], int | None]:
-    """Put on the fork server's filter: what each child adds that may not fork, or may; and where refusals are told.
+    """Install the fork server's filter.
 
-    None for what is not to be had.
+    Returns the filters that children add, one for those that may not fork and one for those that may, and the
+    descriptor on which refused calls are reported. What is not available is None.
     """
-    scoped, opens = landlock_version >= _SIGNALS_SCOPED, landlock_version > 0
+    signals_scoped, may_open = landlock_version >= _SIGNALS_SCOPED, landlock_version > 0
 
     def added(*, tells: bool) -> tuple[Filter, Filter]:
         plain, forking = (
-            Filter(seccomp.childs(native=native, tells=tells, scoped=scoped, forks=forks)) for forks in (False, native)
+            Filter(seccomp.childs(native=native, tells=tells, scoped=signals_scoped, forks=forks))
+            for forks in (False, native)
         )
         return plain, forking
 
-    telling = seccomp.server_filter(may_open=opens, native=native, tells=True)
+    telling = seccomp.server_filter(may_open=may_open, native=native, tells=True)
     if not quiet and works(lambda: seccomp_notify.install(telling)):
         return added(tells=True), fcntl.fcntl(seccomp_notify.install(telling), fcntl.F_DUPFD_CLOEXEC, HIGH)
-    silent = seccomp.server_filter(may_open=opens, native=native, tells=False)
+    silent = seccomp.server_filter(may_open=may_open, native=native, tells=False)
     if not works(Filter(silent).install):
         return (None, None), None
     Filter(silent).install()
@@ -259,7 +266,7 @@ def _filter_calls(
 
 
 def _take_own_uid(scratch: str) -> bool:
-    """As root, become a user id that nothing else has, if it can read the standard library."""
+    """As root, switch to a user id that nothing else has, if that id can read the standard library."""
     uid = _FIRST_UID + int.from_bytes(os.urandom(2), "little")
     if os.geteuid() != 0 or not works(lambda: _read_library_as(uid)):
         return False
@@ -281,12 +288,12 @@ def _read_library_as(uid: int) -> None:
 
 
 def _tasks_of_user() -> int:
-    """How many threads run under this user id; those that cannot be seen are not counted."""
-    found = 0
-    for place in glob.glob("/proc/[0-9]*/task"):
+    """How many threads run under this user id, as far as /proc shows them."""
+    count = 0
+    for folder in glob.glob("/proc/[0-9]*/task"):
         with contextlib.suppress(OSError):
-            found += len(os.listdir(place)) if os.stat(place).st_uid == os.getuid() else 0
-    return found
+            count += len(os.listdir(folder)) if os.stat(folder).st_uid == os.getuid() else 0
+    return count
 
 
 def _drop_capabilities() -> None:

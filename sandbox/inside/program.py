@@ -1,4 +1,4 @@
-"""Running a submission as Python would: a whole program, or one of its functions."""
+"""Runs a submission as Python would: a whole program, or one of its functions."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from qwq_rl.sandbox.inside.values import encode
 from qwq_rl.sandbox.inside.wire import REPORT
 
 TOGETHER_S = 0.1
-"""CPU seconds that calls which share a process may take in all: with more, a process each is no great cost."""
+"""CPU seconds that calls in a shared process may take together. If they need more, a process per call costs little."""
 
 
 class ProgramEnded(Exception):
-    """The submission's code ended early, by an exception or sys.exit; `status` is its exit status."""
+    """The submission's code ended by an exception or sys.exit; `status` is its exit status."""
 
     def __init__(self, status: int) -> None:
         self.status = status
 
 
 def main(payload: dict[str, Any]) -> None:
-    """A program that reads standard input and writes standard output. Raises `ProgramEnded`."""
+    """Run a program that reads standard input and writes standard output. Raises `ProgramEnded`."""
     run_code(payload["code"], "__main__")
 
 
 def call(payload: dict[str, Any]) -> None:
-    """One call of a function; its value is reported. Raises `ProgramEnded`."""
+    """Call a function once and report its value. Raises `ProgramEnded`."""
     names = run_code(payload["code"], "solution")
     try:
         value = encode(find(names, payload["entry_point"])(*payload["args"]))
@@ -43,18 +43,18 @@ def call(payload: dict[str, Any]) -> None:
 
 
 def calls(payload: dict[str, Any]) -> None:
-    """The calls of all tests where the program keeps nothing from one to the next, else that of the first alone.
+    """Make the calls of all tests if the program keeps nothing between calls, else only the first one.
 
-    How many are made is reported before the program begins, then a value each. Raises `ProgramEnded`.
+    The number of calls is reported before the program begins, then each value. Raises `ProgramEnded`.
     """
-    waiting: list[bytes] = payload.pop("calls")
+    argument_lists: list[bytes] = payload.pop("calls")
     if stateless(payload["code"]):
-        signal.setitimer(signal.ITIMER_PROF, TOGETHER_S)  # what is not over by then is ended, and asked one by one
+        signal.setitimer(signal.ITIMER_PROF, TOGETHER_S)  # ends the process; each call is then made in its own
     else:
-        del waiting[1:]
-    report({"calls": len(waiting)})
+        del argument_lists[1:]
+    report({"calls": len(argument_lists)})
     names = run_code(payload["code"], "solution")
-    for arguments in waiting:
+    for arguments in argument_lists:
         try:
             report({"value": encode(find(names, payload["entry_point"])(*marshal.loads(arguments)))})
         except BaseException as error:
@@ -62,7 +62,10 @@ def calls(payload: dict[str, Any]) -> None:
 
 
 def run_code(text: str, name: str) -> dict[str, Any]:
-    """Execute the submission as the module `name`; its globals. Raises `ProgramEnded`, what went wrong reported."""
+    """Execute the submission as the module `name` and return its globals.
+
+    Raises `ProgramEnded` after it reported what went wrong.
+    """
     try:
         code = compile(text, "main.py", "exec", dont_inherit=True)
     except MemoryError as error:
@@ -82,7 +85,7 @@ def run_code(text: str, name: str) -> dict[str, Any]:
 
 
 def failed(error: BaseException) -> ProgramEnded:
-    """Report and show an exception that left the submission's code; what to raise in its place."""
+    """Report an exception of the submission and print its traceback; returns the exception to raise instead."""
     if isinstance(error, SystemExit):
         return ProgramEnded(_exit_status(error.code))
     kind = "memory" if isinstance(error, MemoryError) else "exception"
@@ -90,13 +93,13 @@ def failed(error: BaseException) -> ProgramEnded:
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_frame.f_code.co_filename != "main.py":
         traceback = traceback.tb_next
-    error.__traceback__ = traceback  # without the sandbox's own frames
+    error.__traceback__ = traceback  # leaves out the sandbox's own frames
     sys.excepthook(type(error), error, traceback)
     return ProgramEnded(1)
 
 
 def find(names: dict[str, Any], name: str) -> Any:
-    """The submission's function, or the method of that name of a `Solution`. Raises NameError."""
+    """The submission's function of that name, or the method of its class `Solution`. Raises NameError."""
     if name in names:
         return names[name]
     solution = names.get("Solution")
@@ -106,25 +109,25 @@ def find(names: dict[str, Any], name: str) -> Any:
 
 
 def report(value: dict[str, Any]) -> None:
-    """Say something to the judge."""
+    """Write a line of JSON to the report, which the judge reads."""
     text = (json.dumps(value) + "\n").encode("ascii")
     while text:
         text = text[os.write(REPORT, text) :]
 
 
 def finish(status: int) -> int:
-    """Wait for threads, run atexit functions and flush, as the end of an interpreter does."""
+    """Wait for threads, run atexit functions and flush, as an interpreter does at its end; returns the exit status."""
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
     except BaseException as error:
         status = status or failed(error).status
-    for stream in {id(item): item for item in (sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__)}.values():
+    for stream in {id(file): file for file in (sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__)}.values():
         try:
             if stream is not None and not stream.closed:
                 stream.flush()
         except BaseException:
-            status = status or 120
+            status = status or 120  # what Python exits with when it cannot flush
     return status
 
 

@@ -1,4 +1,4 @@
-"""What the kernel tells the fork server of refused system calls: who tried what. Struct layout: linux/seccomp.h."""
+"""Notices that the kernel sends to the fork server about refused system calls. Struct layout: linux/seccomp.h."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qwq_rl.sandbox.inside import seccomp
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
 _SET_FILTER, _NEW_LISTENER, _CONTINUE = 1, 8, 1
 _NOTICE = struct.Struct("=QIIiIQ6Q")
-"""Id, thread, flags; call number, architecture, instruction, arguments."""
+"""Id, thread, flags; call number, architecture, instruction pointer, arguments."""
 _ANSWER = struct.Struct("=QqiI")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -23,27 +23,27 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Notice:
-    """A thread waits for the answer to one refused call."""
+    """One refused call. The thread that made it waits for the answer."""
 
     id: int
     thread: int
     call: int
     target: int
-    """The first argument: of a signal, the process that is meant."""
+    """The call's first argument; for `kill` and `tgkill` the process that gets the signal."""
 
 
 class FilterProgram(ctypes.Structure):
-    """struct sock_fprog: a count of 8-byte instructions, and where they are."""
+    """struct sock_fprog: the number of 8-byte instructions and their address."""
 
     _fields_ = (("count", ctypes.c_ushort), ("code", ctypes.c_void_p))
 
 
 def install(program: bytes) -> int:
-    """Put this process under a filter, and return the descriptor its notices come from. Raises OSError."""
+    """Install a filter in this process and return the descriptor for its notices. Raises OSError."""
     header = FilterProgram(len(program) // 8, ctypes.cast(ctypes.c_char_p(program), ctypes.c_void_p))
-    number = ctypes.c_long(_SECCOMP[platform.machine()])
+    syscall_number = ctypes.c_long(_SECCOMP[platform.machine()])
     listener: int = _libc.syscall(
-        number, ctypes.c_uint(_SET_FILTER), ctypes.c_uint(_NEW_LISTENER), ctypes.byref(header)
+        syscall_number, ctypes.c_uint(_SET_FILTER), ctypes.c_uint(_NEW_LISTENER), ctypes.byref(header)
     )
     if listener < 0:
         raise OSError(ctypes.get_errno(), "seccomp listener")
@@ -51,25 +51,26 @@ def install(program: bytes) -> int:
 
 
 def take(listener: int) -> Notice | None:
-    """The next notice; None where whoever it was about is gone."""
+    """The next notice; None if the thread that made the call is gone."""
+    # the kernel wants the buffer filled with zeros
     buffer = bytearray(_NOTICE.size)
     try:
         fcntl.ioctl(listener, seccomp.NEXT_NOTICE, buffer)
     except OSError:
         return None
-    number, thread, _, call, _, _, target, *_ = _NOTICE.unpack(buffer)
-    return Notice(number, thread, call, target & 0xFFFFFFFF)
+    notice_id, thread, _, call, _, _, target, *_ = _NOTICE.unpack(buffer)
+    return Notice(notice_id, thread, call, target & 0xFFFFFFFF)
 
 
 def answer(listener: int, notice: Notice, *, allow: bool) -> None:
-    """Refuse the call, or let it be made."""
+    """Refuse the call, or let it run."""
     packed = _ANSWER.pack(notice.id, 0, 0 if allow else -errno.EPERM, _CONTINUE if allow else 0)
     try:
         fcntl.ioctl(listener, seccomp.ANSWER_NOTICE, bytearray(packed))
     except OSError:
-        return  # whoever it was about is gone
+        return  # the thread that made the call is gone
 
 
 def is_thread_of(thread: int, process: int) -> bool:
-    """Whether a thread is known to belong to a process; without /proc only a process's first thread is."""
+    """Whether a thread is known to belong to a process. Without /proc only the first thread of a process is known."""
     return thread == process or os.path.exists(f"/proc/{process}/task/{thread}")

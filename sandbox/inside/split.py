@@ -1,8 +1,8 @@
-"""Assert tests, judged by two jailed children: `solve` holds the submission, `check` the test; calls pass between.
+"""Assert tests, judged by two jailed children: `solve` runs the submission, `check` runs the test and calls `solve`.
 
-Over the link, one JSON object a line. From check: {"do": "call" | "get" | "list", "on": name or object's number, ...};
-from solve: {"value": ...} or {"raise": [type, message]}. What solve sends is data (values.py): the test compares plain
-values of its own process, so no method of the submission takes part in a comparison.
+The link carries one JSON object per line. From check: {"do": "call" | "get" | "list", "on": name or object's number,
+...}; from solve: {"value": ...} or {"raise": [type, message]}. What solve sends is data (values.py), so the test
+compares plain values of its own process, and no method of the submission takes part in a comparison.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from qwq_rl.sandbox.inside.values import decode, encode
 from qwq_rl.sandbox.inside.wire import LINK
 
 _LONGEST = 1 << 26
+"""Bytes of one answer that are read at most."""
 _STOPPING = (StopIteration, StopAsyncIteration)
-"""Raised inside a generator or map of the test they would end it quietly, and `all(...)` would be true."""
+"""Exceptions that are not raised in the test as they are: inside a generator or map they would end it silently, and
+`all(...)` would be true.
+"""
 
 
 class SubmissionBroken(Exception):
-    """The submission's process ended, or sent something that is no answer."""
+    """The submission's process ended, or sent something that is not an answer."""
 
 
 class Raised(Exception):
@@ -36,7 +39,7 @@ class Raised(Exception):
 
 
 class Untransferable(Exception):
-    """The test passes something that cannot cross: a fault of the test for this judge, not of the submission."""
+    """The test passes a value that cannot be sent to the submission. This is the test's fault, not the submission's."""
 
 
 def solve(payload: dict[str, Any]) -> None:
@@ -48,28 +51,31 @@ def solve(payload: dict[str, Any]) -> None:
         objects.append(value)
         return {"$ref": [len(objects) - 1, type(value).__name__]}
 
-    def resolve(place: str | int) -> Any:
-        return objects[place] if isinstance(place, int) else program.find(names, place)
+    def resolve(name_or_number: str | int) -> Any:
+        return objects[name_or_number] if isinstance(name_or_number, int) else program.find(names, name_or_number)
 
     with open(LINK, "rb", closefd=False) as requests:
         for line in requests:
             _send(_answer(json.loads(line), resolve, refer))
     sys.stdout.flush()
-    os._exit(0)  # the test is done: threads of the submission are not waited for
+    os._exit(0)  # the test is done: do not wait for the submission's threads
 
 
 def check(payload: dict[str, Any]) -> None:
-    """Run the test against the submission behind the link, and report how it went."""
+    """Run the test against the submission at the other end of the link, and report the outcome."""
+    # the submission may end early: that is to be an exception, not the end of this process
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     link = _Link()
     tree = ast.parse(payload["code"])
-    entry = payload["entry_point"]
-    # the text may define the entry point as a stub (a prompt does): the submission's stands in its place
-    tree.body = [item for item in tree.body if getattr(item, "name", None) != entry or entry is None]
+    entry_point = payload["entry_point"]
+    # the test may define the entry point as a stub, as a prompt does: the submission's function replaces it
+    tree.body = [
+        statement for statement in tree.body if getattr(statement, "name", None) != entry_point or entry_point is None
+    ]
     code = compile(tree, "test", "exec", dont_inherit=True)
     names: dict[str, Any] = {name: Remote(link, name) for name in _names(code)}
-    if entry is not None:
-        names |= {entry: Remote(link, entry), "candidate": Remote(link, entry)}
+    if entry_point is not None:
+        names |= {entry_point: Remote(link, entry_point), "candidate": Remote(link, entry_point)}
     names |= {"__name__": "__main__", "__builtins__": builtins}
     try:
         exec(code, names)
@@ -83,9 +89,9 @@ def check(payload: dict[str, Any]) -> None:
 
 
 class Remote:
-    """A function or object of the submission, seen from the test: to be called, looked into, listed and passed back.
+    """A function or object of the submission, as the test sees it: to call, read attributes, iterate or pass back.
 
-    It has no truth value and equals nothing: an object that says it equals everything must not pass.
+    It has no truth value and cannot be compared: an object that claims to equal everything must not pass.
     """
 
     __slots__ = ("_link", "_place")
@@ -118,7 +124,7 @@ class _Link:
         self._replies = os.fdopen(LINK, "rb", closefd=False)
 
     def ask(self, request: dict[str, Any]) -> Any:
-        """One request and its answer. Raises what the submission raised, or `SubmissionBroken`."""
+        """Send a request and return its answer. Raises what the submission raised, or `SubmissionBroken`."""
         try:
             _send(request)
             reply = json.loads(self._replies.readline(_LONGEST))
@@ -147,12 +153,16 @@ def _answer(request: dict[str, Any], resolve: Callable[[Any], Any], refer: Calla
 
 
 def _exception(kind: str, message: str) -> Exception:
-    """What to raise in the test for an exception of the submission."""
-    known = getattr(builtins, kind, None)
+    """The exception to raise in the test for an exception of the submission."""
+    builtin_class = getattr(builtins, kind, None)
     error: Exception = Raised(f"{kind}: {message}")
-    if isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, _STOPPING):
-        with contextlib.suppress(TypeError):  # some take more than a message
-            error = known(message)
+    if (
+        isinstance(builtin_class, type)
+        and issubclass(builtin_class, Exception)
+        and not issubclass(builtin_class, _STOPPING)
+    ):
+        with contextlib.suppress(TypeError):  # some classes take more arguments than a message
+            error = builtin_class(message)
     error.of_submission = True  # type: ignore[attr-defined]
     return error
 
@@ -174,13 +184,13 @@ def _send(value: dict[str, Any]) -> None:
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """Names that the test may take from the submission: those it mentions that are not built in."""
+    """Names that the test takes from the submission: all names it uses that are not built in."""
     names = {name for name in code.co_names if not name.startswith("__") and not hasattr(builtins, name)}
-    return names.union(*(_names(item) for item in code.co_consts if isinstance(item, types.CodeType)))
+    return names.union(*(_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)))
 
 
 def _describe(error: BaseException, text: str) -> str:
-    """The line of the test that failed, and the exception."""
+    """The line of the test that failed, and the exception, as text."""
     line, traceback = "", error.__traceback__
     while traceback is not None:
         if traceback.tb_frame.f_code.co_filename == "test":

@@ -1,7 +1,7 @@
-"""Which programs keep nothing from one call of a function to the next, so that several calls may share a process.
+"""Finds the programs that keep nothing from one function call to the next, so that calls may share a process.
 
-Read in the jail, off the text alone. Nothing but speed hangs on it: whoever is mistaken for such a program could only
-pass something to its own later calls. So it names what is surely harmless, functions over plain data, and no more.
+It reads the program's text only, inside the jail. Only speed depends on it: a program that is accepted by mistake could
+only pass something to its own later calls. So it accepts only what is surely harmless: functions over plain data.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _STATEMENTS = (
     ast.Module, ast.Return, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.For, ast.While, ast.If, ast.Assert, ast.Expr,
     ast.Pass, ast.Break, ast.Continue, ast.Nonlocal,
 )  # fmt: skip
-"""No class, import, global, del, with, try (of what it catches, some depends on the memory that is left)."""
+"""Without class, import, global, del and with. Without try, too: some errors it catches depend on the memory left."""
 _EXPRESSIONS = (
     ast.BoolOp, ast.NamedExpr, ast.BinOp, ast.UnaryOp, ast.Lambda, ast.IfExp, ast.Dict, ast.Set, ast.ListComp,
     ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Compare, ast.Call, ast.FormattedValue, ast.JoinedStr, ast.Constant,
@@ -36,7 +36,7 @@ _METHODS = frozenset(
 
 
 def stateless(text: str) -> bool:
-    """Whether calls of the functions that this program defines come out as in a process of their own."""
+    """Whether calls of this program's functions give the same results in a shared process as in separate ones."""
     try:
         tree = ast.parse(text, "main.py")
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -45,19 +45,19 @@ def stateless(text: str) -> bool:
 
 
 def _defines(statement: ast.stmt) -> bool:
-    """Whether it binds names to functions or to values that cannot change, as a module may."""
+    """Whether a top-level statement only binds names to functions or to values that cannot change."""
     if isinstance(statement, ast.Assign):
-        return all(isinstance(target, ast.Name) for target in statement.targets) and _fixed(statement.value)
-    return isinstance(statement, ast.FunctionDef) or (isinstance(statement, ast.Expr) and _fixed(statement.value))
+        return all(isinstance(target, ast.Name) for target in statement.targets) and _constant(statement.value)
+    return isinstance(statement, ast.FunctionDef) or (isinstance(statement, ast.Expr) and _constant(statement.value))
 
 
-def _fixed(value: ast.expr | None) -> bool:
+def _constant(value: ast.expr | None) -> bool:
     if isinstance(value, ast.Tuple):
-        return all(map(_fixed, value.elts))
+        return all(map(_constant, value.elts))
     if isinstance(value, ast.BinOp):
-        return _fixed(value.left) and _fixed(value.right)
+        return _constant(value.left) and _constant(value.right)
     if isinstance(value, ast.UnaryOp):
-        return _fixed(value.operand)
+        return _constant(value.operand)
     return value is None or isinstance(value, ast.Constant)
 
 
@@ -67,5 +67,6 @@ def _harmless(node: ast.AST) -> bool:
     if isinstance(node, ast.Attribute):
         return node.attr in _METHODS and isinstance(node.ctx, ast.Load)
     if isinstance(node, ast.FunctionDef):
-        return not node.decorator_list and all(map(_fixed, (*node.args.defaults, *node.args.kw_defaults)))
+        # a default that can change, such as a list, would keep its content between calls
+        return not node.decorator_list and all(map(_constant, (*node.args.defaults, *node.args.kw_defaults)))
     return type(node) in _HARMLESS

@@ -1,7 +1,7 @@
-"""Python values as JSON that keeps their types, for what crosses a jail's wall. Decoding builds data and runs nothing.
+"""Encodes Python values as JSON that keeps their types, to send data out of a jail. Decoding builds data, runs no code.
 
-What JSON has is itself; everything else is an object with one key that starts with `$`. Subclasses (Counter,
-namedtuple, IntEnum) travel as the type they extend.
+JSON values stand for themselves. Every other value is an object with one key that starts with `$`. An instance of a
+subclass (Counter, namedtuple, IntEnum) is sent as the type it extends.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ from collections.abc import Callable
 from typing import Any
 
 _WIDE_INT = 1 << 4096
+"""Larger integers are sent in hexadecimal: Python refuses to convert more than 4300 decimal digits."""
 
 
 class NotData(TypeError):
-    """A value that is not data, such as a function or an object."""
+    """A value is not data but, for example, a function or an object."""
 
 
 def encode(value: Any, reference: Callable[[Any], Any] | None = None) -> Any:
-    """What `json.dumps` takes for `value`; `reference` gives the form of what is not data, else `NotData` is raised."""
+    """The form of `value` for `json.dumps`.
+
+    `reference` encodes what is not data; without it, `NotData` is raised.
+    """
+    # methods of the base types are named (`str.__str__`): a subclass in the submission may override its own
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -49,7 +54,7 @@ def encode(value: Any, reference: Callable[[Any], Any] | None = None) -> Any:
 
 
 def decode(value: Any, reference: Callable[[Any], Any] | None = None) -> Any:
-    """The value that `encode` was given. Raises ValueError, TypeError or LookupError on anything else."""
+    """The value that `encode` was given. Raises ValueError, TypeError or LookupError for malformed input."""
     if isinstance(value, list):
         return [decode(item, reference) for item in value]
     if not isinstance(value, dict):
@@ -72,10 +77,10 @@ def decode(value: Any, reference: Callable[[Any], Any] | None = None) -> Any:
 
 
 def decode_json(value: Any) -> Any:
-    """What JSON can hold of an encoded value, tuples as lists; ValueError, TypeError or LookupError for the rest.
+    """Decode a value as far as JSON can hold it, with tuples as lists.
 
-    The judge uses it on what a submission returned: it builds no set and no dict of numbers, whose hashes could be made
-    to collide.
+    Raises ValueError, TypeError or LookupError for everything else. The judge uses it on the values that a submission
+    returns. It builds no sets and no dicts with number keys: a submission could choose numbers whose hashes collide.
     """
     if isinstance(value, list):
         return [decode_json(item) for item in value]
@@ -98,7 +103,7 @@ _BUILDERS: dict[str, Callable[[Any], Any]] = {"$tuple": tuple, "$set": set, "$fr
 
 
 def _tag(value: dict[str, Any]) -> str | None:
-    """The tag of an encoded value; None for a dict that stands for itself."""
+    """The `$` key of an encoded value; None for a plain dict."""
     name = next(iter(value), "")
     return name if len(value) == 1 and name.startswith("$") else None
 

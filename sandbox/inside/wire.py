@@ -1,4 +1,4 @@
-"""What the trainer, the fork server and its children agree on: packets, descriptors, the mark of a closed jail."""
+"""The protocol of the trainer, the fork server and its children: packets, descriptors, the mark of a closed jail."""
 
 from __future__ import annotations
 
@@ -6,53 +6,56 @@ import struct
 from dataclasses import dataclass
 
 REQUEST = struct.Struct("=IBddQQ")
-"""Case number, processes, CPU seconds, wall seconds, bytes of memory, bytes a file; `FILES` descriptors a process.
+"""A request: case number, number of processes, CPU seconds, wall seconds, bytes of memory, bytes per file.
 
-No processes: the case of that number is to be ended.
+`FILES` descriptors per process come with it. If the number of processes is 0, the case of that number is to be ended.
 """
 REPLY = struct.Struct("=Id")
-"""Case number, wall seconds; one `PROCESS` a process follows."""
+"""A reply: case number, wall seconds; one `PROCESS` per process follows."""
 PROCESS = struct.Struct("=idQcH")
-"""Wait status, CPU seconds, largest resident bytes, what the server ended it for: `-`, `c` CPU, `w` wall, `x` since it
-was told to, `r` too many refused calls; and a bit for each kind of refused call (seccomp.py) it was seen to try."""
+"""Wait status, CPU seconds, peak resident bytes, why the fork server ended it, and the refused calls it tried.
+
+Why: `-` it did not end it, `c` CPU, `w` wall time, `x` on request, `r` too many refused calls. The refused calls are
+one bit for each kind (`seccomp.KINDS`).
+"""
 FORKED = 0x7FFFFFFF
-"""No process: a child asks to signal it, and is refused, so that the fork server hears of a fork."""
+"""No process has this id. A child that is about to fork tries to signal it: the refused call tells the fork server."""
 FILES = 5
-"""Standard input, output, error, the report and the payload."""
+"""Descriptors per process: standard input, output, error, the report and the payload."""
 
 REPORT, LINK, PAYLOAD = 3, 4, 5
-"""Where a child has them: what the judge reads, the other half of an assert test, what it is to do."""
+"""Their numbers in a child: the answer for the judge, the other process of an assert test, the child's task."""
 HIGH = 64
-"""Other descriptors are kept from here on, clear of those."""
+"""All other descriptors get this number or a higher one, so that they do not collide with those above."""
 READY = b"R"
-"""Written over the payload's first byte once the jail is shut; the submission has no way to that file."""
+"""Written over the payload's first byte once the jail is closed. The submission cannot reach that file."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What the children of one fork server are for, and so what they may reach."""
+    """What the children of one fork server run, and what they may reach."""
 
     readable: tuple[str, ...]
-    """Folders and files of the host that they may read, besides the standard library."""
+    """Folders and files of the host that they may read, in addition to the standard library."""
     native: bool = False
-    """They fork, and execute what is readable: compilers, shells, other interpreters. Else they are warm Pythons."""
+    """They execute compilers, shells or other programs that are readable, and may fork. Else they stay warm Pythons."""
     scratch: str = ""
-    """The folder that compilers write in, one below it a slot; in a file tree of its own it is another one."""
+    """A folder with one writable folder per slot, for compilers. A separate file tree has its own instead of it."""
 
 
 @dataclass(frozen=True)
 class ForkServerPlan:
-    """One fork server."""
+    """The settings of one fork server."""
 
     slots: int
     profile: Profile
     without: tuple[str, ...] = ()
-    """Walls that are left out, to see what a machine that lacks them would give."""
+    """Walls to leave out, to see what a machine without them would give."""
     memory_bytes: int = 1 << 40
-    """What it and all its children may have together, where control groups can be had."""
+    """Memory for it and all its children together, if control groups are available."""
     tasks: int = 1024
-    """As many processes and threads they may be, likewise."""
+    """Processes and threads of it and all its children together, if control groups are available."""
     search: tuple[str, ...] = ()
-    """Folders that modules are found in, after the standard library."""
+    """Folders in which modules are found, after the standard library."""
     preload: tuple[str, ...] = ()
-    """Modules imported before forking, where they are installed."""
+    """Modules to import before forking, if they are installed."""
