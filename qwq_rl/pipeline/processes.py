@@ -36,7 +36,7 @@ QUOTED_LINES = 15
 # Not indented: only the line of the error itself counts, not the source lines of a traceback.
 _NO_SPACE = re.compile(r"^\S.*No space left on device", re.MULTILINE)
 # The end of the output of one of our processes after a mistake of the user: one message, no traceback.
-_OWN_MESSAGE = re.compile(r"^(?:error|qwq_rl\.evaluate): (.*)\Z", re.MULTILINE | re.DOTALL)
+_OWN_MESSAGE = re.compile(r"^(?:error|qwq_rl\.evals\.evaluate): (.*)\Z", re.MULTILINE | re.DOTALL)
 
 
 def accelerate_command(config: Path | None) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ def micro_score(estimate: object, colour: int) -> str:
     if mean is None:
         return ""
     width = 96.0
-    bar = f'<path class="bar" d="M{pixel((low or mean) * width)} 6H{pixel((high or mean) * width)}"/>'
+    low, high = (mean if end is None else end for end in (low, high))
+    bar = f'<path class="bar" d="M{pixel(low * width)} 6H{pixel(high * width)}"/>'
     return _micro(f'<path class="rail" d="M0 6H{pixel(width)}"/>{bar}', mean * width, width, colour, interval(estimate))
 
 

@@ -114,7 +114,7 @@ def duration(seconds: object) -> str:
     amount = finite(seconds)
     if amount is None:
         return NONE
-    if amount < 59.95:
+    if round(amount) < 60:
         return f"{amount:.1f} s" if amount < 9.95 else f"{amount:.0f} s"
     total = round(amount)
     if total < 3600:

@@ -48,6 +48,24 @@ def end(process: Process) -> ProcessEnd:
     return ended
 
 
+def test_a_mistake_of_the_user_in_an_evaluation_is_its_own_message(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "qwq_rl.evals.evaluate",
+        "--model",
+        str(tmp_path / "nowhere"),
+        "--out",
+        str(tmp_path),
+    ]
+    process = Process(StageProcess("evaluate x", [*command, "--sets", "tiny/final"], tmp_path / "x.log", False))
+
+    message = explain_failure(end(process)).splitlines()[0]
+
+    assert message.startswith("evaluate x: ")
+    assert "nowhere" in message
+
+
 def wait_for(process: Process, word: str) -> None:
     deadline = time.monotonic() + 30
     while word not in process.job.log.read_text():

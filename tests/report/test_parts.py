@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from synthetic import EVALUATION, LAUNCH
 
+from qwq_rl.report.bars import micro_score
 from qwq_rl.report.charts import UNIT, Frame, Point, Series, fitted, line_chart, plain_axis, round_ticks, time_line
 from qwq_rl.report.load import load_run
 from qwq_rl.report.markup import data_block, duration, number, short, signed
@@ -38,7 +39,15 @@ def test_a_value_that_rounds_to_zero_has_no_minus() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(8.44, "8.4 s"), (59.99, "1 min 00 s"), (252, "4 min 12 s"), (7500, "2 h 05 min")]
+    ("seconds", "text"),
+    [
+        (8.44, "8.4 s"),
+        (59.4, "59 s"),
+        (59.7, "1 min 00 s"),
+        (59.99, "1 min 00 s"),
+        (252, "4 min 12 s"),
+        (7500, "2 h 05 min"),
+    ],
 )
 def test_durations_carry_over(seconds: float, text: str) -> None:
     assert duration(seconds) == text
@@ -217,3 +226,7 @@ def test_rollouts_stay_within_their_budget(run: Path) -> None:
     half = sample_stage(stage, whole // 2)
     assert len(data_block(half).encode()) <= whole // 2 + 200
     assert [half["updates"][0]["u"], half["updates"][-1]["u"]] == [1, 6]
+
+
+def test_an_interval_that_begins_at_0_is_drawn_from_there() -> None:
+    assert '<path class="bar" d="M0 6H96"/>' in micro_score({"mean": 0.5, "low": 0.0, "high": 1.0}, 1)
