@@ -1,1 +1,1 @@
-"""Can a verifier, its rows and its past verdicts be trusted: `verify`, `rescore`, the audit before training."""
+"""Checks whether verifiers, rows and past verdicts can be trusted: `verify`, `rescore`, the audit before training."""

@@ -1,4 +1,4 @@
-"""What the command line of `qwq-rl verify` may say, and what is wrong with it before anything is judged."""
+"""The command line of `qwq-rl verify`, and its mistakes, which are reported before anything is judged."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class Chosen:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments, with a help that says what a row is and what the exit status means."""
-    made = argparse.ArgumentParser(
+    """The argument parser. Its help explains what a row is and what the exit status means."""
+    result = argparse.ArgumentParser(
         prog="qwq-rl verify",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = made.add_argument
+    add = result.add_argument
     add("verifier", metavar="VERIFIER")
     add(
         "rows",
@@ -92,11 +92,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="exit with 1 above this share of faults",
     )
-    return made
+    return result
 
 
 def whole(text: str, least: int = 1) -> int:
-    """An argument that is a whole number of at least `least`; raises what argparse tells."""
+    """Parse a whole number of at least `least`. Raises ArgumentTypeError, whose text argparse shows."""
     try:
         number = int(text)
     except ValueError:
@@ -117,9 +117,9 @@ def _share(text: str) -> float:
 
 
 def check_out(out: Path | None, source: str = "-") -> None:
-    """Make the folder that `out` is to be in; raises UserError where nothing can be written there, or it is `source`.
+    """Create the folder of `out`. Raises UserError if `out` cannot be written there, or if it is the file `source`.
 
-    Asked before anything is judged, whose results would be lost.
+    Call it before anything is judged: otherwise the results could be lost.
     """
     if out is None:
         return
@@ -136,7 +136,10 @@ def check_out(out: Path | None, source: str = "-") -> None:
 
 
 def choose(name: str, recipe: Path | None, given: Sequence[str]) -> Chosen:
-    """The verifier of this name: itself, or what the recipe puts in its place; parameters as `KEY=VALUE`, in YAML."""
+    """Return the verifier of this name, or the one that `recipe` puts in its place.
+
+    `given` are parameters as `KEY=VALUE`, the values in YAML. They replace those of the recipe.
+    """
     spec, params = name, dict[str, Any]()
     if recipe is not None:
         from qwq_rl.evals.evaluate import named_verifiers
@@ -144,24 +147,24 @@ def choose(name: str, recipe: Path | None, given: Sequence[str]) -> Chosen:
 
         if not recipe.is_file():
             raise UserError(f"there is no recipe {recipe}")
-        named = named_verifiers([recipe])
-        if name not in named:
+        verifiers = named_verifiers([recipe])
+        if name not in verifiers:
             raise UserError(
-                f"{recipe} names no verifier `{name}`{did_you_mean(name, named)} (it has {', '.join(named)})"
+                f"{recipe} names no verifier `{name}`{did_you_mean(name, verifiers)} (it has {', '.join(verifiers)})"
             )
-        spec, params = chosen(name, named[name])
+        spec, params = chosen(name, verifiers[name])
     return Chosen(name, spec, params | parameters(given))
 
 
 def parameters(given: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE` arguments as a mapping; the values are YAML."""
-    found = {}
+    """Parse `KEY=VALUE` arguments, whose values are YAML, into a mapping. Raises UserError."""
+    values = {}
     for argument in given:
         key, equals, value = argument.partition("=")
         if not equals or not key:
             raise UserError(f"--param {argument}: write it as KEY=VALUE")
         try:
-            found[key] = yaml.safe_load(value)
+            values[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UserError(f"--param {argument}: the value is no YAML: {error}") from error
-    return found
+    return values

@@ -1,4 +1,4 @@
-"""What an audit found, and how it is told."""
+"""The findings of an audit, and its report as text and as JSON."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ SAYS: dict[Kind, str] = {
     "form": "have a solution that would get no reward by a rule of the domain",
     "unproven": "have nothing that must pass: no solution, and their reference is no answer",
 }
-"""What is said of the rows with a finding of a kind, in the order of telling."""
+"""Text for the rows with a finding of each kind, in the order of the report."""
 
 BROKEN = frozenset[Kind]({"reference", "solution", "fault", "unstable"})
-"""The row cannot be learnt from: a right response is not, or not always, rewarded."""
+"""Kinds that make a row unusable for training: a right response is not rewarded, or not always."""
 TOLD = frozenset[Kind]({"form", "unproven"})
-"""No failure of row or verifier."""
+"""Kinds that are only reported: neither the row nor the verifier fails the audit."""
 SHOWN = 5
-"""How many rows of a kind the terminal shows; the report has all."""
+"""How many rows of each kind the terminal shows; the JSON report has all."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with a row, or with what its verifier makes of it."""
+    """One problem of a row, or of how its verifier judges it."""
 
     id: str
     place: int
@@ -50,11 +50,11 @@ class Report:
     rows: int
     """Rows audited."""
     open: int
-    """Those without a check of role `score`: there is nothing to audit."""
+    """Rows without a check of role `score`: there is nothing to audit."""
     proven: int
-    """Those for which something that must pass does."""
+    """Rows for which a response that must pass does pass."""
     complete: bool
-    """Whether every row was audited; False where the time ran out."""
+    """Whether every row was audited; False if the time ran out."""
     seconds: float
     slowest: float
     """Seconds of the longest verdict on a hostile text."""
@@ -62,11 +62,11 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether there is nothing wrong; what is only told is no failure."""
+        """Whether nothing is wrong. Findings of the kinds in TOLD do not count."""
         return all(finding.kind in TOLD for finding in self.findings)
 
     def broken(self, domain: str | None = None) -> int:
-        """How many rows (of a domain) cannot be learnt from."""
+        """How many rows (of a domain) cannot be used for training."""
         return self._count(BROKEN, domain)
 
     def count(self, kind: Kind, domain: str | None = None) -> int:
@@ -74,8 +74,9 @@ class Report:
         return self._count(frozenset({kind}), domain)
 
     def _count(self, kinds: frozenset[Kind], domain: str | None) -> int:
-        of = (one for one in self.findings if one.kind in kinds and domain in (None, one.domain))
-        return len({(one.domain, one.id, one.place) for one in of})
+        counted = (finding for finding in self.findings if finding.kind in kinds and domain in (None, finding.domain))
+        # One row may have several findings: count it once.
+        return len({(finding.domain, finding.id, finding.place) for finding in counted})
 
     def record(self, name: str) -> dict[str, Any]:
         """The report as a JSON object (docs/contracts.md, "An audit"); `name` says what was audited."""
@@ -104,20 +105,20 @@ def _lines(report: Report, name: str) -> Iterator[str]:
     judged = report.rows - report.open
     word = "passed" if report.passed else "FAILED"
     yield f"audit of {name}: {word}"
-    part = "" if report.complete else " (the time ran out: the rest was not looked at)"
-    yield f"  {report.rows} rows in {report.seconds:.1f} s{part}: {report.proven} of {judged} proven" + (
+    note = "" if report.complete else " (the time ran out: the rest was not looked at)"
+    yield f"  {report.rows} rows in {report.seconds:.1f} s{note}: {report.proven} of {judged} proven" + (
         f", {report.open} open" if report.open else ""
     )
-    for kind, says in SAYS.items():
+    for kind, meaning in SAYS.items():
         of_kind = [finding for finding in report.findings if finding.kind == kind]
         if of_kind:
-            yield f"  {len({one.place for one in of_kind})} {says}"
+            yield f"  {len({item.place for item in of_kind})} {meaning}"
             yield from listed(of_kind)
     yield f"  longest verdict on a hostile text: {report.slowest:.2f} s"
 
 
 def listed(findings: Sequence[Finding], shown: int = SHOWN, indent: str = "    ") -> Iterator[str]:
-    """The first findings, one a line, and how many more there are."""
+    """Yield the first findings, one per line, and how many more there are."""
     for finding in findings[:shown]:
         yield f"{indent}{finding.id} (row {finding.place}): {finding.reason}"
     if len(findings) > shown:

@@ -1,4 +1,4 @@
-"""Recorded rollouts judged again: those of a run, their rows, and what they are worth with another verifier."""
+"""Reads the recorded rollouts of a run and their rows, and scores them again with another verifier."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from qwq_rl.verifiers import Response
 
 BATCH = 256
 Line = Mapping[str, Any]
-"""A rollout as it was recorded (docs/contracts.md)."""
+"""A rollout as it is recorded (docs/contracts.md, a line of `rollouts/`)."""
 
 
 @dataclass(frozen=True)
 class Again:
-    """A rollout, and what it would have been worth."""
+    """A recorded rollout, and its score and reward with the other verifier."""
 
     stage: str
     rollout: Line
     row: Row
     name: str
-    """The verdict that was judged again."""
+    """The name of the verdict that was judged again."""
     scored: Scored
     reference: Any
-    """What the verdict was about."""
+    """The reference that the verdict compares with."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which rollouts are judged again, and by what."""
+    """Which rollouts are judged again, and with which verifier."""
 
     spec: str
     params: Mapping[str, Any]
@@ -49,35 +49,35 @@ class Wanted:
 
 
 def rl_stages(run: Path, stage: str | None) -> list[StageFolder]:
-    """The rl stages of a run that have rollouts, or the one named. Raises RunStateError where there is none."""
+    """The rl stages of a run that have rollouts, or the one named `stage`. Raises RunStateError if there is none."""
     folder = RunFolder(run)
     if not run.is_dir():
         raise RunStateError(f"{run}: no such folder")
-    found = [path.parent.name for path in sorted(run.glob("*/rollouts")) if ".old-" not in path.parent.name]
-    if stage is not None and stage not in found:
+    names = [path.parent.name for path in sorted(run.glob("*/rollouts")) if ".old-" not in path.parent.name]
+    if stage is not None and stage not in names:
         raise RunStateError(
-            f"{run}: stage {stage} has no rollouts{did_you_mean(stage, found)} (there are {_or(found)})"
+            f"{run}: stage {stage} has no rollouts{did_you_mean(stage, names)} (there are {_listed(names)})"
         )
-    if not found:
+    if not names:
         seeds = [path.name for path in sorted(run.glob("seed-*"))]
         hint = f"; name one of its seeds, as {run / seeds[0]}" if seeds else ""
         raise RunStateError(f"{run}: no stage has rollouts; rl stages record them{hint}")
-    return [folder.stage(name) for name in ([stage] if stage else found)]
+    return [folder.stage(name) for name in ([stage] if stage else names)]
 
 
 def recorded(stage: StageFolder, updates: range | None) -> Iterator[Line]:
-    """The rollouts of a stage in order of update."""
+    """Yield the rollouts of a stage in order of update; `updates` selects some."""
     for path in sorted((stage.path / "rollouts").glob("update-*.jsonl")):
         if updates is None or int(path.stem.removeprefix("update-")) in updates:
             for line in read_lines(path):
-                for part in line["segments"]:  # long, and nothing here needs them
-                    part.pop("logprobs", None)
-                    part.pop("loss_mask", None)
+                for segment in line["segments"]:  # drop what is long and not needed here
+                    segment.pop("logprobs", None)
+                    segment.pop("loss_mask", None)
                 yield line
 
 
 def recipe_of(stage: StageFolder) -> RlRecipe:
-    """The recipe that a stage was trained by. Raises RunStateError where it is not there or another kind."""
+    """The recipe that a stage was trained with. Raises RunStateError if it is missing or not of kind rl."""
     if not stage.resolved.exists():
         raise RunStateError(f"{stage.path}: there is no {stage.resolved.name}, so nobody knows the rows it trained on")
     recipe = load_stage(stage.resolved)
@@ -87,32 +87,32 @@ def recipe_of(stage: StageFolder) -> RlRecipe:
 
 
 def rows_of(recipe: RlRecipe) -> tuple[dict[str, Row], list[str]]:
-    """The rows that a recipe trains on, by id, and why some of its sources could not be read."""
-    found: dict[str, Row] = {}
+    """Return the rows that a recipe trains on, by id, and a message for each source that cannot be read."""
+    rows_by_id: dict[str, Row] = {}
     missing = []
-    for one in recipe.data:
+    for source in recipe.data:
         try:
-            rows = load_rows(one.source, mapper=one.mapper, limit=one.limit, seed=recipe.seed, kind="rl")
-            found |= {row["id"]: row for row in rows if row["id"] not in found}
+            rows = load_rows(source.source, mapper=source.mapper, limit=source.limit, seed=recipe.seed, kind="rl")
+            rows_by_id |= {row["id"]: row for row in rows if row["id"] not in rows_by_id}
         except UserError as error:
             missing.append(str(error).splitlines()[0])
-    return found, missing
+    return rows_by_id, missing
 
 
 def replaced(lines: Sequence[Line], wanted: Wanted) -> str | None:
-    """The name of the verdicts that the verifier stands for; None: the first one of each rollout (of the domain).
+    """Return the name of the verdicts that the other verifier replaces. None: the first verdict of each rollout.
 
-    Raises UserError where that is not clear.
+    Raises UserError if that is not clear.
     """
     domains = sorted({line["domain"] for line in lines})
     if wanted.domain is not None and wanted.domain not in domains:
-        near = did_you_mean(wanted.domain, domains)
-        raise UserError(f"no rollout is of the domain `{wanted.domain}`{near} ({_or(domains)})")
-    of = [line for line in lines if wanted.domain in (None, line["domain"])]
-    names = sorted({name for line in of for name in line["verdicts"]})
+        suggestion = did_you_mean(wanted.domain, domains)
+        raise UserError(f"no rollout is of the domain `{wanted.domain}`{suggestion} ({_listed(domains)})")
+    lines_of_domain = [line for line in lines if wanted.domain in (None, line["domain"])]
+    names = sorted({name for line in lines_of_domain for name in line["verdicts"]})
     if wanted.check is not None and wanted.check not in names:
         raise UserError(
-            f"no rollout has a verdict of `{wanted.check}`{did_you_mean(wanted.check, names)} ({_or(names)})"
+            f"no rollout has a verdict of `{wanted.check}`{did_you_mean(wanted.check, names)} ({_listed(names)})"
         )
     if wanted.check is not None:
         return wanted.check
@@ -121,12 +121,12 @@ def replaced(lines: Sequence[Line], wanted: Wanted) -> str | None:
     if wanted.domain is not None or len(names) == 1:
         return None
     raise UserError(
-        f"it is not clear which verdicts `{wanted.spec}` is to stand for: name them with --check ({_or(names)}) or "
-        f"--domain ({_or(domains)})"
+        f"it is not clear which verdicts `{wanted.spec}` is to stand for: name them with --check ({_listed(names)}) or "
+        f"--domain ({_listed(domains)})"
     )
 
 
-def _or(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) or "none"
 
 
@@ -139,35 +139,37 @@ def judge_again(
     name: str | None,
     on_rollouts: Callable[[int], None],
 ) -> tuple[list[Again], int]:
-    """Score the wanted rollouts again with the verifier in its new place, and count those whose row is not found.
+    """Score the wanted rollouts again with the other verifier. Also return how many could not be judged.
 
-    Everything else is as it was: gates, the preference as recorded, the other checks of the row.
+    Those are rollouts whose row is not found, or whose row no longer asks for the verdict. Everything else is as
+    before: the gates, the recorded preference, the other checks of the row.
     """
-    chosen = [(line, own) for line in lines if (own := _own(line, wanted, name)) is not None]
-    known = [(line, own) for line, own in chosen if line["row"] in rows]
-    ends, decode = _eos(stage), _LazyTokenizer(stage)
+    chosen = [(line, verdict_name) for line in lines if (verdict_name := _verdict_of(line, wanted, name)) is not None]
+    with_row = [(line, verdict_name) for line, verdict_name in chosen if line["row"] in rows]
+    eos, decode = _eos(stage), _LazyTokenizer(stage)
     scorers: dict[tuple[str, str], Scorer] = {}
-    found: list[Again] = []
-    for start in range(0, len(known), BATCH):
-        parts: dict[tuple[str, str], list[tuple[Line, str]]] = {}
-        for line, own in known[start : start + BATCH]:
-            parts.setdefault((line["domain"], own.partition("#")[0]), []).append((line, own))
-        for key, of in parts.items():
+    judged: list[Again] = []
+    for start in range(0, len(with_row), BATCH):
+        # One scorer per domain and verifier; a second check of the same verifier is named `NAME#2`.
+        by_scorer: dict[tuple[str, str], list[tuple[Line, str]]] = {}
+        for line, verdict_name in with_row[start : start + BATCH]:
+            by_scorer.setdefault((line["domain"], verdict_name.partition("#")[0]), []).append((line, verdict_name))
+        for key, members in by_scorer.items():
             if key not in scorers:
                 scorers[key] = _scorer(recipe, *key, wanted)
-            items = [(rows[line["row"]], response_of(line, ends, decode)) for line, _ in of]
-            scored = scorers[key].score(items, [line["preference"] for line, _ in of])
-            found += [
-                Again(stage.name, line, row, own, one, _reference(scorers[key], row, own))
-                for (line, own), (row, _), one in zip(of, items, scored, strict=True)
-                if own in one.verdicts  # the row may ask for less by now
+            items = [(rows[line["row"]], response_of(line, eos, decode)) for line, _ in members]
+            scored = scorers[key].score(items, [line["preference"] for line, _ in members])
+            judged += [
+                Again(stage.name, line, row, verdict_name, result, _reference_of(scorers[key], row, verdict_name))
+                for (line, verdict_name), (row, _), result in zip(members, items, scored, strict=True)
+                if verdict_name in result.verdicts  # the row may have fewer checks now
             ]
-        on_rollouts(len(found))
-    return found, len(chosen) - len(found)
+        on_rollouts(len(judged))
+    return judged, len(chosen) - len(judged)
 
 
-def _own(line: Line, wanted: Wanted, name: str | None) -> str | None:
-    """The verdict of this rollout that is judged again, None where none is."""
+def _verdict_of(line: Line, wanted: Wanted, name: str | None) -> str | None:
+    """The name of the verdict of this rollout that is judged again; None if none is."""
     if wanted.domain not in (None, line["domain"]):
         return None
     if name is None:
@@ -176,7 +178,7 @@ def _own(line: Line, wanted: Wanted, name: str | None) -> str | None:
 
 
 def _scorer(recipe: RlRecipe, domain: str, name: str, wanted: Wanted) -> Scorer:
-    """The domain's scorer, with the verifier in the place of the one of this name."""
+    """The scorer of a domain, with the other verifier in place of the one called `name`."""
     if domain not in recipe.domains:
         raise UserError(f"the recipe has no domain `{domain}`, of which there are rollouts")
     old = recipe.domains[domain]
@@ -185,24 +187,25 @@ def _scorer(recipe: RlRecipe, domain: str, name: str, wanted: Wanted) -> Scorer:
 
 
 def response_of(line: Line, eos: str | None, decode: Callable[[Sequence[int]], str]) -> Response:
-    """The response of a recorded rollout: what the model wrote, and of its last turn thinking and answer."""
-    turns = [part for part in line["segments"] if part["role"] == "model"]
-    texts = [part["text"] if part.get("text") is not None else decode(part["token_ids"]) for part in turns]
+    """The response of a recorded rollout: all that the model wrote, and thinking and answer of its last turn."""
+    turns = [segment for segment in line["segments"] if segment["role"] == "model"]
+    texts = [segment["text"] if segment.get("text") is not None else decode(segment["token_ids"]) for segment in turns]
     last = texts[-1] if texts else ""
     body = last.removesuffix(eos) if eos else last
     reasoning, answer = split_thinking(body, opens_thinking(line["prompt"]))
-    ids = tuple(token for part in turns for token in part["token_ids"])
+    token_ids = tuple(token for segment in turns for token in segment["token_ids"])
     messages = ({"role": "assistant", "content": body},)
-    return Response("".join(texts), answer.strip(), reasoning.strip(), line["finish"], messages, ids)
+    return Response("".join(texts), answer.strip(), reasoning.strip(), line["finish"], messages, token_ids)
 
 
 def _eos(stage: StageFolder) -> str | None:
+    """The end-of-text token that the stage trained with, from its contract; None if it is not recorded."""
     provenance = read_json(stage.provenance) or {}
     return (provenance.get("contract") or {}).get("eos")
 
 
 class _LazyTokenizer:
-    """The stage's tokenizer, loaded when the first text is missing."""
+    """Decodes with the stage's tokenizer. It is loaded at the first call: only rollouts without a text need it."""
 
     def __init__(self, stage: StageFolder) -> None:
         self._stage = stage
@@ -224,7 +227,7 @@ class _LazyTokenizer:
 
 
 def disagreement(again: Again) -> dict[str, Any]:
-    """Both verdicts on one rollout, and both rewards, as a line of the output (docs/contracts.md)."""
+    """Both verdicts on a rollout and both rewards, as one line of the output (docs/contracts.md)."""
     line, verdict = again.rollout, again.scored.verdicts[again.name]
     return {
         "id": line["id"],
@@ -236,16 +239,16 @@ def disagreement(again: Again) -> dict[str, Any]:
         "family": line["family"],
         "check": again.name,
         "reference": json.loads(json.dumps(again.reference, default=str)),
-        "text": "".join(str(part["text"]) for part in line["segments"]),
+        "text": "".join(str(segment["text"]) for segment in line["segments"]),
         "old": {**line["verdicts"][again.name]},
         "new": {**vars(verdict), "metrics": dict(verdict.metrics)},
         "reward": {"old": line["reward"], "new": again.scored.reward},
     }
 
 
-def _reference(scorer: Scorer, row: Row, own: str) -> Any:
-    """What the verdict of this name is about; None where nobody asks for it any more."""
-    name, _, number = own.partition("#")
+def _reference_of(scorer: Scorer, row: Row, verdict_name: str) -> Any:
+    """The reference of the verdict of this name; None if the row no longer has that check."""
+    name, _, number = verdict_name.partition("#")
     checks = [check for check, _ in scorer.checks(row) if check.verifier == name]
-    place = int(number or 1) - 1
-    return checks[place].reference if place < len(checks) else None
+    index = int(number or 1) - 1
+    return checks[index].reference if index < len(checks) else None

@@ -1,4 +1,4 @@
-"""Rows with responses, as `qwq-rl verify` reads them: what of a row is asked, and every mistake with its line."""
+"""Reads rows with responses for `qwq-rl verify`: which check of each row is judged, and every mistake with its line."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from qwq_rl.verifiers import Response
 from qwq_rl.verifiers.contract import Finish
 
 ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>")
-"""Special tokens that end a completion and are no part of the answer."""
+"""Special tokens that end a completion and are not part of the answer."""
 
 
 @dataclass(frozen=True)
 class ResponseCheck:
-    """One row and the check of it that is asked."""
+    """One row, and the one of its checks that is judged."""
 
     line: int
     id: str
-    """The row's own, else its line."""
+    """The row's own id, else its line number."""
     row: Row
     check: Check
     response: Response | None
-    """None where only the row is wanted."""
+    """None if responses were not requested."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +55,24 @@ def read_asked(
     limit: int | None = None,
     mapper: str | None = None,
 ) -> Iterator[ResponseCheck | LineMistake]:
-    """What each row of `source` asks of `verifier`, or why it cannot.
+    """Yield the check that `verifier` makes for each row of `source`, or why the line cannot be judged.
 
     `source` is `-` (JSON lines on standard input), a `.jsonl`, `.jsonl.gz` or `.parquet` file, or any source of rows;
-    `mapper` turns what stands there into rows. `check` names the row's check whose reference is taken: by default the
+    `mapper` turns its lines into rows. `check` names the check of a row whose reference is used; by default it is the
     one that names `verifier`, or the only one. `opened`: completions follow a prompt that has opened the thinking.
-    `responses`: rows must have one. Raises RowError where the source or the mapper is missing.
+    `responses`: every row must have one. Raises RowError if the source or the mapper does not exist.
     """
     mapped = map_with(resolve_mapper(mapper) if mapper else None, mapper)
-    for line, given in _numbered(source, limit):
-        value = given if isinstance(given, UnreadableLine) else mapped(given)
-        if isinstance(value, UnreadableLine):
-            yield LineMistake(line, str(value))
+    for line, raw in _numbered(source, limit):
+        row = raw if isinstance(raw, UnreadableLine) else mapped(raw)
+        if isinstance(row, UnreadableLine):
+            yield LineMistake(line, str(row))
             continue
         try:
-            asked = _check(value, verifier, check, role)
-            response = read_response(value, opened) if responses else None
-            name = value.get("id")
-            yield ResponseCheck(line, str(line) if name is None else str(name), value, asked, response)
+            row_check = _check(row, verifier, check, role)
+            response = read_response(row, opened) if responses else None
+            row_id = row.get("id")
+            yield ResponseCheck(line, str(line) if row_id is None else str(row_id), row, row_check, response)
         except RowError as error:
             yield LineMistake(line, str(error))
 
@@ -96,43 +96,45 @@ def _gunzipped(source: str) -> Iterator[tuple[int, Any]]:
 
 
 def _first(numbered: Iterable[tuple[int, Any]], limit: int | None) -> Iterator[tuple[int, Any]]:
-    for count, one in enumerate(numbered):
+    for count, line in enumerate(numbered):
         if limit is not None and count >= limit:
             return
-        yield one
+        yield line
 
 
 def _check(row: Row, verifier: str, named: str | None, role: Role | None) -> Check:
-    """The check whose reference and role are taken, under the verifier's own name."""
-    mistakes = [what for what in _mistakes(row) if what]
+    """The check whose reference and role are used, with `verifier` as its name. Raises RowError."""
+    mistakes = [text for text in _mistakes(row) if text]
     if mistakes:
         raise RowError("; ".join(mistakes))
     checks = checks_of(row)
-    wanted = named or verifier
-    found = [check for check in checks if check.verifier == wanted]
-    if not found and row.get("grade") and row["grade"]["verifier"] == wanted:
-        found = [Check(**row["grade"])]
-    if not found and named is not None:
+    check_name = named or verifier
+    matching = [check for check in checks if check.verifier == check_name]
+    # The grade of a row may name the verifier where its checks do not.
+    if not matching and row.get("grade") and row["grade"]["verifier"] == check_name:
+        matching = [Check(**row["grade"])]
+    if not matching and named is not None:
         raise RowError(f"has no check `{named}`{did_you_mean(named, [check.verifier for check in checks])}")
-    if not found and len(checks) > 1:
+    if not matching and len(checks) > 1:
         names = ", ".join(check.verifier for check in checks)
         raise RowError(f"has several checks ({names}), none of them `{verifier}`: say which is meant with --check NAME")
-    if not found and not checks and "reference" not in row:
-        near = did_you_mean("reference", row, 0.8)
-        if near:
-            raise RowError(f"has no `reference`{near}")
-    taken = found[0] if found else checks[0] if checks else Check(verifier, row.get("reference"))
+    if not matching and not checks and "reference" not in row:
+        # A reference is optional, so only a name that is nearly `reference` (0.8) counts as misspelt.
+        suggestion = did_you_mean("reference", row, 0.8)
+        if suggestion:
+            raise RowError(f"has no `reference`{suggestion}")
+    taken = matching[0] if matching else checks[0] if checks else Check(verifier, row.get("reference"))
     return Check(verifier, taken.reference, role or taken.role)
 
 
 def _mistakes(row: Row) -> Iterator[str]:
-    """What is wrong with the columns that are there; a row to verify needs neither prompt nor domain."""
-    given = {"id": "?", "domain": "?", "prompt": "?", **{name: row[name] for name in row if row[name] is not None}}
-    if not isinstance(given["id"], str):
-        given["id"] = str(given["id"])
-    if isinstance(given["prompt"], list) and given["prompt"] and _ends_with_assistant(given["prompt"]):
-        given["prompt"] = "?"  # a whole conversation, as some data sets give
-    yield from row_mistakes(given, "rl")
+    """Yield what is wrong with the columns of a row. A row to verify needs no id, prompt or domain."""
+    columns = {"id": "?", "domain": "?", "prompt": "?", **{name: row[name] for name in row if row[name] is not None}}
+    if not isinstance(columns["id"], str):
+        columns["id"] = str(columns["id"])
+    if isinstance(columns["prompt"], list) and columns["prompt"] and _ends_with_assistant(columns["prompt"]):
+        columns["prompt"] = "?"  # a whole conversation, as in some data sets
+    yield from row_mistakes(columns, "rl")
 
 
 def _ends_with_assistant(messages: Sequence[Any]) -> bool:
@@ -140,28 +142,28 @@ def _ends_with_assistant(messages: Sequence[Any]) -> bool:
 
 
 def read_response(row: Row, opened: bool) -> Response:
-    """The row's `response`, the raw completion or a list of messages, as a verifier gets it.
+    """Read the row's `response`, a raw completion or a list of messages, in the form that a verifier gets.
 
-    Of messages the last one counts, the assistant's, with its `reasoning_content` where there is one; `finish` may
-    stand beside them. Raises RowError saying what is wrong.
+    Of a list, the last message counts: it must be the assistant's and may have `reasoning_content`. The row may also
+    have `finish`. Raises RowError, which says what is wrong.
     """
-    given = row.get("response")
-    said: Any = row.get("finish") or "stop"
-    if said not in get_args(Finish):
-        raise RowError(f"`finish` is {said!r}; it is one of {', '.join(get_args(Finish))}")
-    finish: Finish = said
-    if isinstance(given, str):
-        body = _ended(given)
+    raw = row.get("response")
+    raw_finish: Any = row.get("finish") or "stop"
+    if raw_finish not in get_args(Finish):
+        raise RowError(f"`finish` is {raw_finish!r}; it is one of {', '.join(get_args(Finish))}")
+    finish: Finish = raw_finish
+    if isinstance(raw, str):
+        body = _without_end_token(raw)
         reasoning, answer = split_thinking(body, opened)
         messages: Sequence[Mapping[str, Any]] = ({"role": "assistant", "content": body},)
-        return Response(given, answer.strip(), reasoning.strip(), finish, messages)
+        return Response(raw, answer.strip(), reasoning.strip(), finish, messages)
     if "response" not in row:
         raise RowError(f"has no `response`{did_you_mean('response', row)}")
-    return _of_messages(given, opened, finish)
+    return _of_messages(raw, opened, finish)
 
 
 def _of_messages(messages: Any, opened: bool, finish: Finish) -> Response:
-    if not isinstance(messages, list) or not messages or not all(isinstance(one, Mapping) for one in messages):
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, Mapping) for message in messages):
         raise RowError("`response` must be the completion's text or a list of messages")
     last = messages[-1]
     if last.get("role") != "assistant":
@@ -169,7 +171,7 @@ def _of_messages(messages: Any, opened: bool, finish: Finish) -> Response:
     content, thought = last.get("content"), last.get("reasoning_content")
     if not isinstance(content, str | None) or not isinstance(thought, str | None):
         raise RowError("`content` and `reasoning_content` of the last message of `response` must be texts or null")
-    text = "\n".join([*([_ended(content)] if content else []), *_calls(last.get("tool_calls"))])
+    text = "\n".join([*([_without_end_token(content)] if content else []), *_calls(last.get("tool_calls"))])
     if thought is None:
         reasoning, answer = split_thinking(text, opened)
     else:
@@ -178,19 +180,20 @@ def _of_messages(messages: Any, opened: bool, finish: Finish) -> Response:
 
 
 def _calls(calls: Any) -> Iterator[str]:
-    """Structured calls as the `<tool_call>` blocks that a model writes."""
+    """Yield structured calls as the `<tool_call>` blocks that a model writes."""
     for call in calls or ():
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or "name" not in function:
             raise RowError("`tool_calls` of the last message of `response` must be a list of calls with a `name`")
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
-            with contextlib.suppress(ValueError):  # what is no JSON the verifier shall see as the model wrote it
+            with contextlib.suppress(ValueError):  # arguments that are no JSON stay as the model wrote them
                 arguments = json.loads(arguments)
         yield f"<tool_call>\n{json.dumps({'name': function['name'], 'arguments': arguments})}\n</tool_call>"
 
 
-def _ended(text: str) -> str:
+def _without_end_token(text: str) -> str:
+    """The text without one of ENDS at its end; unchanged if there is none."""
     body = text.rstrip()
     for end in ENDS:
         if body.endswith(end):

@@ -1,7 +1,7 @@
-"""Judge responses with a verifier, or audit it: `qwq-rl verify VERIFIER rows.jsonl [--out FILE] [--audit]`.
+"""Judges responses with a verifier, or audits it: `qwq-rl verify VERIFIER rows.jsonl [--out FILE] [--audit]`.
 
-One verdict a row, in input order, as it comes: what is written stays whatever happens later. `--audit` asks instead
-whether verifier and rows can be trusted (`qwq_rl.audit.audit`).
+Writes one verdict per row, in input order, as soon as it is known, so that an interrupt keeps what is written.
+`--audit` instead checks whether verifier and rows can be trusted (`qwq_rl.audit.audit`).
 """
 
 from __future__ import annotations
@@ -37,36 +37,41 @@ from qwq_rl.verifiers import Verdict, Verifier, load
 from qwq_rl.verifiers.runner.judge import judge
 
 BATCH = 64
-"""Rows judged in one call: what a crash of the machine can cost, and enough for verifiers that batch."""
+"""Rows judged in one call. At most so many verdicts are lost in a crash; enough for verifiers that batch."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `qwq-rl verify`. Returns 0; 1 where the audit failed or too much could not be judged; 2 for bad rows."""
-    asked = parser().parse_args(arguments)
-    chosen = choose(asked.verifier, asked.recipe, asked.param)
-    check_out(asked.out, asked.rows)
-    if asked.audit and asked.jobs > 1:
+    """Run `qwq-rl verify`. Returns 0, or 1 if the audit failed or too many rows could not be judged.
+
+    Raises UserError (exit status 2) for a wrong command or wrong rows. Returns 130 after Ctrl-C.
+    """
+    options = parser().parse_args(arguments)
+    chosen = choose(options.verifier, options.recipe, options.param)
+    check_out(options.out, options.rows)
+    if options.audit and options.jobs > 1:
         raise UserError("--jobs does nothing with --audit: leave it out")
-    if asked.audit:
+    if options.audit:
         from qwq_rl.audit.verify import audit_rows
 
         verifier = load(chosen.spec, chosen.params)
-        return audit_rows(chosen.name, verifier, _rows(asked, chosen), asked.rows, asked.thinking_opened, asked.out)
-    load(chosen.spec, chosen.params)  # a mistake in it is told before any row is read
-    rows = _rows(asked, chosen)
-    return _verify(chosen, rows, asked.rows, asked.out, asked.jobs, asked.fault_share)
+        return audit_rows(
+            chosen.name, verifier, _rows(options, chosen), options.rows, options.thinking_opened, options.out
+        )
+    load(chosen.spec, chosen.params)  # reports a mistake in it before any row is read
+    rows = _rows(options, chosen)
+    return _verify(chosen, rows, options.rows, options.out, options.jobs, options.fault_share)
 
 
-def _rows(asked: argparse.Namespace, chosen: Chosen) -> Iterator[ResponseCheck | LineMistake]:
+def _rows(options: argparse.Namespace, chosen: Chosen) -> Iterator[ResponseCheck | LineMistake]:
     return read_asked(
-        asked.rows,
+        options.rows,
         chosen.name,
-        check=asked.check,
-        role=asked.role,
-        opened=asked.thinking_opened,
-        responses=not asked.audit,
-        limit=asked.limit,
-        mapper=asked.mapper,
+        check=options.check,
+        role=options.role,
+        opened=options.thinking_opened,
+        responses=not options.audit,
+        limit=options.limit,
+        mapper=options.mapper,
     )
 
 
@@ -78,34 +83,35 @@ def _verify(
     jobs: int,
     fault_share: float,
 ) -> int:
-    tally, mistakes, interrupted = VerdictCounts(), list[LineMistake](), False
+    counts, mistakes, interrupted = VerdictCounts(), list[LineMistake](), False
     with _writer(out) as write, counting("verifying", _count(source), show=out is not None) as on_rows:
         try:
-            for one, verdict in _verdicts(chosen, _sound(rows, mistakes), jobs):
-                write.write(verdict_line(one.id, verdict) + "\n")
-                tally.add(verdict)
-                if tally.rows % BATCH == 0:
+            for row, verdict in _verdicts(chosen, _sound(rows, mistakes), jobs):
+                write.write(verdict_line(row.id, verdict) + "\n")
+                counts.add(verdict)
+                if counts.rows % BATCH == 0:
                     write.flush()
-                    on_rows(tally.rows)
+                    on_rows(counts.rows)
         except KeyboardInterrupt:
             interrupted = True
-    if tally.rows or interrupted:
-        print(tally.text(chosen.name), file=sys.stderr)
+    if counts.rows or interrupted:
+        print(counts.text(chosen.name), file=sys.stderr)
     if interrupted:
-        print(f"stopped: the verdicts of the first {tally.rows} rows are written", file=sys.stderr)
+        print(f"stopped: the verdicts of the first {counts.rows} rows are written", file=sys.stderr)
         return 130
+    # Bad rows are reported at the end: the verdicts of all others are written by now.
     if mistakes:
-        raise RowError(mistakes_text(source, mistakes, tally.rows))
-    if not tally.rows:
+        raise RowError(mistakes_text(source, mistakes, counts.rows))
+    if not counts.rows:
         raise RowError(f"{source}: it has no rows")
-    if tally.fault_share > fault_share:
-        print(f"qwq-rl: {tally.fault_share:.1%} could not be judged, more than --fault-share allows", file=sys.stderr)
+    if counts.fault_share > fault_share:
+        print(f"qwq-rl: {counts.fault_share:.1%} could not be judged, more than --fault-share allows", file=sys.stderr)
         return 1
     return 0
 
 
 def verdict_line(name: str, verdict: Verdict) -> str:
-    """A verdict as a line of the output (docs/contracts.md, "A verdict line")."""
+    """Format a verdict as one line of the output (docs/contracts.md, "A verdict line")."""
     metrics = {key: value for key, value in verdict.metrics.items() if math.isfinite(value)}
     record = {
         "id": name,
@@ -120,7 +126,7 @@ def verdict_line(name: str, verdict: Verdict) -> str:
 
 
 def mistakes_text(source: str, mistakes: Sequence[LineMistake], judged: int) -> str:
-    """All mistakes of a source in one message."""
+    """One message with the mistakes of a source."""
     lines = [f"{source}:{mistake.line}: {mistake.what}" for mistake in mistakes[:SHOWN]]
     lines += [f"... and {len(mistakes) - SHOWN} more"] if len(mistakes) > SHOWN else []
     return "\n".join([*lines, f"{len(mistakes)} rows are malformed; the other {judged} were judged"])
@@ -131,13 +137,13 @@ def _writer(out: Path | None) -> Iterator[IO[str]]:
     if out is None:
         yield sys.stdout
         return
-    # A lone surrogate, which JSON may hold and UTF-8 may not, is no reason to lose a verdict.
+    # JSON may hold a lone surrogate, which UTF-8 cannot encode: replace it instead of losing the verdict.
     with out.open("w", encoding="utf-8", errors="replace") as file:
         yield file
 
 
 def _count(source: str) -> int | None:
-    """How many rows a plain file has, for the bar."""
+    """How many lines a plain file has, for the progress bar; None if no bar is shown or the number is unknown."""
     if not source.endswith(".jsonl") or not sys.stderr.isatty() or not Path(source).is_file():
         return None
     with Path(source).open("rb") as file:
@@ -145,6 +151,7 @@ def _count(source: str) -> int | None:
 
 
 def _sound(rows: Iterable[ResponseCheck | LineMistake], mistakes: list[LineMistake]) -> Iterator[ResponseCheck]:
+    """Yield the rows that can be judged; collect the others in `mistakes`."""
     for row in rows:
         if isinstance(row, LineMistake):
             mistakes.append(row)
@@ -153,6 +160,7 @@ def _sound(rows: Iterable[ResponseCheck | LineMistake], mistakes: list[LineMista
 
 
 def _verdicts(chosen: Chosen, rows: Iterator[ResponseCheck], jobs: int) -> Iterator[tuple[ResponseCheck, Verdict]]:
+    """Yield each row with its verdict, in input order; with `jobs` > 1, worker processes judge."""
     batches = iter(lambda: list(islice(rows, BATCH)), [])
     if jobs == 1:
         verifier = load(chosen.spec, chosen.params)
@@ -165,6 +173,7 @@ def _verdicts(chosen: Chosen, rows: Iterator[ResponseCheck], jobs: int) -> Itera
         try:
             for batch in batches:
                 waiting.append((batch, pool.submit(_judge_in_worker, batch)))
+                # Enough batches to keep every worker busy, without reading the whole file into memory.
                 if len(waiting) > 2 * jobs:
                     yield from _finished(*waiting.popleft())
             while waiting:
@@ -183,27 +192,30 @@ def _finished(batch: list[ResponseCheck], future: Future[list[Verdict]]) -> Iter
 
 
 def judge_batch(verifier: Verifier, batch: Sequence[ResponseCheck]) -> list[Verdict]:
-    """One verdict a row, in order, each in its check's role."""
-    found: dict[int, Verdict] = {}
-    for role in dict.fromkeys(one.check.role for one in batch):
-        places = [at for at, one in enumerate(batch) if one.check.role == role]
-        items = [({**batch[at].row, "reference": batch[at].check.reference}, batch[at].response) for at in places]
-        found |= zip(places, judge(verifier, items, role), strict=True)  # type: ignore[arg-type]
-    return [found[at] for at in range(len(batch))]
+    """Return one verdict per row, in order. Each row is judged in the role of its check."""
+    verdicts: dict[int, Verdict] = {}
+    for role in dict.fromkeys(row.check.role for row in batch):
+        indices = [index for index, row in enumerate(batch) if row.check.role == role]
+        items = [
+            ({**batch[index].row, "reference": batch[index].check.reference}, batch[index].response)
+            for index in indices
+        ]
+        verdicts |= zip(indices, judge(verifier, items, role), strict=True)  # type: ignore[arg-type]
+    return [verdicts[index] for index in range(len(batch))]
 
 
-_of_worker: Verifier
+_worker_verifier: Verifier
 
 
 def _start_worker(spec: str, params: Mapping[str, Any], folder: str) -> None:
-    global _of_worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that writes
+    global _worker_verifier
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent, which writes, handles Ctrl-C
     os.chdir(folder)
-    _of_worker = load(spec, params)
+    _worker_verifier = load(spec, params)
 
 
 def _judge_in_worker(batch: Sequence[ResponseCheck]) -> list[Verdict]:
-    return judge_batch(_of_worker, batch)
+    return judge_batch(_worker_verifier, batch)
 
 
 def audit_rows(
@@ -214,24 +226,27 @@ def audit_rows(
     opened: bool,
     out: Path | None,
 ) -> int:
-    """Audit, tell, and write the report to `out`; 0 where nothing is wrong, else 1. Raises RowError for bad rows."""
+    """Audit the rows, print the report and write it to `out`. Returns 0 if nothing is wrong, else 1.
+
+    Raises RowError, after the report, if rows are malformed.
+    """
     mistakes: list[LineMistake] = []
 
-    def numbered() -> Iterator[tuple[int, Row]]:
-        for one in rows:
-            if isinstance(one, LineMistake):
-                mistakes.append(one)
+    def sound_rows() -> Iterator[tuple[int, Row]]:
+        for item in rows:
+            if isinstance(item, LineMistake):
+                mistakes.append(item)
             else:
-                yield one.line, {**one.row, "id": one.id, "checks": [asdict(one.check)]}
+                yield item.line, {**item.row, "id": item.id, "checks": [asdict(item.check)]}
 
     with counting("auditing") as on_rows:
-        report = audit(numbered(), Alone(verifier, lambda row: checks_of(row)[0]), opened=opened, on_rows=on_rows)
+        report = audit(sound_rows(), Alone(verifier, lambda row: checks_of(row)[0]), opened=opened, on_rows=on_rows)
     if not report.rows and not mistakes:
         raise RowError(f"{source}: it has no rows")
-    what = f"{name} on {source}"
-    print(told(report, what))
+    subject = f"{name} on {source}"
+    print(told(report, subject))
     if out is not None:
-        write_json(out, report.record(what))
+        write_json(out, report.record(subject))
     if mistakes:
         lines = [f"{source}:{mistake.line}: {mistake.what}" for mistake in mistakes[:SHOWN]]
         raise RowError("\n".join([*lines, f"{len(mistakes)} rows are malformed; the others were audited"]))
@@ -241,7 +256,7 @@ def audit_rows(
 
 @dataclass
 class VerdictCounts:
-    """Counts verdicts as they come; 8 bytes each are kept, for the percentiles."""
+    """Counts verdicts one by one. It keeps only 8 bytes of each (its seconds), for the percentiles."""
 
     rows: int = 0
     scored: int = 0
@@ -265,16 +280,16 @@ class VerdictCounts:
 
     @property
     def faults(self) -> int:
-        """How many could not be judged."""
+        """How many rows could not be judged."""
         return self.rows - self.scored
 
     @property
     def fault_share(self) -> float:
-        """Their share, 0 of nothing."""
+        """The share of rows that could not be judged; 0 if there are no rows."""
         return self.faults / self.rows if self.rows else 0.0
 
     def text(self, name: str) -> str:
-        """The summary, a few lines."""
+        """The summary: a few lines of text."""
         took = time.monotonic() - self.started
         mean = f"{self.total / self.scored:.4f}" if self.scored else "-"
         statuses = ", ".join(
@@ -293,16 +308,17 @@ class VerdictCounts:
 
 
 def percentile(values: array[float], share: int) -> float:
-    """The smallest value that `share` percent of the values do not exceed; 0 where there is none."""
+    """The smallest value that at least `share` percent of the values do not exceed; 0 if there are no values."""
     if not values:
         return 0.0
     ordered = sorted(values)
+    # -(-a // b) rounds up: the rank, from 1, is the ceiling of `share` percent of the number of values.
     return ordered[max(0, -(-len(ordered) * share // 100) - 1)]
 
 
 @contextmanager
 def counting(what: str, total: int | None = None, *, show: bool = True) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with how much is done of `total` (None: not known)."""
+    """Show a progress bar. Yields a function to call with how much is done of `total` (None: not known)."""
     if not (show and sys.stderr.isatty()):
         yield lambda done: None
         return

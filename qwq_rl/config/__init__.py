@@ -1,1 +1,1 @@
-"""From YAML to dataclasses: every field of a recipe, and `check`, which finds every mistake of one."""
+"""Recipes: `recipe` reads YAML into dataclasses (`stages`, `blocks`, `pipeline`); `check` finds every mistake."""

@@ -1,4 +1,4 @@
-"""The blocks that stage recipes are made of."""
+"""The blocks of stage recipes. docs/recipes.md is made from their docstrings and help sentences."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Lora:
     )
 
     def contradictions(self) -> Contradictions:
-        """`all-linear` stands alone."""
+        """`all-linear` cannot be combined with other names."""
         if "all-linear" in self.targets and len(self.targets) > 1:
             yield "targets", "`all-linear` names all of them already: leave the others out, or `all-linear` itself"
 
@@ -47,7 +47,7 @@ class ModelSource:
     )
 
     def contradictions(self) -> Contradictions:
-        """Exactly one of `from` and `new`."""
+        """Exactly one of `from` and `new` is given; a new model gets no adapter."""
         if (self.from_ is None) == (self.new is None):
             yield "", "needs exactly one of `from` (a stage, folder or Hub id) and `new` (tiny)"
         if self.new and self.lora:
@@ -123,11 +123,11 @@ class Domain:
     )
 
     def contradictions(self) -> Contradictions:
-        """A rule is asked once in each role."""
+        """A rule is named at most once in each role."""
         seen: set[tuple[str, str]] = set()
-        for place, check in enumerate(self.checks):
+        for index, check in enumerate(self.checks):
             if (check.verifier, check.role) in seen:
-                yield f"checks.{place}", f"{check.verifier} is asked as a {check.role} before"
+                yield f"checks.{index}", f"{check.verifier} is asked as a {check.role} before"
             seen.add((check.verifier, check.role))
 
 
@@ -173,12 +173,12 @@ class ServerBlock:
     )
 
     def contradictions(self) -> Contradictions:
-        """Addresses are addresses, each once."""
-        for place, url in enumerate(self.urls):
+        """Every entry is the address of a server, and none is there twice."""
+        for index, url in enumerate(self.urls):
             if not re.fullmatch(r"https?://[^/\s?#@]+/*", url):
-                yield f"urls.{place}", f"{url!r} is no address of a server: give http://HOST:PORT"
-            if url.rstrip("/") in (other.rstrip("/") for other in self.urls[:place]):
-                yield f"urls.{place}", f"{url} is there before"
+                yield f"urls.{index}", f"{url!r} is no address of a server: give http://HOST:PORT"
+            if url.rstrip("/") in (earlier_url.rstrip("/") for earlier_url in self.urls[:index]):
+                yield f"urls.{index}", f"{url} is there before"
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class RolloutBlock:
     )
 
     def contradictions(self) -> Contradictions:
-        """Lengths grow."""
+        """The first length is below the last one."""
         if self.lengthen is not None and self.lengthen.start >= self.max_tokens:
             yield "lengthen.start", f"{self.lengthen.start} is not below max_tokens, {self.max_tokens}: nothing grows"
 
@@ -285,7 +285,7 @@ class RlUpdate:
 
     @property
     def of_a_round(self) -> int:
-        """Updates that are taken from one round of rollouts."""
+        """Number of updates made from one round of rollouts."""
         return self.updates_per_rollout * self.epochs
 
 
@@ -316,7 +316,7 @@ class SupervisedUpdate:
     )
 
     def contradictions(self) -> Contradictions:
-        """The learning rate of the matrices belongs to muon."""
+        """`matrix_lr` is given with muon, and only then."""
         if self.optimizer == "muon" and self.matrix_lr is None:
             yield "matrix_lr", "is missing: muon needs the learning rate of the matrices"
         if self.optimizer != "muon" and self.matrix_lr is not None:

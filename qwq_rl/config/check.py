@@ -1,4 +1,7 @@
-"""`qwq-rl check`: every mistake of every stage at once, before a model loads. Imports no torch."""
+"""`qwq-rl check`: reports every mistake of every stage at once, before a model loads. Imports no torch.
+
+`check_data` and `check_rewards` hold the checks of data and of rewards.
+"""
 
 from __future__ import annotations
 
@@ -47,14 +50,14 @@ class Surroundings:
     earlier: tuple[str, ...]
     every: tuple[str, ...]
     kinds: Mapping[str, Any]
-    """The kind of each, None where its file does not say."""
+    """The kind of each stage; None where its file does not give it."""
 
 
 def check(path: Path, overrides: Sequence[str] = ()) -> dict[str, Stage]:
-    """The stages of a recipe folder by name, or the one stage of a file, with nothing wrong with them.
+    """Return the stages of a recipe folder by name, or the one stage of a file, if nothing is wrong with them.
 
-    Overrides are `--STAGE.a.b=c` for a folder and `--a.b=c` for a file. Raises RecipeError with every mistake: those of
-    each file and those between files; data, stages, folders and verifiers that are named must be there.
+    Overrides are `--STAGE.a.b=c` for a folder and `--a.b=c` for a file. Raises RecipeError with every mistake, within a
+    file and between files. All data, stages, folders and verifiers that a recipe names must exist.
     """
     stages, mistakes = _examine(Path(path), overrides)
     raise_mistakes(mistakes)
@@ -62,7 +65,7 @@ def check(path: Path, overrides: Sequence[str] = ()) -> dict[str, Stage]:
 
 
 def mistakes(path: Path, overrides: Sequence[str] = ()) -> list[str]:
-    """As `check`: every mistake, `file:line: what`, or none."""
+    """As `check`, but returns the mistakes, each as `file:line: what`; an empty list if there are none."""
     try:
         return [str(mistake) for mistake in in_order(_examine(Path(path), overrides)[1])]
     except RecipeError as error:
@@ -75,8 +78,8 @@ def _examine(path: Path, overrides: Sequence[str]) -> tuple[dict[str, LoadedFile
     if path.is_dir():
         return _examine_folder(path, overrides)
     if not path.exists():
-        beside = stage_files(path.parent) if path.parent.is_dir() else {}
-        names = [str(one) for one in beside.values()]
+        siblings = stage_files(path.parent) if path.parent.is_dir() else {}
+        names = [str(file) for file in siblings.values()]
         raise_mistakes([Mistake(Place(str(path)), f"there is no such recipe{key_meant_or_all(str(path), names)}")])
     loaded = read_stage(path, overrides)
     _add(loaded, stage_mistakes(_kind(loaded), loaded.parts, _around_file(path)))
@@ -92,14 +95,14 @@ def _examine_folder(folder: Path, overrides: Sequence[str]) -> tuple[dict[str, L
     names = tuple(stage_names(pipeline.tree))
     _add(pipeline, pipeline_mistakes(pipeline.parts, stages, names, kinds))
     for name, loaded in stages.items():
-        around = Surroundings(name, names[: names.index(name)], names, kinds)
-        _add(loaded, stage_mistakes(kinds[name], loaded.parts, around))
-    found = [*pipeline.mistakes, *(mistake for loaded in stages.values() for mistake in loaded.mistakes)]
-    return stages, found
+        surroundings = Surroundings(name, names[: names.index(name)], names, kinds)
+        _add(loaded, stage_mistakes(kinds[name], loaded.parts, surroundings))
+    all_mistakes = [*pipeline.mistakes, *(mistake for loaded in stages.values() for mistake in loaded.mistakes)]
+    return stages, all_mistakes
 
 
-def _add(loaded: LoadedFile[Any], found: Contradictions) -> None:
-    for path, text in list(found):
+def _add(loaded: LoadedFile[Any], contradictions: Contradictions) -> None:
+    for path, text in list(contradictions):
         loaded.note(path, text)
 
 
@@ -108,46 +111,52 @@ def _kind(loaded: LoadedFile[Stage]) -> Any:
 
 
 def _around_file(path: Path) -> Surroundings:
-    """What a stage checked by itself may name: the stages of the pipeline beside it, else the stage files beside it."""
-    files, ignored = stage_files(path.parent), list[Mistake]()
+    """What a stage that is checked alone may name: those of pipeline.yaml beside it, else all stage files there."""
+    files, ignored_mistakes = stage_files(path.parent), list[Mistake]()
     pipeline = path.parent / f"{PIPELINE}.yaml"
-    listed = stage_names(read_tree(pipeline, ignored)) if pipeline.exists() else []
-    names = listed or list(files)
-    trees = {name: read_tree(files[name], ignored) for name in names if name in files}
+    stages_listed = stage_names(read_tree(pipeline, ignored_mistakes)) if pipeline.exists() else []
+    names = stages_listed or list(files)
+    trees = {name: read_tree(files[name], ignored_mistakes) for name in names if name in files}
     kinds = {name: kind_in(tree) if tree else None for name, tree in trees.items()}
-    earlier = listed[: listed.index(path.stem)] if path.stem in listed else names
+    # Without a pipeline there is no order: any other stage may come earlier.
+    earlier = stages_listed[: stages_listed.index(path.stem)] if path.stem in stages_listed else names
     return Surroundings(path.stem, tuple(earlier), tuple(names), kinds)
 
 
 def pipeline_mistakes(
     parts: Mapping[str, Any], stages: Mapping[str, LoadedFile[Stage]], names: Sequence[str], kinds: Mapping[str, Any]
 ) -> Contradictions:
-    """`(path, text)` for each mistake in `parts`, the dataclasses that could be built of a pipeline, by dotted path."""
+    """Yield `(path, text)` for each mistake in a pipeline.
+
+    `parts` maps dotted paths to the dataclasses that could be built; `names` and `kinds` are those of all its stages.
+    """
     recipes = [loaded.value for loaded in stages.values()]
     domains = {name for recipe in recipes if isinstance(recipe, RlRecipe) for name in recipe.domains}
     extended: set[str] = set()
     for path, part in parts.items():
-        named: dict[str, str] = {}
+        stages_named: dict[str, str] = {}
         match part:
             case Gate():
-                named = {"stage": part.stage}
+                stages_named = {"stage": part.stage}
                 yield from ((joined(path, "set"), text) for text in set_mistakes(part.set))
+                # A stage that could not be read may have the domain: then domains are not checked.
                 yield from _gate(path, part, domains if all(recipes) else set())
                 if part.extend and part.stage in extended:
                     yield joined(path, "extend"), f"does nothing: an earlier gate says how {part.stage} is extended"
                 extended |= {part.stage} if part.extend else set()
             case Control():
-                named = {"stage": part.stage, "of": part.of}
+                stages_named = {"stage": part.stage, "of": part.of}
                 yield from ((joined(path, "stage"), text) for text in _other_start(part, stages))
             case FinalEvaluation():
                 yield from sets_mistakes(joined(path, "sets"), part.sets)
             case Pipeline():
-                named = {"release": part.release}
-        for key, name in named.items():
+                stages_named = {"release": part.release}
+        for key, name in stages_named.items():
             yield from ((joined(path, key), text) for text in _stage_name(name, names, kinds))
 
 
 def _gate(path: str, gate: Gate, domains: set[str]) -> Contradictions:
+    """Yield a mistake for each domain of the requirements that is not in `domains`; none if `domains` is empty."""
     for index, requirement in enumerate(gate.require):
         for position, name in enumerate(requirement.domains):
             if domains and name not in domains:
@@ -156,9 +165,9 @@ def _gate(path: str, gate: Gate, domains: set[str]) -> Contradictions:
 
 
 def _other_start(control: Control, stages: Mapping[str, LoadedFile[Stage]]) -> Iterable[str]:
-    """A control shows what supervised training of the same model reaches."""
-    pair = [stages[name].parts.get("model") for name in (control.stage, control.of) if name in stages]
-    if len(pair) == 2 and None not in pair and pair[0] != pair[1]:
+    """Yield a mistake if a control does not start from the same model as the stage it is compared with."""
+    models = [stages[name].parts.get("model") for name in (control.stage, control.of) if name in stages]
+    if len(models) == 2 and None not in models and models[0] != models[1]:
         starts = " and ".join(
             f"{name} starts from {stages[name].parts['model'].from_}" for name in (control.stage, control.of)
         )
@@ -173,21 +182,25 @@ def _stage_name(name: str, names: Sequence[str], kinds: Mapping[str, Any]) -> It
 
 
 def table(stages: Mapping[str, Stage]) -> str:
-    """The stages in short: kind, what each starts from, data with their shares, steps, samples an update."""
+    """A table of the stages: kind, starting model, data with their shares, steps, samples per update."""
     rows = [("stage", "kind", "from", "data", "steps", "samples per update")]
     rows += [(name, *_described(stage)) for name, stage in stages.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        cells = [cell.rjust(w) if i > 3 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        # The last two columns are numbers: aligned right.
+        cells = [
+            cell.rjust(width) if column_index > 3 else cell.ljust(width)
+            for column_index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
 
 def _described(stage: Stage) -> tuple[str, str, str, str, str]:
-    whole = sum(one.weight for one in stage.data)
-    shares = [f" {one.weight / whole:.0%}" if len(stage.data) > 1 else "" for one in stage.data]
-    data = ", ".join(one.source + share for one, share in zip(stage.data, shares, strict=True))
+    total_weight = sum(entry.weight for entry in stage.data)
+    shares = [f" {entry.weight / total_weight:.0%}" if len(stage.data) > 1 else "" for entry in stage.data]
+    data = ", ".join(entry.source + share for entry, share in zip(stage.data, shares, strict=True))
     source = stage.model.from_ or f"new {stage.model.new}"
     if isinstance(stage, RlRecipe):
         samples = stage.rollout.prompts * stage.rollout.generations // stage.update.updates_per_rollout
@@ -196,7 +209,7 @@ def _described(stage: Stage) -> tuple[str, str, str, str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`qwq-rl check PATH [--STAGE.a.b=c ...]`: prints a table of the stages, or every mistake; returns 0 or 2."""
+    """`qwq-rl check PATH [--STAGE.a.b=c ...]`: prints a table of the stages, or every mistake. Returns 0 or 2."""
     parser = argparse.ArgumentParser(
         prog="qwq-rl check",
         usage="qwq-rl check PATH [--STAGE.a.b=c ...]",
@@ -217,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def stage_mistakes(kind: Any, parts: Mapping[str, Any], around: Surroundings) -> Contradictions:
-    """`(path, text)` for each mistake in `parts`: the dataclasses that could be built of a stage, by dotted path."""
+    """Yield `(path, text)` for each mistake in a stage; `parts` maps dotted paths to dataclasses that were built."""
     known: dict[str, Known] = {}
     for path, part in parts.items():
         match part:
@@ -232,6 +245,7 @@ def stage_mistakes(kind: Any, parts: Mapping[str, Any], around: Surroundings) ->
                 yield from sets_mistakes(joined(path, "sets"), part.sets)
             case Domain():
                 yield from domain_mistakes(path, part)
+    # The whole recipe is at the path "". It is absent if any part of it could not be built.
     if isinstance(parts.get(""), RlRecipe):
         yield from reward_mistakes(parts[""], known)
 
@@ -241,7 +255,8 @@ def _at(path: str, key: str, texts: Iterator[str]) -> Contradictions:
 
 
 def model_mistakes(source: str, around: Surroundings) -> Iterator[str]:
-    """What keeps a stage from starting from `source`."""
+    """Yield why a stage cannot start from `source`, the value of `model.from`."""
+    # The order matters: the name of a stage wins over a folder of the same name.
     if source == around.name:
         yield "a stage cannot start from itself"
     elif source in around.earlier:
@@ -253,9 +268,9 @@ def model_mistakes(source: str, around: Surroundings) -> Iterator[str]:
         if not (Path(source) / "config.json").is_file():
             yield f"the folder {source} holds no model: there is no config.json in it"
     elif not _HUB_MODEL.fullmatch(source):
-        near = key_meant(source, around.earlier)
-        stages = f" (earlier stages: {', '.join(around.earlier)})" if around.earlier and not near else ""
-        yield f"{source!r} is no stage of this pipeline, no folder and no Hub id (`org/name`){near}{stages}"
+        suggestion = key_meant(source, around.earlier)
+        stages = f" (earlier stages: {', '.join(around.earlier)})" if around.earlier and not suggestion else ""
+        yield f"{source!r} is no stage of this pipeline, no folder and no Hub id (`org/name`){suggestion}{stages}"
 
 
 def _reward_model_source(source: str, around: Surroundings) -> Iterator[str]:

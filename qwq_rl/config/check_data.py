@@ -1,4 +1,4 @@
-"""What can be said of data before training: that it is there, that it fits the stage, which domains it has."""
+"""Checks of data before training: does it exist, does it fit the stage, which domains and verifiers does it name?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qwq_rl.data.tiny.task import Teacher
 from qwq_rl.errors import RowError
 
 READ_AHEAD = 500
-"""Rows of a JSONL file that are read here; training reads and checks the rest."""
+"""How many rows of a JSONL file are read here; training reads and checks the rest."""
 
 HELD_OUT = ("tuning", "final", "harder")
 _HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+){0,2}")
@@ -42,15 +42,15 @@ class Known:
     verifiers: frozenset[tuple[str, str]] = frozenset()
     """Each domain with the name of a verifier that its rows check."""
     unnamed: frozenset[str] = frozenset()
-    """The domains that have rows with a reference and no verifier, which is for the domain's single one."""
+    """The domains that have rows with a reference and no verifier. The only verifier of the domain judges them."""
     penalties: frozenset[tuple[str, tuple[str, ...]]] = frozenset()
     """Each domain with the names of the penalties that one of its rows asks for."""
     whole: bool = False
-    """Whether there are no other rows."""
+    """Whether this covers all rows of the source."""
 
 
 def data_source(part: DataSource, kind: Any) -> tuple[Known, list[tuple[str, str]]]:
-    """Look at a stage's source as far as that is quick: what is known of it, and `(key, text)` for each mistake."""
+    """Look at a data source as far as that is quick. Return what is known of it, and `(key, text)` per mistake."""
     if part.mapper is not None:
         if part.source.startswith("tiny/"):
             return Known(), [("mapper", "does nothing on tiny/ sets, whose rows are ours already: leave it out")]
@@ -64,15 +64,19 @@ def data_source(part: DataSource, kind: Any) -> tuple[Known, list[tuple[str, str
 
 
 def _tiny(part: DataSource, kind: Any, mistakes: list[str]) -> Known:
+    """What is known of a generated set `tiny/NAME`; mistakes are added to `mistakes`."""
     source, name = part.source, part.source.removeprefix("tiny/")
-    fitting = [f"tiny/{one}" for one in _TINY.get(kind, ())]
+    usable = [f"tiny/{set_name}" for set_name in _TINY.get(kind, ())]
     if name not in sets.NAMES:
-        mistakes.append(f"there is no {source}{key_meant_or_all(source, [f'tiny/{one}' for one in sets.NAMES])}")
+        mistakes.append(
+            f"there is no {source}{key_meant_or_all(source, [f'tiny/{set_name}' for set_name in sets.NAMES])}"
+        )
     elif name in HELD_OUT:
-        mistakes.append(f"{source} is held out for evaluation: train on {', '.join(fitting)}")
-    elif source not in fitting:
-        mistakes.append(f"{source} has no rows for a stage of kind {kind}: use {', '.join(fitting)}")
+        mistakes.append(f"{source} is held out for evaluation: train on {', '.join(usable)}")
+    elif source not in usable:
+        mistakes.append(f"{source} has no rows for a stage of kind {kind}: use {', '.join(usable)}")
     elif name in sets.DOMAINS:
+        # One generated row of each family shows which verifier all its rows name.
         checks = [family(Random(0), "normal", Teacher()).check for family in sets.DOMAINS[name]]
         verifiers = frozenset((name, check["verifier"]) for check in checks if check is not None)
         return Known(frozenset({name}), frozenset({name} if None in checks else ()), verifiers, whole=True)
@@ -80,7 +84,7 @@ def _tiny(part: DataSource, kind: Any, mistakes: list[str]) -> Known:
 
 
 def _rows_ahead(part: DataSource, kind: Any, mistakes: list[str]) -> Known:
-    """What the first rows of a file say; nothing of Parquet files and Hub data sets, which only training opens."""
+    """What is known from the first rows of a file. Parquet files and Hub data sets are opened only by training."""
     path = Path(part.source)
     if path.suffix == ".parquet" and path.is_file():
         return Known()
@@ -92,26 +96,27 @@ def _rows_ahead(part: DataSource, kind: Any, mistakes: list[str]) -> Known:
     except RowError as error:
         mistakes += str(error).splitlines()
         return Known()
-    if kind != "rl":
+    if kind != "rl":  # rows of other kinds have no verifiers
         return Known()
-    asked = [(row, row["domain"], checks_of(row)) for row in rows]
-    unnamed = {row["id"] for row, _, checks in asked if not checks and row.get("reference") is not None}
-    unscored = [(row, domain) for row, domain, checks in asked if all(check.role != "score" for check in checks)]
+    row_checks = [(row, row["domain"], checks_of(row)) for row in rows]
+    unnamed = {row["id"] for row, _, checks in row_checks if not checks and row.get("reference") is not None}
+    unscored = [(row, domain) for row, domain, checks in row_checks if all(check.role != "score" for check in checks)]
     penalties = [
-        (domain, tuple(one.verifier for one in checks if one.role == "penalty")) for _, domain, checks in asked
+        (domain, tuple(rule.verifier for rule in checks if rule.role == "penalty")) for _, domain, checks in row_checks
     ]
     return Known(
-        domains=frozenset(domain for _, domain, _ in asked),
+        domains=frozenset(domain for _, domain, _ in row_checks),
         open=frozenset(domain for row, domain in unscored if row["id"] not in unnamed),
-        verifiers=frozenset((domain, check.verifier) for _, domain, checks in asked for check in checks),
+        verifiers=frozenset((domain, check.verifier) for _, domain, checks in row_checks for check in checks),
         unnamed=frozenset(domain for row, domain in unscored if row["id"] in unnamed),
         penalties=frozenset((domain, names) for domain, names in penalties if names),
+        # Fewer rows than asked for: the file has no more.
         whole=len(rows) < limit or limit == part.limit,
     )
 
 
 def sets_mistakes(path: str, names: tuple[str, ...]) -> Contradictions:
-    """`(path, text)` for each evaluation set that cannot be used, in the list at `path`."""
+    """Yield `(path, text)` for each evaluation set that cannot be used; `path` is where the list is in the recipe."""
     for index, name in enumerate(names):
         yield from ((joined(path, index), text) for text in set_mistakes(name))
         if name in names[:index]:
@@ -119,9 +124,9 @@ def sets_mistakes(path: str, names: tuple[str, ...]) -> Contradictions:
 
 
 def set_mistakes(name: str) -> Iterator[str]:
-    """What keeps an evaluation from using the set `name`."""
+    """Yield why an evaluation cannot use the set `name`."""
     if name.startswith("tiny/"):
-        held_out = [f"tiny/{one}" for one in HELD_OUT]
+        held_out = [f"tiny/{set_name}" for set_name in HELD_OUT]
         if name.removeprefix("tiny/") in sets.NAMES and name not in held_out:
             yield f"{name} is for training: evaluate on {', '.join(held_out)}"
         elif name not in held_out:

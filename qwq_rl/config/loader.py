@@ -1,7 +1,8 @@
-"""YAML into nested frozen dataclasses: every mistake at once, each with file, line and the nearest right name.
+"""Builds nested frozen dataclasses from YAML. Reports all mistakes, each with file, line and the nearest right name.
 
-A field's metadata, made by `about`, holds one sentence of help and the range its value may have. A dataclass may have a
-method `contradictions`, which yields `(path, text)` for what its fields, each right in itself, get wrong together.
+A field's metadata, made by `about`, holds one sentence of help and the allowed range. A dataclass may have a method
+`contradictions`, which yields `(path, text)` for fields that are valid alone but not together. Read `LoadedFile`,
+`load`, then `_Builder`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _LIMITS = {
 
 
 Contradictions = Iterator[tuple[str, str]]
-"""What is wrong within a value: dotted path inside it ('' for all of it) and text."""
+"""What is wrong inside a value: pairs of a dotted path in it ('' for the whole) and a text."""
 
 
 def about(
@@ -41,31 +42,32 @@ def about(
     check: Callable[[Any], Contradictions] | None = None,
     **limits: float,
 ) -> dict[str, Any]:
-    """Metadata of a field: its sentence of help, and limits (`above`, `least`, `below`, `most`) of each of its numbers.
+    """Return the metadata of a field: its sentence of help, and limits for each of its numbers.
 
-    `later` says why a value that one might expect among the choices is not there; `some`, what an empty list or mapping
-    would mean, where it must not be empty; `check` looks at a value that is of the right type.
+    `limits` are `above`, `least`, `below` and `most`. `later` maps a value that users may expect among the choices to
+    the reason why it is not allowed. `some`, for a list or mapping that must not be empty, says what an empty one would
+    mean. `check` yields the mistakes of a value that has the right type.
     """
     return {"help": sentence, "later": later or {}, "some": some, "check": check, "limits": limits}
 
 
 @dataclass
 class LoadedFile(Generic[T]):
-    """What a file gave: the object if it is whole, every part that is, and every mistake."""
+    """The result of reading a file: the object if all of it is right, every part that is right, and every mistake."""
 
     path: Path
     tree: YamlNode | None = None
     value: T | None = None
     parts: dict[str, Any] = field(default_factory=dict)
-    """Every dataclass that could be built, by its dotted path; the whole is at the path ''."""
+    """Every dataclass that could be built, by dotted path; the whole object is at the path ''."""
     mistakes: list[Mistake] = field(default_factory=list)
 
     def note(self, path: str, text: str) -> None:
-        """Add a mistake at a dotted path; where nothing is written there, at what encloses it."""
+        """Add a mistake at a dotted path; if the file has nothing there, at the nearest key that encloses it."""
         self.mistakes.append(mistake_at(self.place(path), path, text))
 
     def place(self, path: str) -> Place:
-        """Where a dotted path is written, or what encloses it."""
+        """Where a dotted path is written, or else the nearest key that encloses it."""
         node, place = self.tree, Place(str(self.path))
         for key in path.split(".") if path else []:
             children = node.value if node else None
@@ -73,33 +75,33 @@ class LoadedFile(Generic[T]):
                 node = children[key]
             elif isinstance(children, list) and key.isdecimal() and int(key) < len(children):
                 node = children[int(key)]
-            else:
+            else:  # not in the file: the place of what encloses it stays
                 break
             place = node.place
         return place
 
     def whole(self) -> T:
-        """The object; RecipeError with every mistake if there is one."""
+        """Return the object. Raises RecipeError with every mistake if there is one."""
         raise_mistakes(self.mistakes)
         assert self.value is not None
         return self.value
 
 
 def mistake_at(place: Place, path: str, text: str) -> Mistake:
-    """A mistake that names the key it is in, unless the place already does."""
-    said = not path or place.source == f"--{path}" or (place.line == 0 and place.source.endswith(f".{path}"))
-    return Mistake(place, text if said else f"{path}: {text}")
+    """Return a mistake whose text begins with its key, unless `place` (an override) names the key already."""
+    already_named = not path or place.source == f"--{path}" or (place.line == 0 and place.source.endswith(f".{path}"))
+    return Mistake(place, text if already_named else f"{path}: {text}")
 
 
 def raise_mistakes(mistakes: Iterable[Mistake]) -> None:
-    """Raise RecipeError with every mistake, one a line, in the order of their lines; nothing where there is none."""
+    """Raise RecipeError with every mistake, one per line, in the order of their lines. No mistakes: do nothing."""
     lines = [str(mistake) for mistake in in_order(mistakes)]
     if lines:
         raise RecipeError("\n".join(lines))
 
 
 def in_order(mistakes: Iterable[Mistake]) -> list[Mistake]:
-    """Without repeats, by line within each file, the files in the order of their first mistake."""
+    """Sort mistakes by file (in order of each file's first mistake), then by line. Repeats are dropped."""
     unique = list(dict.fromkeys(mistakes))
     files = list(dict.fromkeys(mistake.place.source for mistake in unique))
     return sorted(unique, key=lambda mistake: (files.index(mistake.place.source), mistake.place.line))
@@ -108,7 +110,7 @@ def in_order(mistakes: Iterable[Mistake]) -> list[Mistake]:
 def load(path: Path, kind: type[T], overrides: Sequence[str] = (), name: str = "") -> LoadedFile[T]:
     """Read `path` as `kind`, with overrides `--a.b=c` (c is YAML) on top. Mistakes are collected, not raised.
 
-    `name` is what the overrides were addressed to on the command line, if anything.
+    `name`: the stage name (or `pipeline`) that the overrides had on the command line, if any.
     """
     loaded: LoadedFile[T] = LoadedFile(path)
     tree = read_tree(path, loaded.mistakes)
@@ -126,12 +128,12 @@ def fill(loaded: LoadedFile[T], kind: type[T]) -> None:
 
 
 def key_meant(name: Any, names: Iterable[str]) -> str:
-    """`; did you mean X?` as the mistakes of a recipe say it: a key or a value, without quotes."""
+    """`; did you mean X?` with the nearest of `names`, unquoted as in all mistakes of a recipe; "" if none is near."""
     return did_you_mean(name, names, quote="")
 
 
 def key_meant_or_all(name: Any, names: Iterable[str]) -> str:
-    """`; did you mean X?` with the nearest of `names`, or the names themselves where none is near."""
+    """`; did you mean X?` with the nearest of `names`, or a list of all names if none is near."""
     known = list(names)
     return key_meant(name, known) or (f"; there is {', '.join(known)}" if known else "")
 
@@ -148,7 +150,7 @@ def types_of(kind: type) -> dict[str, Any]:
 
 
 def records_in(kind: Any) -> Iterator[type]:
-    """The dataclasses that a type is made of: itself, an item, an alternative."""
+    """Yield the dataclasses in a type: the type itself, the type of its items, its alternatives."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         yield kind
     for argument in get_args(kind):
@@ -156,12 +158,12 @@ def records_in(kind: Any) -> Iterator[type]:
 
 
 def blocks_of(kind: type, path: str = "") -> Iterator[tuple[str, type]]:
-    """Every dataclass inside a dataclass, with its dotted key (indices and names of entries left out)."""
-    for one in dataclasses.fields(kind):
-        here = joined(path, key_of(one.name))
-        for block in records_in(types_of(kind)[one.name]):
-            yield here, block
-            yield from blocks_of(block, here)
+    """Yield every dataclass inside a dataclass with its dotted key, without list indices and names of entries."""
+    for dataclass_field in dataclasses.fields(kind):
+        key = joined(path, key_of(dataclass_field.name))
+        for block in records_in(types_of(kind)[dataclass_field.name]):
+            yield key, block
+            yield from blocks_of(block, key)
 
 
 def describe(kind: Any) -> str:
@@ -170,9 +172,9 @@ def describe(kind: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
     if origin in (Union, UnionType):
-        return " or ".join("null" if one is NoneType else describe(one) for one in arguments)
+        return " or ".join("null" if argument is NoneType else describe(argument) for argument in arguments)
     if origin is tuple and Ellipsis not in arguments:
-        return "a list of " + " and ".join(describe(one) for one in arguments)
+        return "a list of " + " and ".join(describe(argument) for argument in arguments)
     if origin in (tuple, list):
         return "a list" if dataclasses.is_dataclass(arguments[0]) else f"a list, each {describe(arguments[0])}"
     if origin in (dict, Mapping) or dataclasses.is_dataclass(kind):
@@ -181,6 +183,7 @@ def describe(kind: Any) -> str:
 
 
 def _got(value: Any) -> str:
+    """A wrong value in words, for the end of a message."""
     if isinstance(value, (dict, list)):
         return "a mapping" if isinstance(value, dict) else "a list"
     if isinstance(value, str):
@@ -190,7 +193,7 @@ def _got(value: Any) -> str:
 
 @dataclass
 class _Builder:
-    """Builds values from nodes; what cannot be built is BROKEN, its mistake noted in `loaded`."""
+    """Builds values from YAML nodes. A value that cannot be built is BROKEN, and its mistake is noted in `loaded`."""
 
     loaded: LoadedFile[Any]
     root: type
@@ -202,17 +205,24 @@ class _Builder:
     def record(self, kind: type, node: YamlNode, path: str) -> Any:
         if not isinstance(node.value, dict):
             return self.note(node, path, f"must be a mapping, not {_got(node.value)}")
-        fields = {key_of(one.name): one for one in dataclasses.fields(kind)}
+        fields = {key_of(dataclass_field.name): dataclass_field for dataclass_field in dataclasses.fields(kind)}
         for key, child in node.value.items():
             if key not in fields:
                 self.note(child, joined(path, key), f"unknown key{self.suggestion(key, path, fields)}")
         values: dict[str, Any] = {}
-        for key, one in fields.items():
+        for key, dataclass_field in fields.items():
             if key in node.value:
                 child = node.value[key]
-                values[one.name] = self.checked(types_of(kind)[one.name], child, joined(path, key), one.metadata)
-            elif one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
-                values[one.name] = self.note(node, joined(path, key), f"is missing: {one.metadata['help']}")
+                values[dataclass_field.name] = self.checked(
+                    types_of(kind)[dataclass_field.name], child, joined(path, key), dataclass_field.metadata
+                )
+            elif (
+                dataclass_field.default is dataclasses.MISSING
+                and dataclass_field.default_factory is dataclasses.MISSING
+            ):
+                values[dataclass_field.name] = self.note(
+                    node, joined(path, key), f"is missing: {dataclass_field.metadata['help']}"
+                )
         if any(value is BROKEN for value in values.values()):
             return BROKEN
         value = kind(**values)
@@ -233,8 +243,9 @@ class _Builder:
         return value
 
     def suggestion(self, key: str, path: str, fields: Iterable[str]) -> str:
-        """The nearest key here; else where in the recipe a key of this very name lives; else the keys there are."""
+        """Suggest the nearest key of this mapping; else the block of the recipe with this exact key; else all keys."""
         elsewhere = [block for block, kind in blocks_of(self.root) if key in map(key_of, types_of(kind))]
+        # A key that exists elsewhere is misplaced, unless a key of this mapping is similar: then it is misspelt.
         if elsewhere and not close_to(key, fields):
             return f"; did you mean {joined(elsewhere[0], key)}?"
         return key_meant_or_all(key, fields)
@@ -258,24 +269,33 @@ class _Builder:
         return self.scalar(kind, node, path, rules)
 
     def choice(self, choices: Sequence[Any], node: YamlNode, path: str, rules: Mapping[str, Any]) -> Any:
-        if any(node.value == one and type(node.value) is type(one) for one in choices):
+        # Types are compared too: 1 and True are equal in Python.
+        if any(node.value == option and type(node.value) is type(option) for option in choices):
             return node.value
-        names = [str(one) for one in choices]
-        wanted = "must be one of " + ", ".join(names) if len(names) > 1 else f"must be {names[0]}"
+        names = [str(option) for option in choices]
+        expected = "must be one of " + ", ".join(names) if len(names) > 1 else f"must be {names[0]}"
         if isinstance(node.value, str) and node.value in rules["later"]:
-            return self.note(node, path, f"{rules['later'][node.value]}; {wanted}")
-        return self.note(node, path, f"{wanted}, not {_got(node.value)}{key_meant(node.value, names)}")
+            return self.note(node, path, f"{rules['later'][node.value]}; {expected}")
+        return self.note(node, path, f"{expected}, not {_got(node.value)}{key_meant(node.value, names)}")
 
     def union(self, kind: Any, node: YamlNode, path: str, rules: Mapping[str, Any]) -> Any:
-        """The first alternative that fits; the mistakes of the one whose shape the value has, where none does."""
+        """Return the first alternative of a union that fits.
+
+        If none fits, note the mistakes of the last one that has the shape (mapping, list, scalar) of the value.
+        """
         if node.value is None and NoneType in get_args(kind):
             return None
-        alternatives = [one for one in get_args(kind) if one is not NoneType]
-        shaped = [one for one in alternatives if len(alternatives) == 1 or _shape(one) is _shape_of(node.value)]
-        for one in shaped:
+        alternatives = [alternative for alternative in get_args(kind) if alternative is not NoneType]
+        candidates = [
+            alternative
+            for alternative in alternatives
+            if len(alternatives) == 1 or _shape(alternative) is _shape_of(node.value)
+        ]
+        for alternative in candidates:
+            # Each try has its own list of mistakes, so that those of a rejected alternative are dropped.
             trial = _Builder(LoadedFile(self.loaded.path, self.loaded.tree), self.root)
-            value = trial.build(one, node, path, rules)
-            if value is not BROKEN or one is shaped[-1]:
+            value = trial.build(alternative, node, path, rules)
+            if value is not BROKEN or alternative is candidates[-1]:
                 self.loaded.parts |= trial.loaded.parts
                 self.loaded.mistakes += trial.loaded.mistakes
                 return value
@@ -284,35 +304,37 @@ class _Builder:
     def sequence(self, kind: Any, node: YamlNode, path: str, rules: Mapping[str, Any]) -> Any:
         arguments = get_args(kind)
         if not isinstance(node.value, list):
-            write = "" if isinstance(node.value, dict) else f"; write [{'' if node.value is None else node.value}]"
-            return self.note(node, path, f"must be {describe(kind)}, not {_got(node.value)}{write}")
+            hint = "" if isinstance(node.value, dict) else f"; write [{'' if node.value is None else node.value}]"
+            return self.note(node, path, f"must be {describe(kind)}, not {_got(node.value)}{hint}")
         fixed = get_origin(kind) is tuple and Ellipsis not in arguments
         if fixed and len(node.value) != len(arguments):
             return self.note(node, path, f"must be {describe(kind)}, not a list of {len(node.value)}")
         kinds = arguments if fixed else [arguments[0]] * len(node.value)
         pairs = enumerate(zip(kinds, node.value, strict=True))
-        values = [self.build(kind, item, joined(path, i), rules) for i, (kind, item) in pairs]
+        values = [self.build(kind, item, joined(path, index), rules) for index, (kind, item) in pairs]
         if any(value is BROKEN for value in values):
             return BROKEN
         return get_origin(kind)(values)
 
     def mapping(self, kind: Any, node: YamlNode, path: str, rules: Mapping[str, Any]) -> Any:
         if not isinstance(node.value, dict):
-            write = "; write {} for none" if node.value is None else ""
-            return self.note(node, path, f"must be a mapping, not {_got(node.value)}{write}")
-        inner = get_args(kind)[1]
-        values = {key: self.build(inner, child, joined(path, key), rules) for key, child in node.value.items()}
+            hint = "; write {} for none" if node.value is None else ""
+            return self.note(node, path, f"must be a mapping, not {_got(node.value)}{hint}")
+        value_type = get_args(kind)[1]
+        values = {key: self.build(value_type, child, joined(path, key), rules) for key, child in node.value.items()}
         return BROKEN if any(value is BROKEN for value in values.values()) else values
 
     def scalar(self, kind: Any, node: YamlNode, path: str, rules: Mapping[str, Any]) -> Any:
         value = node.value
+        # `type`, not `isinstance`, so that True is no number. A larger int does not fit into a float.
         if kind is float and type(value) is int and abs(value) < 2**1023:
             value = float(value)
+        # YAML reads `1e3` as a float.
         if kind is int and type(value) is float and value.is_integer():
             value = int(value)
         if type(value) is not kind:
-            quote = ": quote it" if kind is str and not isinstance(value, (dict, list, NoneType)) else ""
-            return self.note(node, path, f"must be {describe(kind)}, not {_got(node.value)}{quote}")
+            hint = ": quote it" if kind is str and not isinstance(value, (dict, list, NoneType)) else ""
+            return self.note(node, path, f"must be {describe(kind)}, not {_got(node.value)}{hint}")
         for name, limit in rules["limits"].items() if kind in (int, float) else ():
             words, holds = _LIMITS[name]
             if not holds(value, limit):
@@ -321,6 +343,7 @@ class _Builder:
 
 
 def _shape(kind: Any) -> type:
+    """The YAML shape of a type: `dict`, `list`, or `object` for a scalar."""
     origin = get_origin(kind)
     if dataclasses.is_dataclass(kind) or origin in (dict, Mapping):
         return dict
@@ -328,16 +351,17 @@ def _shape(kind: Any) -> type:
 
 
 def _shape_of(value: Any) -> type:
+    """The YAML shape of a value, as `_shape` names it."""
     return type(value) if isinstance(value, (dict, list)) else object
 
 
 def as_plain(value: Any) -> Any:
-    """Dataclasses as dicts by their YAML keys, tuples as lists; what is None by default and None is left out."""
+    """Turn dataclasses into dicts with YAML keys, and tuples into lists. A None that is the default is left out."""
     if dataclasses.is_dataclass(value):
         return {
-            key_of(one.name): as_plain(getattr(value, one.name))
-            for one in dataclasses.fields(value)
-            if getattr(value, one.name) is not None or one.default is not None
+            key_of(dataclass_field.name): as_plain(getattr(value, dataclass_field.name))
+            for dataclass_field in dataclasses.fields(value)
+            if getattr(value, dataclass_field.name) is not None or dataclass_field.default is not None
         }
     if isinstance(value, Mapping):
         return {key: as_plain(inner) for key, inner in value.items()}
@@ -347,7 +371,7 @@ def as_plain(value: Any) -> Any:
 
 
 def to_yaml(value: Any) -> str:
-    """A dataclass as YAML that `load` reads back as an equal one."""
+    """Write a dataclass as YAML that `load` reads back as an equal one."""
     return yaml.dump(
         as_plain(value), Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110
     )

@@ -30,7 +30,7 @@ class Requirement:
     )
 
     def contradictions(self) -> Contradictions:
-        """A requirement can be measured, and can fail."""
+        """The requirement can be measured, and it can fail."""
         if self.measure == "worked_minus_terse" and self.over == "families":
             yield "over", "worked_minus_terse is measured over domains only"
         if self.measure != "worked_minus_terse" and self.above < 0:
@@ -78,7 +78,7 @@ class Control:
     of: str = field(metadata=about("The stage it is the control of."))
 
     def contradictions(self) -> Contradictions:
-        """A control is of another stage."""
+        """A control and the stage it is compared with are two stages."""
         if self.stage == self.of:
             yield "of", f"{self.of} cannot be its own control"
 
@@ -101,7 +101,7 @@ class Pipeline:
     release: str = field(metadata=about("The stage whose model is exported as the result."))
 
     def contradictions(self) -> Contradictions:
-        """Stage names are distinct, and usable as folders and in overrides."""
+        """Stage names are distinct and can be used as folder names and in overrides."""
         for index, name in enumerate(self.stages):
             if name in self.stages[:index]:
                 yield f"stages.{index}", f"{name} is named twice"

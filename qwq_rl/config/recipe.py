@@ -1,6 +1,6 @@
-"""Recipes in: a stage's YAML file or a folder with its pipeline, read into typed, frozen dataclasses.
+"""Reads recipes: a stage's YAML file, or a folder with its pipeline, into typed, frozen dataclasses.
 
-Every knob is a field of a dataclass in `recipes_blocks`, `recipes_stages` or `recipes_pipeline`.
+Every setting is a field of a dataclass in `blocks`, `stages` or `pipeline` of this package.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ __all__ = [
 ]
 
 PIPELINE = "pipeline"
-"""The stem of a pipeline's file, and its name in overrides."""
+"""The name of a pipeline's file without `.yaml`, and the pipeline's name in overrides."""
 
 
 def load_stage(path: Path, overrides: Sequence[str] = ()) -> Stage:
     """Read a stage's YAML file, with overrides `--a.b=c` on top.
 
-    Raises RecipeError with every mistake that the file alone shows; `qwq_rl.config.check` looks beyond it.
+    Raises RecipeError with every mistake inside the file; `qwq_rl.config.check` also checks what the file names.
     """
     return read_stage(path, overrides).whole()
 
@@ -88,8 +88,9 @@ def load_stage(path: Path, overrides: Sequence[str] = ()) -> Stage:
 def load_pipeline(
     folder: Path, overrides: Mapping[str, Sequence[str]] | None = None
 ) -> tuple[Pipeline, dict[str, Stage]]:
-    """Read `folder/pipeline.yaml` and the stages it names, in order; overrides (`--a.b=c`) by stage, or `pipeline`.
+    """Read `folder/pipeline.yaml` and the stages it names, in order.
 
+    `overrides` maps a stage's name, or `pipeline`, to its overrides `--a.b=c`.
     Raises RecipeError with every mistake of every file.
     """
     pipeline, stages = read_pipeline(folder, overrides or {})
@@ -98,7 +99,7 @@ def load_pipeline(
 
 
 def read_stage(path: Path, overrides: Sequence[str] = (), name: str = "") -> LoadedFile[Stage]:
-    """As `load_stage`, with the mistakes collected instead of raised; `name` where overrides named the stage."""
+    """As `load_stage`, but mistakes are collected, not raised. `name`: the stage, if the command line named it."""
     loaded: LoadedFile[Stage] = LoadedFile(Path(path))
     tree = read_tree(Path(path), loaded.mistakes)
     if tree is None:
@@ -116,7 +117,7 @@ def read_stage(path: Path, overrides: Sequence[str] = (), name: str = "") -> Loa
 def read_pipeline(
     folder: Path, overrides: Mapping[str, Sequence[str]]
 ) -> tuple[LoadedFile[Pipeline], dict[str, LoadedFile[Stage]]]:
-    """As `load_pipeline`, with the mistakes collected in each part instead of raised."""
+    """As `load_pipeline`, but the mistakes are collected in each part, not raised."""
     pipeline = load(Path(folder) / f"{PIPELINE}.yaml", Pipeline, overrides.get(PIPELINE, ()), PIPELINE)
     files = stage_files(folder)
     stages: dict[str, LoadedFile[Stage]] = {}
@@ -135,36 +136,36 @@ def stage_files(folder: Path) -> dict[str, Path]:
 
 
 def stage_names(pipeline: YamlNode | None) -> list[str]:
-    """The stages that a pipeline's tree names, as far as they can be read."""
+    """The stages that a pipeline's tree names; what cannot be read is left out."""
     stages = pipeline.value.get("stages") if pipeline else None
     items = stages.value if stages and isinstance(stages.value, list) else []
     return [item.value for item in items if isinstance(item.value, str)]
 
 
 def kind_in(tree: YamlNode) -> str | None:
-    """The `kind` that a stage's tree gives, right or wrong; None where it gives no text."""
+    """The `kind` in a stage's tree, right or wrong; None if there is none or it is not text."""
     kind = tree.value["kind"].value if "kind" in tree.value else None
     return kind if isinstance(kind, str) else None
 
 
 def split_overrides(arguments: Iterable[str], stages: Iterable[str]) -> dict[str, list[str]]:
-    """Sort `--STAGE.a.b=c` by stage, as `--a.b=c`; the pipeline's own are `--pipeline.a.b=c`.
+    """Sort overrides `--STAGE.a.b=c` by stage, each as `--a.b=c`; those of the pipeline are `--pipeline.a.b=c`.
 
-    Raises RecipeError: an argument has another form, or names no stage.
+    Raises RecipeError if an argument has another form or names no stage.
     """
-    sorted_: dict[str, list[str]] = {}
-    known, mistakes = [*stages, PIPELINE], []
+    by_stage: dict[str, list[str]] = {}
+    names, mistakes = [*stages, PIPELINE], []
     for argument in arguments:
         stage, dot, rest = argument.removeprefix("--").partition(".")
         if not argument.startswith("--") or not dot or "=" not in rest:
             mistakes.append(Mistake(Place(argument), "an override is written --STAGE.key=value"))
-        elif stage not in known:
+        elif stage not in names:
             name = argument.partition("=")[0]
-            mistakes.append(Mistake(Place(name), f"there is no stage {stage}{key_meant_or_all(stage, known)}"))
+            mistakes.append(Mistake(Place(name), f"there is no stage {stage}{key_meant_or_all(stage, names)}"))
         else:
-            sorted_.setdefault(stage, []).append(f"--{rest}")
+            by_stage.setdefault(stage, []).append(f"--{rest}")
     raise_mistakes(mistakes)
-    return sorted_
+    return by_stage
 
 
 def resolved_yaml(stage: Stage) -> str:
@@ -173,16 +174,16 @@ def resolved_yaml(stage: Stage) -> str:
 
 
 def recipe_hash(stage: Stage) -> str:
-    """SHA-256 (hex) of the resolved recipe: the same for the same settings, however the file is written.
+    """SHA-256 (hex) of the resolved recipe. Equal settings give an equal hash, however the file is written.
 
-    `accept_changes` is no part of it: it says what may differ beside the recipe.
+    `accept_changes` is not part of it: it only says which changes outside the recipe are allowed.
     """
     settings = {key: value for key, value in as_plain(stage).items() if key != "accept_changes"}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def difference(before: str, after: str) -> str:
-    """What changed between two resolved recipes (YAML): one `key: old -> new` a line, "" where nothing did."""
+    """What changed between two resolved recipes (YAML): one `key: old -> new` per line, "" if nothing did."""
     old, new = (dict(_leaves(yaml.load(text, Loader=Loader))) for text in (before, after))
     lines = []
     for path in dict.fromkeys((*old, *new)):
@@ -190,20 +191,24 @@ def difference(before: str, after: str) -> str:
             lines.append(f"{path}: {_shown(old[path])} -> left out")
         elif path not in old:
             lines.append(f"{path}: not there -> {_shown(new[path])}")
+        # Types are compared too: 1, 1.0 and True are equal in Python.
         elif old[path] != new[path] or type(old[path]) is not type(new[path]):
             lines.append(f"{path}: {_shown(old[path])} -> {_shown(new[path])}")
     return "\n".join(lines)
 
 
 def is_free(changed: str) -> bool:
-    """Whether a stage may go on under what `difference` says: other limits, or servers at another place."""
+    """Whether a stage may continue with the changes that `difference` lists.
+
+    It may if only `limits`, `accept_changes` and the block `rollout.server` differ.
+    """
     return all(line.startswith(("limits.", "accept_changes", "rollout.server.")) for line in changed.splitlines())
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every scalar and empty collection by its dotted path."""
+    """Yield every scalar and every empty list or mapping with its dotted path."""
     pairs = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
-    if not pairs:
+    if not pairs:  # a scalar, or empty: it has no leaves below it
         yield path, value
     for key, child in pairs:
         yield from _leaves(child, joined(path, key))

@@ -1,4 +1,4 @@
-"""docs/recipes.md from the recipe's own dataclasses: `python -m qwq_rl.config.reference > docs/recipes.md`."""
+"""Writes docs/recipes.md from the dataclasses of a recipe: `python -m qwq_rl.config.reference > docs/recipes.md`."""
 
 from __future__ import annotations
 
@@ -47,74 +47,90 @@ def recipe_reference() -> str:
     parts.append(f"## `pipeline.yaml`\n\n{Pipeline.__doc__}\n\n{_table(Pipeline, blocks)}")
     parts.append("## The blocks in them")
     parts += [f"### {title}\n\n{block.__doc__}\n\n{_table(block, blocks)}" for block, title in blocks.items()]
-    owned = ((said, kinds, ", ".join(f"`{field}`" for field in fields)) for said, kinds, fields in owned_fields())
-    parts.append(_TRL + "\n".join(f"| {said} | {kinds} | {fields} |" for said, kinds, fields in owned))
+    owned = (
+        (recipe_key, kinds, ", ".join(f"`{trl_field}`" for trl_field in trl_fields))
+        for recipe_key, kinds, trl_fields in owned_fields()
+    )
+    parts.append(
+        _TRL + "\n".join(f"| {recipe_key} | {kinds} | {trl_fields} |" for recipe_key, kinds, trl_fields in owned)
+    )
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def _titled(roots: Mapping[str, type]) -> dict[type, str]:
-    """Every block with its heading: its keys, and the kinds of stage it belongs to where another has the same key."""
-    found: dict[type, dict[str, None]] = {}
-    kinds: dict[type, list[str]] = {}
+    """Map every block to its heading: its keys. If another block has the same key, the kinds of stage are added."""
+    keys_of_block: dict[type, dict[str, None]] = {}
+    kinds_of_block: dict[type, list[str]] = {}
     for kind, root in roots.items():
         for key, block in blocks_of(root):
-            found.setdefault(block, {})[key] = None
-            kinds.setdefault(block, []).append(kind)
-    keys = [key for names in found.values() for key in names]
+            keys_of_block.setdefault(block, {})[key] = None
+            kinds_of_block.setdefault(block, []).append(kind)
+    all_keys = [key for block_keys in keys_of_block.values() for key in block_keys]
     titles = {}
-    for block, names in found.items():
-        shared = any(keys.count(key) > 1 for key in names)
-        title = ", ".join(f"`{key}`" for key in names)
-        titles[block] = f"{title} of {', '.join(dict.fromkeys(kinds[block]))}" if shared else title
+    for block, block_keys in keys_of_block.items():
+        ambiguous = any(all_keys.count(key) > 1 for key in block_keys)
+        title = ", ".join(f"`{key}`" for key in block_keys)
+        titles[block] = f"{title} of {', '.join(dict.fromkeys(kinds_of_block[block]))}" if ambiguous else title
     return titles
 
 
-def _table(kind: type, links: Mapping[type, str]) -> str:
+def _table(block: type, links: Mapping[type, str]) -> str:
+    """The Markdown table of a block's fields; `links` maps each block to its heading."""
     lines = ["| key | value | default | |", "|---|---|---|---|"]
-    for one in dataclasses.fields(kind):
-        value = _value(types_of(kind)[one.name], one.metadata, links)
-        lines.append(f"| `{key_of(one.name)}` | {value} | {_default(one)} | {one.metadata['help']} |")
+    for field in dataclasses.fields(block):
+        value = _value(types_of(block)[field.name], field.metadata, links)
+        lines.append(f"| `{key_of(field.name)}` | {value} | {_default(field)} | {field.metadata['help']} |")
     return "\n".join(lines)
 
 
-def _value(kind: Any, rules: Mapping[str, Any], links: Mapping[type, str]) -> str:
-    blocks = [f"[{links[block]}](#{_anchor(links[block])})" for block in records_in(kind)]
+def _value(field_type: Any, rules: Mapping[str, Any], links: Mapping[type, str]) -> str:
+    """The values that a field may have: links to its blocks, or its type and limits."""
+    blocks = [f"[{links[block]}](#{_anchor(links[block])})" for block in records_in(field_type)]
     if blocks:
-        origins = {get_origin(part) for part in (kind, *get_args(kind))}
-        many = "list of " if tuple in origins else "mapping of names to " if Mapping in _bases(origins) else ""
-        return many + ", ".join(blocks)
-    kinds = [part for part in get_args(kind) if part is not NoneType] if NoneType in get_args(kind) else [kind]
-    words = " or ".join(_words(part) for part in kinds)
+        origins = {get_origin(member) for member in (field_type, *get_args(field_type))}
+        prefix = "list of " if tuple in origins else "mapping of names to " if Mapping in _bases(origins) else ""
+        return prefix + ", ".join(blocks)
+    alternatives = (
+        [member for member in get_args(field_type) if member is not NoneType]
+        if NoneType in get_args(field_type)
+        else [field_type]
+    )
+    words = " or ".join(_words(member) for member in alternatives)
     limits = {"above": ">", "least": "≥", "below": "<", "most": "≤"}
     bounds = ", ".join(f"{limits[name]} {limit:g}" for name, limit in rules["limits"].items())
     return f"{words}, {bounds}" if bounds else words
 
 
 def _bases(origins: set[Any]) -> set[Any]:
+    """`origins`, with `Mapping` added where `dict` is among them."""
     return origins | {Mapping for origin in origins if origin in (dict, Mapping)}
 
 
-def _words(kind: Any) -> str:
-    """As `describe`, with the choices as code."""
-    return re.sub(r"one of (.+)$", lambda match: ", ".join(f"`{one}`" for one in match[1].split(", ")), describe(kind))
+def _words(field_type: Any) -> str:
+    """As `describe`, with each choice in backquotes."""
+    return re.sub(
+        r"one of (.+)$", lambda match: ", ".join(f"`{choice}`" for choice in match[1].split(", ")), describe(field_type)
+    )
 
 
-def _default(one: dataclasses.Field[Any]) -> str:
-    if one.default is not dataclasses.MISSING:
-        default = one.default
-    elif one.default_factory is not dataclasses.MISSING:
-        default = one.default_factory()
+def _default(field: dataclasses.Field[Any]) -> str:
+    """The default of a field as YAML in backquotes; "" where the key must be given."""
+    if field.default is not dataclasses.MISSING:
+        default = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
     else:
         return ""
     plain = as_plain(default)
     if plain is None:
         return "none"
+    # `lower`: Python's True and False are true and false in YAML.
     shown = str(plain).replace("'", "").lower() if isinstance(plain, (bool, list, dict)) else f"{plain}"
     return f"`{shown}`"
 
 
 def _anchor(title: str) -> str:
-    """The anchor that GitHub gives a heading."""
+    """The anchor that GitHub makes for a heading."""
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 

@@ -1,4 +1,4 @@
-"""The three kinds of stage."""
+"""The recipes of the three kinds of stage: rl, sft and reward_model. docs/recipes.md is made from them."""
 
 from __future__ import annotations
 
@@ -28,25 +28,28 @@ VERIFIERS = "verifiers"
 
 
 def items_of_rl(domains: Mapping[str, Domain], with_reward_model: bool) -> list[str]:
-    """What an rl stage may name: all verifiers, those of a domain, or a single one, beside what every stage has."""
-    found = [*OF_EVERY_STAGE, *["reward_model"] * with_reward_model, VERIFIERS]
+    """What `accept_changes` of an rl stage may name.
+
+    In addition to what every stage has: the reward model, all verifiers, those of a domain, or a single one.
+    """
+    items = [*OF_EVERY_STAGE, *["reward_model"] * with_reward_model, VERIFIERS]
     for name, domain in domains.items():
-        own = dict.fromkeys([*domain.verifiers, *(check.verifier for check in domain.checks)])
-        found += [f"{VERIFIERS}.{name}", *(f"{VERIFIERS}.{name}.{verifier}" for verifier in own)]
-    return found
+        verifier_names = dict.fromkeys([*domain.verifiers, *(check.verifier for check in domain.checks)])
+        items += [f"{VERIFIERS}.{name}", *(f"{VERIFIERS}.{name}.{verifier}" for verifier in verifier_names)]
+    return items
 
 
 def accepts(names: Iterable[str], item: str) -> bool:
-    """Whether one of `names` stands for `item`: by itself, or as what it is a part of."""
+    """Whether `names` holds `item` itself or something that `item` is a part of (`verifiers` for `verifiers.math`)."""
     return any(item == name or item.startswith(f"{name}.") for name in names)
 
 
 def accept_mistakes(names: Sequence[str], known: Sequence[str]) -> Contradictions:
-    """Each name that stands for nothing a stage could find changed."""
-    for place, name in enumerate(names):
+    """Yield a mistake for each of `names` that is not in `known`, the things that a stage can find changed."""
+    for index, name in enumerate(names):
         if name not in known:
-            meant = key_meant(name, known) or f"; there is {', '.join(known)}"
-            yield f"accept_changes.{place}", f"there is no {name} in this stage's contract{meant}"
+            hint = key_meant(name, known) or f"; there is {', '.join(known)}"
+            yield f"accept_changes.{index}", f"there is no {name} in this stage's contract{hint}"
 
 
 Tracker = Literal["wandb", "tensorboard", "trackio"]
@@ -79,9 +82,9 @@ def _trl(kind: str, config: str) -> dict[str, Any]:
     return about(sentence, check=partial(trl_mistakes, kind))
 
 
-def _timing(steps: int, warmup: int, **every: int) -> Contradictions:
-    """What should happen within the stage's steps and would not."""
-    for block, interval in every.items():
+def _timing(steps: int, warmup: int, **intervals: int) -> Contradictions:
+    """Yield a mistake for each interval, and for a warm-up, that is longer than the stage."""
+    for block, interval in intervals.items():
         if interval > steps:
             yield f"{block}.every", f"{interval} is more than the stage's {steps} steps: it would never happen"
     if warmup > steps:
@@ -92,7 +95,10 @@ def _timing(steps: int, warmup: int, **every: int) -> Contradictions:
 
 
 def _whole_matrices(model: ModelSource, update: SupervisedUpdate) -> Contradictions:
-    """Muon orthogonalises the update of a matrix, which that of its two low-rank factors is not."""
+    """Yield a mistake for muon with LoRA.
+
+    Muon orthogonalises the update of a whole matrix; LoRA trains two low-rank factors of it instead.
+    """
     if model.lora is not None and update.optimizer == "muon":
         yield "update.optimizer", "muon is for whole matrices: train the adapter of model.lora with adamw"
 
@@ -216,6 +222,6 @@ KINDS: dict[str, type[RlRecipe] | type[SftRecipe] | type[RewardModelRecipe]] = {
 
 
 def by_another(recipe: RlRecipe) -> bool:
-    """Whether another engine than our own decoder samples: its log-probabilities are not quite the trainer's."""
+    """Whether an engine other than our own decoder samples. Its log-probabilities differ slightly from ours."""
     engines = ("use_vllm", "use_transformers_continuous_batching")
     return recipe.rollout.server is not None or any(recipe.trl.get(name) for name in engines)

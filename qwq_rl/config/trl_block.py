@@ -1,4 +1,4 @@
-"""What a recipe's `trl:` block may hold: the fields of TRL's configuration, read from its source, TRL not imported."""
+"""Which fields a recipe's `trl:` block may hold. TRL's fields are read from its source, without importing TRL."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ _OWNED = {
     "logging_steps": "metrics.jsonl: every update is logged",
     "push_to_hub": "`qwq-rl export --push-to-hub`",
 }
+"""Fields of TRL that are refused in every kind of stage, with the recipe key, or the reason, that replaces each."""
+
 _CORRECTION = (
     "vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max",
     "vllm_importance_sampling_clip_min", "off_policy_mask_threshold",
@@ -53,6 +55,8 @@ _ABSENT = (
     "use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target",
     "top_entropy_quantile", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef",
 )  # fmt: skip
+"""Fields of GRPOConfig that have no effect here: the losses and references are our own trainer's."""
+
 _EVALUATION = dict.fromkeys(("eval_strategy", "eval_steps", "do_eval", "eval_delay"), "evaluate.every") | {
     "eval_on_start": "evaluate.at_start"
 }
@@ -101,7 +105,7 @@ _OWNED_BY_KIND |= {
 
 
 def trl_mistakes(kind: str, block: Mapping[str, Any]) -> Contradictions:
-    """Each key of the `trl:` block of a kind of stage that is unknown to TRL, or that the recipe itself says."""
+    """Yield `(key, text)` for each key of a `trl:` block that TRL does not know, or that the recipe sets elsewhere."""
     if not block:
         return
     known, owned = trl_fields(kind), _OWNED | _OWNED_BY_KIND[kind]
@@ -111,13 +115,14 @@ def trl_mistakes(kind: str, block: Mapping[str, Any]) -> Contradictions:
         elif key in owned:
             yield key, f"the recipe itself says this, in {owned[key]}"
         elif key not in known:
-            meant = close_to(key, known)
-            where = f"; the recipe says {meant} in {owned[meant]}" if meant in owned else key_meant(key, known)
-            yield key, f"TRL's {_CLASSES[kind]} has no such field{where}"
+            # The nearest field may itself be refused: then name the recipe key that sets it.
+            nearest = close_to(key, known)
+            hint = f"; the recipe says {nearest} in {owned[nearest]}" if nearest in owned else key_meant(key, known)
+            yield key, f"TRL's {_CLASSES[kind]} has no such field{hint}"
 
 
 def inert_in_rl(block: Mapping[str, Any], served: bool) -> Contradictions:
-    """Each key of the `trl:` block of an rl stage that has no effect beside the others, or beside `rollout.server`."""
+    """Yield each key of an rl stage's `trl:` block that has no effect with the other keys, or with `rollout.server`."""
     for key in ("use_vllm", "use_transformers_continuous_batching"):
         if served and block.get(key):
             yield f"trl.{key}", "does nothing beside rollout.server, whose servers sample"
@@ -127,20 +132,22 @@ def inert_in_rl(block: Mapping[str, Any], served: bool) -> Contradictions:
 
 
 def owned_fields() -> list[tuple[str, str, list[str]]]:
-    """What a `trl:` block may not hold: what says it instead, in which kinds of stage, and the fields."""
+    """What a `trl:` block may not hold: (what sets it instead, in which kinds of stage, TRL's fields)."""
     kinds: dict[tuple[str, str], list[str]] = {}
-    for kind, more in _OWNED_BY_KIND.items():
-        for key, said in (_OWNED | more).items():
-            kinds.setdefault((said, key), []).append(kind)
+    for kind, extra in _OWNED_BY_KIND.items():
+        for key, setter in (_OWNED | extra).items():
+            kinds.setdefault((setter, key), []).append(kind)
     fields: dict[tuple[str, str], list[str]] = {}
-    for (said, key), of in kinds.items():
-        fields.setdefault((said, "any" if len(of) == len(_OWNED_BY_KIND) else ", ".join(of)), []).append(key)
-    return [(said, of, keys) for (said, of), keys in fields.items()]
+    for (setter, key), stage_kinds in kinds.items():
+        fields.setdefault(
+            (setter, "any" if len(stage_kinds) == len(_OWNED_BY_KIND) else ", ".join(stage_kinds)), []
+        ).append(key)
+    return [(setter, kinds_text, keys) for (setter, kinds_text), keys in fields.items()]
 
 
 @cache
 def trl_fields(kind: str) -> tuple[str, ...]:
-    """The fields of TRL's configuration for a kind of stage, inherited ones included; imports neither TRL nor torch."""
+    """The fields of TRL's configuration for a kind of stage, with inherited ones. Imports neither TRL nor torch."""
     trl, transformers = _package("trl") / "trainer", _package("transformers")
     own = _fields_in(trl / f"{_CONFIGS[kind]}.py", _CLASSES[kind])
     base = _fields_in(trl / "base_config.py", "_BaseConfig")
@@ -149,22 +156,22 @@ def trl_fields(kind: str) -> tuple[str, ...]:
 
 
 def _package(name: str) -> Path:
-    spec = find_spec(name)  # of a top-level package: finds it without importing it
+    spec = find_spec(name)  # a top-level package is found without importing it
     if spec is None or spec.origin is None:
         raise UserError(f"{name} is not installed, and a `trl:` block cannot be checked without it: run `make install`")
     return Path(spec.origin).parent
 
 
 def _fields_in(path: Path, name: str) -> list[str]:
-    """The annotated names of a class's body that a constructor takes: no ClassVar, no private name."""
+    """The fields that a dataclass's constructor takes, from its source: no ClassVar, private name or `init=False`."""
     tree = ast.parse(path.read_text())
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    names = [
+    annotated = [
         node for node in body if isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation)
     ]
     return [
         node.target.id
-        for node in names
+        for node in annotated
         if isinstance(node.target, ast.Name)
         and not node.target.id.startswith("_")
         and not (node.value and "init=False" in ast.unparse(node.value))

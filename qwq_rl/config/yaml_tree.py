@@ -1,4 +1,4 @@
-"""A YAML file, with overrides from the command line, as a tree in which every value knows where it was written."""
+"""Reads a YAML file and command-line overrides into a tree. Each value in it keeps the place where it was written."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import yaml
 
 _MAP, _SEQUENCE, _MERGE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:merge"
 BROKEN: Any = object()
-"""The value of a node whose mistake is already noted."""
+"""The value of a node whose mistake is already in the list of mistakes."""
 _FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
 class Loader(yaml.SafeLoader):
-    """Safe YAML whose `1e-6` is a number, as in YAML 1.2; PyYAML, which follows 1.1, reads it as text."""
+    """Safe YAML that reads `1e-6` as a number, as YAML 1.2 does. PyYAML follows YAML 1.1 and reads it as text."""
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes what `Loader` reads back as the same: text that looks like `1e-6` is quoted."""
+    """Writes YAML that `Loader` reads back as the same values: text that looks like `1e-6` is quoted."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Write shared values out in full: no anchors in a resolved recipe."""
@@ -35,7 +35,7 @@ for _resolver in (Loader, Dumper):
 
 
 def _represent_text(dumper: Dumper, text: str) -> yaml.Node:
-    """Quote what PyYAML would write bare and read back as a line break: U+0085."""
+    """Quote text with U+0085: PyYAML would write it unquoted and read it back as a line break."""
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
 
 
@@ -44,7 +44,7 @@ Dumper.add_representer(str, _represent_text)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value stands: a line of a file, or an override (`--a.b`, line 0)."""
+    """Where a value is written: a line of a file, or an override (`--a.b`, line 0)."""
 
     source: str
     line: int = 0
@@ -55,7 +55,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Mistake:
-    """One mistake and where it stands."""
+    """One mistake and where it is."""
 
     place: Place
     text: str
@@ -66,19 +66,19 @@ class Mistake:
 
 @dataclass(frozen=True)
 class YamlNode:
-    """A scalar, a `dict[str, YamlNode]` or a `list[YamlNode]`; `place` is that of its key, where it has one."""
+    """A scalar, a `dict[str, YamlNode]` or a `list[YamlNode]`. `place` is the place of its key, if it has one."""
 
     value: Any
     place: Place
 
 
 def joined(path: str, key: str | int) -> str:
-    """`a.b` and `c` as `a.b.c`."""
+    """Join `a.b` and `c` to `a.b.c`."""
     return f"{path}.{key}" if path else str(key)
 
 
 def plain(node: YamlNode) -> Any:
-    """The tree as dicts, lists and scalars."""
+    """Turn a tree into dicts, lists and scalars."""
     if isinstance(node.value, dict):
         return {key: plain(value) for key, value in node.value.items()}
     if isinstance(node.value, list):
@@ -87,7 +87,7 @@ def plain(node: YamlNode) -> Any:
 
 
 def read_tree(path: Path, mistakes: list[Mistake]) -> YamlNode | None:
-    """The mapping that the file holds, or None, with the reason added to `mistakes`; other mistakes are added too."""
+    """Read the mapping in a file, or return None. The reason and all other mistakes are added to `mistakes`."""
     source = str(path)
     try:
         text = path.read_bytes().decode()
@@ -111,7 +111,7 @@ def read_tree(path: Path, mistakes: list[Mistake]) -> YamlNode | None:
 
 
 def parse(text: str, place: Callable[[int], Place], mistakes: list[Mistake]) -> YamlNode | None:
-    """One YAML document as a tree; None where the YAML itself is broken. `place` turns a line number into a place."""
+    """Parse one YAML document into a tree, or None if it is no valid YAML. `place` turns a line number into a place."""
     try:
         loader = Loader(text)
         root = loader.get_single_node()
@@ -134,7 +134,7 @@ def parse(text: str, place: Callable[[int], Place], mistakes: list[Mistake]) -> 
 
 @dataclass(frozen=True)
 class _Converter:
-    """Turns PyYAML's nodes into ours, noting duplicate keys, foreign tags and values that JSON does not know."""
+    """Turns PyYAML's nodes into ours; notes duplicate keys, unknown tags and values that JSON does not have."""
 
     loader: Loader
     place: Callable[[int], Place]
@@ -144,6 +144,7 @@ class _Converter:
         self.mistakes.append(Mistake(where, f"{path}: {text}" if path else text))
 
     def convert(self, node: yaml.Node, where: Place, path: str, above: tuple[int, ...]) -> YamlNode:
+        # `above` holds the ids of the enclosing nodes. An alias to one of them would never end.
         if id(node) in above:
             self.note(where, path, "contains itself, through an alias")
             return YamlNode(BROKEN, where)
@@ -152,8 +153,8 @@ class _Converter:
             return YamlNode(self.mapping(node, path, inside), where)
         if isinstance(node, yaml.SequenceNode) and node.tag == _SEQUENCE:
             items = (
-                self.convert(item, self.place(item.start_mark.line + 1), joined(path, i), inside)
-                for i, item in enumerate(node.value)
+                self.convert(item, self.place(item.start_mark.line + 1), joined(path, index), inside)
+                for index, item in enumerate(node.value)
             )
             return YamlNode(list(items), where)
         return YamlNode(self.scalar(node, where, path), where)
@@ -176,12 +177,13 @@ class _Converter:
                 self.note(where, joined(path, key), text)
             else:
                 values[key] = self.convert(value_node, where, joined(path, key), inside)
-        for other in merged:
-            where = self.place(other.start_mark.line + 1)
-            below = self.convert(other, where, path, inside).value
-            if isinstance(below, dict):
-                values = below | values
-            elif below is not BROKEN:
+        # `<<` gives defaults: keys of the mapping itself win, then those of earlier merged mappings.
+        for merged_node in merged:
+            where = self.place(merged_node.start_mark.line + 1)
+            defaults = self.convert(merged_node, where, path, inside).value
+            if isinstance(defaults, dict):
+                values = defaults | values
+            elif defaults is not BROKEN:
                 self.note(where, path, "`<<` merges mappings only")
         return values
 
@@ -194,6 +196,7 @@ class _Converter:
         except (yaml.YAMLError, ValueError):
             self.note(where, path, f"{node.value!r} cannot be read as {node.tag.rpartition(':')[2]}")
             return BROKEN
+        # YAML turns an unquoted date into an object that JSON and recipes do not have.
         if isinstance(value, (datetime.date, bytes)):
             self.note(where, path, f"{node.value} reads as a {type(value).__name__}: quote it if it is text")
             return BROKEN
@@ -204,9 +207,9 @@ class _Converter:
 
 
 def apply_overrides(tree: YamlNode, overrides: Iterable[str], mistakes: list[Mistake], stage: str = "") -> YamlNode:
-    """The tree after every `--a.b=c` in turn; `c` is YAML, and a number in the path is an index into a list.
+    """Apply each override `--a.b=c` in turn and return the tree. `c` is YAML; a number in the path is a list index.
 
-    Mistakes are noted at `--a.b`, or at `--STAGE.a.b` where the command line named a stage.
+    Mistakes are noted at `--a.b`, or at `--STAGE.a.b` if the command line named a stage.
     """
     for override in overrides:
         name, equals, text = override.partition("=")
@@ -214,6 +217,7 @@ def apply_overrides(tree: YamlNode, overrides: Iterable[str], mistakes: list[Mis
         if not re.fullmatch(r"--[^.\s]+(\.[^.\s]+)*", name) or not equals:
             mistakes.append(Mistake(place, "an override is written --key.key=value, with no space in it"))
             continue
+        # Every line of the value has the same place: the override.
         value = parse(text, lambda line, place=place: place, mistakes)  # type: ignore[misc]
         if value is not None:
             changed = _with(tree, name[2:].split("."), value, place)
@@ -225,10 +229,14 @@ def apply_overrides(tree: YamlNode, overrides: Iterable[str], mistakes: list[Mis
 
 
 def _with(node: YamlNode, keys: list[str], new: YamlNode, place: Place) -> YamlNode | str:
-    """The tree with `new` at `keys`, or what is wrong with the path. Missing mappings on the way are made."""
+    """Return the tree with `new` at the path `keys`, or a text that says what is wrong with the path.
+
+    Missing mappings on the way are created.
+    """
     if not keys:
         return new
     key, rest = keys[0], keys[1:]
+    # An override may also fill a key that is empty or has a mistake in the file.
     children = {} if node.value in (None, BROKEN) else node.value
     if isinstance(children, list):
         if not key.isdecimal() or int(key) >= len(children):

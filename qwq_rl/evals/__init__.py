@@ -1,1 +1,1 @@
-"""Evaluation of a model on held-out rows, and the estimates and intervals that are told of it."""
+"""Evaluation of a model on held-out rows, with estimates and intervals. `evaluate` is the entry point."""

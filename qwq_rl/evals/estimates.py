@@ -1,7 +1,7 @@
-"""From judged responses to the estimates of an evaluation (docs/contracts.md, "evaluations.jsonl"). Pure.
+"""Computes the estimates of an evaluation from judged responses (docs/contracts.md, "evaluations.jsonl"). Pure.
 
-A family's figure is the mean over its prompts, a domain's the mean of its families' figures, so that each family weighs
-the same. The general score is thus the mean of its families' pass@1.
+The value of a family is the mean over its prompts. The value of a domain is the mean of its families' values, so that
+each family has the same weight. The general score is thus the mean of its families' pass@1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qwq_rl.evals.intervals import (
 
 @dataclass(frozen=True)
 class PromptRecord:
-    """The responses to one prompt, judged. The tuples hold one entry a sample; a score of None is a fault of ours."""
+    """The judged responses to one prompt. The tuples have one entry per sample. A score of None: it was not judged."""
 
     id: str
     domain: str
@@ -33,14 +33,14 @@ class PromptRecord:
     prompt: str
     scores: tuple[float | None, ...]
     greedy: float | None
-    """The score of the greedy response; None also where there was none."""
+    """The score of the greedy response; None also if there was no greedy response."""
     tokens: tuple[int, ...]
     terse: tuple[int, ...]
-    """1 where the reasoning is empty."""
+    """1 if the reasoning is empty, else 0."""
     truncated: tuple[int, ...]
-    """1 where the token limit ended the response."""
+    """1 if the token limit ended the response, else 0."""
     response: str
-    """The first sample, as decoded; `status` and `reason` are its verdict's."""
+    """The first sample as decoded; `status` and `reason` are those of its verdict."""
     status: str
     reason: str
     answers: tuple[str, ...] = ()
@@ -68,9 +68,9 @@ def evaluation_line(
     cpu_seconds: float,
     greedy: bool = False,
 ) -> dict[str, Any]:
-    """One line of `evaluations.jsonl`. `cpu_seconds`: what the stage had spent at `update`; `greedy`: it was asked for.
+    """One line of `evaluations.jsonl`. `cpu_seconds`: used by the stage up to `update`. `greedy`: it was requested.
 
-    `time` is in seconds since the epoch. An estimate is None where nothing of its area could be judged.
+    `time` is in seconds since the epoch. An estimate is None if nothing of its area could be judged.
     """
     return {
         "update": update,
@@ -90,7 +90,7 @@ def evaluation_line(
 def compare(a: Iterable[Mapping[str, Any]], b: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The paired differences a - b of two checkpoints' sampled pass@1 on the same set, from the lines of `SET.jsonl`.
 
-    Returns `{"domains": {name: difference}, "families": {...}}`; what has no prompt in common is left out.
+    Returns `{"domains": {name: difference}, "families": {...}}`. Areas without a common prompt are left out.
     """
     of_a, of_b = _scores_by_family(a), _scores_by_family(b)
     common = [area for area in of_a if area in of_b]
@@ -100,16 +100,17 @@ def compare(a: Iterable[Mapping[str, Any]], b: Iterable[Mapping[str, Any]]) -> d
         strata = [(of_a[area], of_b[area]) for area in common if area.split("/")[0] == domain]
         domains[domain] = stratified_difference(strata)
     return {
-        "domains": {name: asdict(found) for name, found in domains.items() if found},
-        "families": {name: asdict(found) for name, found in families.items() if found},
+        "domains": {name: asdict(difference) for name, difference in domains.items() if difference},
+        "families": {name: asdict(difference) for name, difference in families.items() if difference},
     }
 
 
 def agreement(judged: Iterable[tuple[str, float | None, float]]) -> dict[str, Any]:
     """How well a reward model's scores follow a rule's verdicts, from (prompt id, rule's score, reward model's score).
 
-    `reward_model_pairs`: of the pairs (passes, fails) of one prompt, the share in which the passing answer scores
-    higher; `reward_model_auc`: the same over the pairs of all prompts. Ties count half; null where there is no pair.
+    `reward_model_pairs`: among all pairs (passing answer, failing answer) of the same prompt, the share in which the
+    passing answer scores higher. `reward_model_auc`: the same for pairs across all prompts. A tie counts half. None if
+    there is no pair.
     """
     known = [(prompt, score == 1.0, value) for prompt, score, value in judged if score is not None]
     prompts: dict[str, list[tuple[bool, float]]] = {}
@@ -126,6 +127,7 @@ def agreement(judged: Iterable[tuple[str, float | None, float]]) -> dict[str, An
 
 
 def _wins(answers: Sequence[tuple[bool, float]]) -> list[float]:
+    """For each pair of a passing and a failing answer: 1 if the passing one scores higher, 0.5 for a tie, else 0."""
     passing = [value for passed, value in answers if passed]
     failing = [value for passed, value in answers if not passed]
     return [(high > low) + 0.5 * (high == low) for high, low in product(passing, failing)]
@@ -140,11 +142,12 @@ def _by_domain(records: Sequence[PromptRecord]) -> dict[str, list[list[PromptRec
 
 
 def _score(families: Sequence[Sequence[PromptRecord]], greedy: bool) -> dict[str, Any]:
-    """The score of an area that holds these families."""
+    """The score of an area that consists of these families."""
     records = [record for family in families for record in family]
     samples = max(len(record.scores) for record in records)
     greedy_estimate = combined([mean_interval([[record.greedy] for record in family]) for family in families])
     faults = sum(score is None for record in records for score in record.scores)
+    # Each value is the mean of the families' values, so that every family has the same weight.
     return {
         "sampled": _fields(stratified_interval([[record.scores for record in family] for family in families])),
         "greedy": _fields(greedy_estimate) if greedy else None,
@@ -187,7 +190,8 @@ def _fields(estimate: Estimate | None) -> dict[str, float] | None:
 
 
 def _pooled(values: Iterable[Sequence[int]]) -> float:
-    flat = [value for some in values for value in some]
+    """The mean over all samples of all prompts."""
+    flat = [value for values_of_prompt in values for value in values_of_prompt]
     return math.fsum(flat) / len(flat)
 
 

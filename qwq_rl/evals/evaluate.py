@@ -1,7 +1,7 @@
-"""Evaluate a checkpoint on held-out sets: `python -m qwq_rl.evals.evaluate --run RUN --stage STAGE --sets tiny/final`.
+"""Evaluates a checkpoint on held-out sets: `python -m qwq_rl.evals.evaluate --run RUN --stage STAGE --sets tiny/final`.
 
-Sampled at temperature 1, and greedily beside it. The noise of a sample depends on (seed, row, sample) alone, so that
-two checkpoints evaluated with the same seed are compared like for like.
+It samples at temperature 1, and once greedily. The random numbers of a sample depend only on (seed, row, sample), so
+that two checkpoints evaluated with the same seed get the same ones. Read `evaluate_checkpoint`, then `evaluate_model`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from qwq_rl.verifiers import Response
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many of it are done, and how many there are."""
+"""Called with the name of the current work, how many items are done, and how many there are."""
 
 SMALL = 10_000_000
-"""Below so many parameters one thread is faster than several."""
+"""A model with fewer parameters than this runs faster on one thread than on several."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """What is evaluated."""
+    """The checkpoint or model that is evaluated."""
 
     folder: Path
     """A Hugging Face folder."""
     name: str
-    """What results call it: its path within the run, or the folder's own."""
+    """Its name in results: its path within the run, or the path of its folder."""
     stage: str
     update: int = 0
     cpu_seconds: float = 0.0
-    """What the stage had spent at `update`."""
+    """CPU seconds that the stage had used at `update`."""
     since: float = 0.0
-    """When it was finished, in seconds since the epoch: an older evaluation is of another checkpoint."""
+    """When it was finished, in seconds since the epoch. An older evaluation belongs to another checkpoint."""
     reward_model: Path | None = None
     """The reward model it was trained with."""
     verifiers: Mapping[str, Any] = field(default_factory=dict)
@@ -83,15 +83,15 @@ def evaluate_model(
 ) -> list[PromptRecord]:
     """Sample `samples` responses to every row at temperature 1 (and one greedily), and judge them by the row's `grade`.
 
-    `verifiers` are those that recipes name (`named_verifiers`). Returns one record a row, in order. The model keeps the
-    mode (training or not) it is in.
-    Raises RowError for a row that nothing can grade.
+    `verifiers` are those that recipes name (`named_verifiers`). Returns one record per row, in order. The model stays
+    in its mode (training or not). Raises RowError for a row that nothing can grade.
     """
     from qwq_rl.data.chat import render_prompt
     from qwq_rl.inference.local import generate
 
     texts = [render_prompt(tokenizer, row) for row in rows]
     prompt_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    # The noise of a row depends on its id, not on its position in the set.
     keys = [zlib.crc32(str(row["id"]).encode()) for row in rows]
     report = progress or (lambda what, done, total: None)
 
@@ -111,10 +111,10 @@ def evaluate_model(
 
     completions = sampled(samples, 1.0, "sampling")
     if greedy:
-        for several, likeliest in zip(completions, sampled(1, 0.0, "greedy"), strict=True):
-            several += likeliest
+        for row_samples, greedy_response in zip(completions, sampled(1, 0.0, "greedy"), strict=True):
+            row_samples += greedy_response  # after the samples: `_record` knows it by its position
     judged = _judge(tokenizer, rows, texts, completions, verifiers, report)
-    return [_record(row, of, samples) for row, of in zip(rows, judged, strict=True)]
+    return [_record(row, responses, samples) for row, responses in zip(rows, judged, strict=True)]
 
 
 def evaluate_checkpoint(
@@ -125,14 +125,14 @@ def evaluate_checkpoint(
     again: bool = False,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Evaluate on every set, each a source of rows and the `.json` its estimates go to (its lines go beside it).
+    """Evaluate on every set. A set is a source of rows, and the `.json` path for its estimates (lines go to `.jsonl`).
 
-    What is there already, of the same checkpoint and settings, stays as it is unless `again`. Returns the estimates.
+    Existing results of the same checkpoint and settings are kept unless `again`. Returns the estimates.
     """
-    missing = [(name, path) for name, path in sets if again or not _is_there(path, checkpoint, settings)]
+    missing = [(name, path) for name, path in sets if again or not _is_current(path, checkpoint, settings)]
     if missing:
         rows = {name: load_rows(name, kind="rl") for name, _ in missing}
-        require_verifiers((row for some in rows.values() for row in some), checkpoint.verifiers)
+        require_verifiers((row for set_rows in rows.values() for row in set_rows), checkpoint.verifiers)
         model, tokenizer = load_model(checkpoint.folder)
         for name, path in missing:
             records = evaluate_model(
@@ -149,19 +149,19 @@ def evaluate_checkpoint(
             )
             line |= {"checkpoint": checkpoint.name, "settings": asdict(settings)}
             line["agreement"] = _agreement(checkpoint.reward_model, rows[name], records)
-            # The estimates are written last: where they are, the evaluation is whole.
+            # The estimates are written last: if they exist, the evaluation is complete.
             write_lines(path.with_suffix(".jsonl"), (record.line() for record in records))
             write_json(path, line)
     return [read_json(path) or {} for _, path in sets]
 
 
 def named_verifiers(files: Iterable[Path]) -> dict[str, Any]:
-    """What recipes say under `domains.X.verifiers`, by the name that rows use; the first to say a name counts."""
+    """The entries of recipes under `domains.X.verifiers`, by the name that rows use. The first entry of a name wins."""
     named: dict[str, Any] = {}
     for file in files:
         try:
             recipe = yaml.safe_load(file.read_text())
-        except (OSError, ValueError, yaml.YAMLError):  # no recipe of this stage: its own check speaks of it
+        except (OSError, ValueError, yaml.YAMLError):  # not a readable recipe: `check` reports that
             continue
         domains = recipe.get("domains") if isinstance(recipe, dict) else None
         for domain in domains.values() if isinstance(domains, dict) else ():
@@ -170,21 +170,22 @@ def named_verifiers(files: Iterable[Path]) -> dict[str, Any]:
 
 
 def require_verifiers(rows: Iterable[Row], named: Mapping[str, Any]) -> None:
-    """Say that a verifier by which rows are graded does not exist, by UserError, before anything is sampled."""
+    """Raise UserError if a verifier that grades rows does not exist. Call it before anything is sampled."""
     from qwq_rl.rewards.scorer import grader
 
-    of_names = grader(named)
+    grading = grader(named)
     for name in sorted({check.verifier for row in rows for check in grading_checks_of(row)}):
-        of_names.verifier(name)
+        grading.verifier(name)
 
 
 def load_model(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a Hugging Face folder for inference, on the GPU where there is one.
+    """Load a Hugging Face folder for inference, on the GPU if there is one.
 
-    Raises UserError where the folder holds no model.
+    Raises UserError if the folder holds no model.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: there is no model in this folder (no config.json)")
+    # Slow to import: only when the folder is known to hold a model.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -198,18 +199,19 @@ def load_model(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def stage_checkpoint(run: Path, stage: str) -> EvaluatedModel:
-    """The final checkpoint of a stage of a run. Raises RunStateError where the stage is not finished."""
+    """The final checkpoint of a stage of a run. Raises RunStateError if the stage is not finished."""
     folder = RunFolder(run).stage(stage)
     done = read_json(folder.done)
     if done is None or not folder.final.is_dir():
-        known = sorted(path.parent.name for path in run.glob("*/done.json"))
-        raise RunStateError(f"{run}: stage {stage} is not finished; finished are: {', '.join(known) or 'none'}")
+        finished = sorted(path.parent.name for path in run.glob("*/done.json"))
+        raise RunStateError(f"{run}: stage {stage} is not finished; finished are: {', '.join(finished) or 'none'}")
     recipe = yaml.safe_load(folder.resolved.read_text()) if folder.resolved.exists() else {}
     source = (recipe.get("reward_model") or {}).get("from")
     reward_model = RunFolder(run).stage(source).final if source and RunFolder(run).stage(source).done.exists() else None
     state = read_json(RunFolder(run).state) or {}
     resolved = (path for path in sorted(run.glob("*/resolved.yaml")) if ".old-" not in path.parent.name)
     recipes = sorted(Path(state["recipe"]).glob("*.yaml")) if state.get("recipe") else []
+    # The order of files matters: the stage's own entry for a verifier wins over those of other stages.
     return EvaluatedModel(
         folder=folder.final,
         name=str(folder.final.relative_to(run)),
@@ -230,43 +232,53 @@ def _judge(
     verifiers: Mapping[str, Any] | None,
     report: Progress,
 ) -> list[list[tuple[Response, Scored]]]:
-    """Read and grade every completion of every row. Equal completions of a row share a verdict: most are, late on."""
+    """Read and grade every completion of every row.
+
+    Equal completions of a row share one verdict: late in training most are equal.
+    """
     from qwq_rl.data.chat import read_response
     from qwq_rl.rewards.scorer import grader
 
-    distinct = dict.fromkeys((at, c.token_ids, c.finish) for at, several in enumerate(completions) for c in several)
-    items = [(rows[at], read_response(tokenizer, texts[at], ids, finish)) for at, ids, finish in distinct]
+    distinct = dict.fromkeys(
+        (index, completion.token_ids, completion.finish)
+        for index, row_completions in enumerate(completions)
+        for completion in row_completions
+    )
+    items = [(rows[index], read_response(tokenizer, texts[index], ids, finish)) for index, ids, finish in distinct]
     report("judging", 0, len(items))
-    said = zip((item[1] for item in items), grader(verifiers).score(items), strict=True)
-    scored = dict(zip(distinct, said, strict=True))
+    graded = zip((item[1] for item in items), grader(verifiers).score(items), strict=True)
+    scored = dict(zip(distinct, graded, strict=True))
     report("judging", len(items), len(items))
-    return [[scored[at, c.token_ids, c.finish] for c in several] for at, several in enumerate(completions)]
+    return [
+        [scored[index, completion.token_ids, completion.finish] for completion in row_completions]
+        for index, row_completions in enumerate(completions)
+    ]
 
 
 def _record(row: Row, judged: Sequence[tuple[Response, Scored]], samples: int) -> PromptRecord:
-    """One row's record; what comes after its `samples` is its greedy response."""
-    sampled, likeliest = judged[:samples], judged[samples:]
+    """Make the record of one row. The first `samples` responses are sampled; one after them is the greedy response."""
+    sampled, greedy = judged[:samples], judged[samples:]
     response, scored = sampled[0]
-    status, reason = _said(scored)
+    status, reason = _deciding_verdict(scored)
     return PromptRecord(
         id=str(row["id"]),
         domain=row["domain"],
         family=row.get("family") or row["domain"],
         prompt=str(prompt_messages(row)[-1]["content"]),
-        scores=tuple(one.score for _, one in sampled),
-        greedy=likeliest[0][1].score if likeliest else None,
-        tokens=tuple(len(one.token_ids) for one, _ in sampled),
-        terse=tuple(int(not one.reasoning.strip()) for one, _ in sampled),
-        truncated=tuple(int(one.finish == "length") for one, _ in sampled),
+        scores=tuple(result.score for _, result in sampled),
+        greedy=greedy[0][1].score if greedy else None,
+        tokens=tuple(len(reply.token_ids) for reply, _ in sampled),
+        terse=tuple(int(not reply.reasoning.strip()) for reply, _ in sampled),
+        truncated=tuple(int(reply.finish == "length") for reply, _ in sampled),
         response=response.text,
         status=status,
         reason=reason,
-        answers=tuple(one.answer for one, _ in sampled),
+        answers=tuple(reply.answer for reply, _ in sampled),
     )
 
 
-def _said(scored: Scored) -> tuple[str, str]:
-    """Status and reason of the verdict that decided."""
+def _deciding_verdict(scored: Scored) -> tuple[str, str]:
+    """Status and reason of what decided the score: a failed gate, else a fault, else the lowest score."""
     failed = [gate for gate, holds in scored.gates.items() if not holds]
     if failed:
         return "gate", f"the gate {failed[0]} does not hold"
@@ -275,7 +287,7 @@ def _said(scored: Scored) -> tuple[str, str]:
 
 
 def _agreement(folder: Path | None, rows: Sequence[Row], records: Sequence[PromptRecord]) -> dict[str, Any] | None:
-    """How far the reward model agrees with the rule on the open rows; None without either."""
+    """How far the reward model agrees with the rule on open rows; None without a reward model or open rows."""
     open_rows = [(row, record) for row, record in zip(rows, records, strict=True) if not checks_of(row)]
     if folder is None or not open_rows:
         return None
@@ -287,20 +299,21 @@ def _agreement(folder: Path | None, rows: Sequence[Row], records: Sequence[Promp
     return agreement((prompt, score, value) for (prompt, score), value in zip(verdicts, scores, strict=True))
 
 
-def _is_there(path: Path, checkpoint: EvaluatedModel, settings: Settings) -> bool:
-    found = read_json(path)
+def _is_current(path: Path, checkpoint: EvaluatedModel, settings: Settings) -> bool:
+    """Whether `path` has the estimates of this checkpoint with these settings."""
+    estimates = read_json(path)
     return (
-        found is not None
-        and found["update"] == checkpoint.update
-        and found["checkpoint"] == checkpoint.name
-        and found["settings"] == asdict(settings)
-        and found["time"] >= checkpoint.since
+        estimates is not None
+        and estimates["update"] == checkpoint.update
+        and estimates["checkpoint"] == checkpoint.name
+        and estimates["settings"] == asdict(settings)
+        and estimates["time"] >= checkpoint.since
     )
 
 
 @contextmanager
 def _bar(title: str) -> Iterator[Progress]:
-    """A progress bar on stderr, where a person looks at it."""
+    """A progress bar on stderr, if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress

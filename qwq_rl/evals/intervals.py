@@ -1,7 +1,7 @@
-"""Estimates with honest intervals. Pure mathematics on scores in [0, 1]; no torch.
+"""Estimates with intervals. Pure mathematics on scores in [0, 1]; no torch.
 
-The samples of one prompt are not independent: the prompt is the unit that was drawn, so every interval here is
-clustered by prompt. A score of None (a fault of ours) is left out of every mean.
+The samples of one prompt are not independent. The prompt is the unit that was drawn, so every interval here is
+clustered by prompt. A score of None (it could not be judged) is left out of every mean.
 
 Which interval, and why:
 - One stratum (a family): the mean of the prompts' means, with a Wilson interval whose sample size is the *effective*
@@ -36,7 +36,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean paired difference: its two-sided 95 % interval, and the one-sided 95 % lower bound."""
+    """A mean paired difference: its two-sided 95 % interval and its one-sided 95 % lower bound."""
 
     difference: Estimate
     lower95: float
@@ -44,17 +44,17 @@ class Difference:
 
 
 def mean_interval(prompt_scores: Sequence[Scores]) -> Estimate | None:
-    """The mean over prompts of each prompt's mean score, clustered by prompt; None where nothing could be judged."""
+    """The mean over prompts of each prompt's mean score, clustered by prompt; None if nothing could be judged."""
     return _wilson(_means(prompt_scores))
 
 
 def stratified_interval(strata: Sequence[Sequence[Scores]]) -> Estimate | None:
-    """The mean of the strata's means, each stratum a list of prompts; strata that could not be judged are left out."""
+    """The mean of the strata's means. A stratum is a list of prompts; one that could not be judged is left out."""
     return combined([mean_interval(prompts) for prompts in strata])
 
 
 def combined(strata: Sequence[Estimate | None]) -> Estimate | None:
-    """The unweighted mean of independent estimates, its limits by MOVER; None where there is none."""
+    """The unweighted mean of independent estimates, with limits by MOVER; None if there is no estimate."""
     known = [stratum for stratum in strata if stratum is not None]
     if not known:
         return None
@@ -67,8 +67,8 @@ def combined(strata: Sequence[Estimate | None]) -> Estimate | None:
 def pass_at_k(scores: Scores, k: int) -> float | None:
     """The probability that at least one of `k` samples passes, unbiased (Chen et al., 2021, arXiv 2107.03374).
 
-    Of n judged samples c are 1.0: 1 - C(n - c, k) / C(n, k). Fewer than `k` judged samples are all used; None without
-    any.
+    If c of n judged samples are 1.0, it is 1 - C(n - c, k) / C(n, k). With fewer than `k` judged samples, k is their
+    number. None if there is no judged sample.
     """
     judged = [score for score in scores if score is not None]
     if not judged:
@@ -85,17 +85,18 @@ def pass_at_k_interval(prompt_scores: Sequence[Scores], k: int) -> Estimate | No
 def stratified_difference(
     strata: Sequence[tuple[Mapping[str, Scores], Mapping[str, Scores]]],
 ) -> Difference | None:
-    """The mean of the strata's mean paired differences a - b. Each stratum maps prompt ids to samples, for a and for b.
+    """The mean of the strata's mean paired differences a - b. A stratum maps prompt ids to samples, for a and for b.
 
-    Where no two differences differ, the bound for an event never seen stands in for the standard error: with n prompts
-    the limits are t^2 / (n + t^2) away, the Wilson limit of 0 of n.
+    If all differences within each stratum are equal, the standard error is 0. Then the bound for an event that was
+    never seen is used: with n prompts the limits are t^2 / (n + t^2) away, the Wilson limit of 0 of n.
     """
-    differences = [found for found in (_differences(a, b) for a, b in strata) if found]
+    differences = [values for values in (_differences(a, b) for a, b in strata) if values]
     if not differences:
         return None
     prompts = sum(map(len, differences))
-    mean = math.fsum(math.fsum(found) / len(found) for found in differences) / len(differences)
-    error = math.sqrt(math.fsum(_squared_error(found) for found in differences)) / len(differences)
+    mean = math.fsum(math.fsum(values) / len(values) for values in differences) / len(differences)
+    error = math.sqrt(math.fsum(_squared_error(values) for values in differences)) / len(differences)
+    # Each stratum estimates its own mean, which costs one degree of freedom.
     freedom = prompts - len(differences)
     if freedom < 1:
         return Difference(Estimate(mean, -1.0, 1.0), -1.0, prompts)
@@ -115,12 +116,13 @@ def _means(prompt_scores: Sequence[Scores]) -> list[float]:
 
 
 def _differences(a: Mapping[str, Scores], b: Mapping[str, Scores]) -> list[float]:
+    """The difference of the means of each prompt that is judged in both."""
     pairs = ((_means([a[prompt]]), _means([b[prompt]])) for prompt in a if prompt in b)
-    return [of_a[0] - of_b[0] for of_a, of_b in pairs if of_a and of_b]
+    return [means_a[0] - means_b[0] for means_a, means_b in pairs if means_a and means_b]
 
 
 def _squared_error(values: Sequence[float]) -> float:
-    """The squared standard error of the mean of independent values in [-1, 1]; a single one says nothing of it: 1."""
+    """The squared standard error of the mean of independent values in [-1, 1]; 1 for a single value: it is unknown."""
     if len(values) == 1:
         return 1.0
     mean = math.fsum(values) / len(values)
@@ -128,13 +130,15 @@ def _squared_error(values: Sequence[float]) -> float:
 
 
 def _wilson(means: Sequence[float]) -> Estimate | None:
+    """The Wilson interval of the prompts' means with the effective sample size (see above); None without prompts."""
     if not means:
         return None
     prompts, mean = len(means), math.fsum(means) / len(means)
     if prompts == 1:
         return Estimate(mean, 0.0, 1.0)
     squared_error, spread = _squared_error(means), mean * (1.0 - mean)
-    # Below one observation a prompt it cannot fall but for the n - 1 of the variance; equal means leave it at that.
+    # Every prompt counts as at least one observation; only the n - 1 of the variance could make it less. If all means
+    # are equal, the standard error is 0 and each prompt counts as exactly one.
     size = max(prompts, spread / squared_error) if squared_error > 1e-12 else prompts
     squared = t_quantile(0.975, prompts - 1) ** 2
     centre = (mean + squared / (2.0 * size)) / (1.0 + squared / size)
@@ -145,6 +149,7 @@ def _wilson(means: Sequence[float]) -> Estimate | None:
 @cache
 def t_quantile(probability: float, freedom: int) -> float:
     """The quantile of Student's t at `probability` > 0.5 for whole degrees of `freedom` >= 1, to 1e-9."""
+    # The expansion is exact enough for many degrees of freedom, and needs no search.
     if freedom > 400:
         return _t_quantile_expanded(probability, freedom)
     low, high = 0.0, 1e6
@@ -172,7 +177,7 @@ def _t_cdf(value: float, freedom: int) -> float:
 
 
 def _t_quantile_expanded(probability: float, freedom: int) -> float:
-    """Abramowitz and Stegun, 26.7.5: the normal quantile, corrected."""
+    """Abramowitz and Stegun, 26.7.5: the normal quantile with corrections in powers of 1 / freedom."""
     z = NormalDist().inv_cdf(probability)
     corrections = (
         (z**3 + z) / 4.0,

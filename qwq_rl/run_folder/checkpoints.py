@@ -1,8 +1,8 @@
-"""Which checkpoints of a stage are whole, and cutting a stage's records back to one of them.
+"""Finds the whole checkpoints of a stage, and cuts the stage's records back to the newest one.
 
-The trainer saves in place, so a kill can leave half a checkpoint. A checkpoint counts only with its COMPLETE file,
-which is written last, once everything else is on the disk, and which says what every file's size is: a checkpoint that
-lost a file, or a part of one, to a crash of the machine counts no more, and the one before it is used.
+The trainer saves in place, so a kill can leave half a checkpoint. A checkpoint counts only with its COMPLETE file. That
+file is written last, when everything else is on the disk, and lists the size of every file. If a crash of the machine
+loses a file or a part of one, the checkpoint no longer counts, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from qwq_rl.run_folder.files import StageFolder, read_json, read_lines, write_js
 
 COMPLETE = "COMPLETE"
 PARTIAL = "final.partial"
-"""What a stage's result is called while it is being written."""
+"""The name of a stage's result while it is being written."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SAYS_NO_ROOM = (*map(os.strerror, _NO_ROOM), "inline_container.cc", "PytorchStreamWriter failed")
-"""How an error without an errno says it: safetensors in words, and torch by where its writer's check failed."""
+"""Texts of errors that have no errno: safetensors quotes the system; torch names its writer's failed check."""
 
 
 class DiskFull(UserError):
-    """A stage could not write what it has to; its last whole checkpoint is as it was."""
+    """A stage could not write its files because the disk is full. Its last whole checkpoint is unchanged."""
 
     exit_status = 1
 
@@ -43,20 +43,21 @@ def saved(folder: StageFolder) -> list[Path]:
     """Every `checkpoint-N` of a stage, whole or not, oldest first."""
     if not folder.checkpoints.is_dir():
         return []
-    found = [path for path in folder.checkpoints.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=update_of)
+    checkpoints = [path for path in folder.checkpoints.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(checkpoints, key=update_of)
 
 
 def mark_complete(checkpoint: Path, progress: Mapping[str, Any]) -> None:
-    """Make a checkpoint durable, then declare it whole; `progress` is what a resumed process needs to know.
+    """Flush a checkpoint to disk, then mark it as whole. `progress` is what a resumed process needs to know.
 
-    One process calls it when every process has written its files (a barrier before it is the caller's): what is
-    written later is not in the list of files, so nobody would miss it. Raises OSError where the disk gives no more.
+    One process calls this after every process has written its files; the caller provides the barrier. A file that is
+    written later is not in the list, so its loss would not be noticed. Raises OSError if the disk fails or is full.
     """
     files = {}
     for path in _files(checkpoint):
         to_disk(path)
         files[path.relative_to(checkpoint).as_posix()] = path.stat().st_size
+    # The folders too: a new file survives a crash only if the folder that names it is on the disk.
     for path in (*(path for path in checkpoint.rglob("*") if path.is_dir()), checkpoint, checkpoint.parent):
         to_disk(path)
     write_json(checkpoint / COMPLETE, {**progress, "files": files})
@@ -68,21 +69,21 @@ def _files(checkpoint: Path) -> list[Path]:
 
 
 def to_disk(path: Path) -> None:
-    """Let a file, or the names in a folder, survive a loss of power from here on."""
-    number = os.open(path, os.O_RDONLY)
+    """Flush a file, or the names in a folder, to disk, so that they survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 def progress_of(checkpoint: Path) -> dict[str, Any]:
-    """What `mark_complete` was given."""
+    """The `progress` that `mark_complete` was given."""
     return {key: value for key, value in (read_json(checkpoint / COMPLETE) or {}).items() if key != "files"}
 
 
 def damage_of(checkpoint: Path) -> str | None:
-    """Why a checkpoint is not whole, in words; None if it is. Another process may be removing it meanwhile."""
+    """Say why a checkpoint is not whole; None if it is. Another process may remove it meanwhile."""
     try:
         return _damage_of(checkpoint)
     except RunStateError:
@@ -95,7 +96,7 @@ def _damage_of(checkpoint: Path) -> str | None:
     mark = read_json(checkpoint / COMPLETE)
     if mark is None:
         return f"it has no {COMPLETE}"
-    for name, size in mark.get("files", {}).items():  # a mark of before there were lists of files says nothing of them
+    for name, size in mark.get("files", {}).items():  # marks of older versions have no list
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
@@ -115,17 +116,18 @@ def newest_complete(folder: StageFolder) -> Path | None:
 
 
 def drop_old(folder: StageFolder, keep: int) -> None:
-    """Remove all whole checkpoints but the newest `keep`. The mark goes first: a kill must not leave a half with it."""
+    """Remove all whole checkpoints but the newest `keep`."""
     for path in whole(folder)[:-keep]:
+        # The mark goes first: a kill must not leave half a checkpoint that is marked as whole.
         (path / COMPLETE).unlink()
         shutil.rmtree(path)
 
 
 def cut_back(folder: StageFolder) -> None:
-    """Remove what is no whole checkpoint, and drop everything recorded after the newest one: it will be made again.
+    """Remove checkpoints that are not whole, and all records after the newest whole one: they will be made again.
 
-    What a kill left of files that were being written goes too. Prints a line for each checkpoint that had been declared
-    whole and is not any more.
+    Unfinished files that a kill left are removed too. Prints a line for each checkpoint that was marked as whole but is
+    damaged now.
     """
     resume = newest_complete(folder)
     update = update_of(resume) if resume else 0
@@ -136,21 +138,22 @@ def cut_back(folder: StageFolder) -> None:
         if damage:
             shutil.rmtree(path)
     for path in (*folder.path.glob(".*"), *(folder.path / "rollouts").glob(".*")):
-        if re.fullmatch(r"\..+\.\d+", path.name):  # as `write_json`, `write_lines` and the journal name a draft
+        if re.fullmatch(r"\..+\.\d+", path.name):  # temporary files of `_write_atomically` and `verdict_log`
             path.unlink()
 
     shutil.rmtree(folder.checkpoints / PARTIAL, ignore_errors=True)
 
-    def kept(path: Path, keep: Callable[[int], bool]) -> None:
+    def keep_lines(path: Path, keep: Callable[[int], bool]) -> None:
         lines = read_lines(path)
         if path.exists():
             write_lines(path, [line for line in lines if keep(line["update"])])
 
     if update == 0:
-        # Measured on the first round, which may be another one now.
+        # The reward model's scale is measured on the first round, and the new first round may differ.
         (folder.path / "preference.json").unlink(missing_ok=True)
-    kept(folder.metrics, lambda at: at <= update)
-    kept(folder.evaluations, lambda at: at <= update and (at > 0 or update > 0))
+    keep_lines(folder.metrics, lambda line_update: line_update <= update)
+    # An evaluation at update 0 is before the first step: a stage that starts anew makes it again.
+    keep_lines(folder.evaluations, lambda line_update: line_update <= update and (line_update > 0 or update > 0))
     for path in (folder.path / "rollouts").glob("update-*.jsonl"):
         if int(path.stem.removeprefix("update-")) > update:
             path.unlink()
@@ -162,10 +165,10 @@ def _point(checkpoint: Path | None) -> str:
 
 @contextmanager
 def told_when_full(folder: StageFolder) -> Iterator[None]:
-    """Whatever in here fails because there is no room to write ends as one message, DiskFull.
+    """Turn any error inside the block that means "no room to write" into DiskFull, with one message.
 
-    Half a checkpoint is removed then: it would be of no use, and the room it takes may be all that is missing. Any
-    other error passes as it is.
+    Incomplete checkpoints are removed then: they are of no use, and their space may be all that is missing. Any other
+    error passes unchanged.
     """
     try:
         yield
@@ -184,16 +187,17 @@ def told_when_full(folder: StageFolder) -> Iterator[None]:
 
 
 def _no_room(error: BaseException) -> str | None:
-    """What says that there was no room, anywhere in the chain of what led to `error`."""
+    """Return the text of the first error in the chain of causes of `error` that means a full disk, or None."""
     chain: list[BaseException] = []
-    one: BaseException | None = error
-    while one is not None and one not in chain:
-        chain.append(one)
-        one = one.__cause__ or one.__context__
-    for one in chain:
-        if isinstance(one, OSError) and one.errno in _NO_ROOM:
-            return str(one)
-    for one in chain:
-        if any(words in str(one) for words in _SAYS_NO_ROOM):
-            return str(one).splitlines()[0]
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    # An errno is certain, so the whole chain is searched for one before any text is compared.
+    for current in chain:
+        if isinstance(current, OSError) and current.errno in _NO_ROOM:
+            return str(current)
+    for current in chain:
+        if any(words in str(current) for words in _SAYS_NO_ROOM):
+            return str(current).splitlines()[0]
     return None

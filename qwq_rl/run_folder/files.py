@@ -1,4 +1,4 @@
-"""Where everything of a run lies, and how it is written so that a kill leaves the old or the new, never half."""
+"""The paths of a run's files, and atomic writes: after a kill a file is the old or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from qwq_rl.errors import RunStateError
 
 _as_line = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
-"""One encoder for all lines; looking for circles takes it a third longer, and what is written has none."""
+"""One encoder for all lines. It does not look for cycles: that takes a third longer, and our records have none."""
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -21,17 +21,19 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line, atomically."""
+    """Write one JSON object per line, atomically."""
     _write_atomically(path, "".join(f"{_as_line(value)}\n" for value in values))
 
 
 def _write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Hidden and with the pid: `cut_back` finds drafts that a kill left by this form of name.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w") as file:
             file.write(text)
             file.flush()
+            # Before the rename: else a crash of the machine could leave the new name with an empty file.
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
@@ -47,18 +49,19 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines; a torn last line, left by a kill, is dropped; a missing file is empty.
+    """Read JSON lines. An incomplete last line, left by a kill, is dropped; a missing file gives an empty list.
 
-    Raises RunStateError naming a line that is no JSON object: what we write never has one.
+    Raises RunStateError, which names the line, if another line is no JSON object: our own writes never make one.
     """
     if not path.exists():
         return []
+    # A complete line ends in a newline: what follows the last one is empty or incomplete.
     complete = path.read_bytes().split(b"\n")[:-1]
     return [_object(line, f"{path}:{number}", "line") for number, line in enumerate(complete, start=1) if line]
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object, or None where the file is absent. Raises RunStateError where it is damaged."""
+    """Read a JSON object; None if the file does not exist. Raises RunStateError if it is damaged."""
     return _object(path.read_bytes(), str(path), "file") if path.exists() else None
 
 
@@ -90,12 +93,12 @@ class StageFolder:
 
     @property
     def metrics(self) -> Path:
-        """One line an update."""
+        """One line per update."""
         return self.path / "metrics.jsonl"
 
     @property
     def evaluations(self) -> Path:
-        """One line an evaluation during the stage."""
+        """One line per evaluation during the stage."""
         return self.path / "evaluations.jsonl"
 
     @property
@@ -115,12 +118,12 @@ class StageFolder:
 
     @property
     def resolved(self) -> Path:
-        """The recipe as it ran."""
+        """The recipe as it ran, with every default filled in."""
         return self.path / "resolved.yaml"
 
     @property
     def provenance(self) -> Path:
-        """Where the run came from."""
+        """Where the run came from: code, versions, command, and the stage's contract."""
         return self.path / "provenance.json"
 
     @property
@@ -135,7 +138,7 @@ class StageFolder:
 
     @property
     def lock(self) -> Path:
-        """Held by the trainer while it lives."""
+        """The lock that the trainer holds while it runs."""
         return self.path / "stage.lock"
 
     def rollouts(self, update: int) -> Path:
@@ -155,7 +158,7 @@ class RunFolder:
 
     @property
     def state(self) -> Path:
-        """`pipeline.json`: which stages are done, and what their gates said."""
+        """`pipeline.json`: which stages are done, and the results of their gates."""
         return self.path / "pipeline.json"
 
     @property
@@ -170,7 +173,7 @@ class RunFolder:
 
     @property
     def lock(self) -> Path:
-        """Held by `qwq-rl run` while it lives."""
+        """The lock that `qwq-rl run` holds while it runs."""
         return self.path / "run.lock"
 
     @property
@@ -179,5 +182,5 @@ class RunFolder:
         return self.path / "model"
 
     def evaluation(self, stage: str, data_set: str) -> Path:
-        """The estimates of one stage's checkpoint on one set; the same name with `.jsonl` holds a line a prompt."""
+        """The estimates of a stage's checkpoint on one set. The same name with `.jsonl` has a line per prompt."""
         return self.path / "evaluations" / stage / (data_set.replace("/", "-") + ".json")

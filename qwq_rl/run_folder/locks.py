@@ -1,7 +1,7 @@
-"""A folder belongs to one process at a time, and whoever comes second is told to whom.
+"""Lock files: one process at a time may use a folder, and a second one is told which process that is.
 
-The lock is `flock`'s: the kernel drops it when the holder dies, however it dies, so there is no stale lock to remove.
-The file's text only says who holds it.
+The lock is `flock`'s. The kernel releases it when the holder ends for any reason, so a stale lock cannot remain. The
+text in the file only says who holds the lock.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import psutil
 from qwq_rl.errors import RunStateError
 
 LAUNCHER = "QWQ_RL_LAUNCHER"
-"""The environment variable by which `qwq-rl run` gives its pid to the processes it starts."""
+"""The environment variable with which `qwq-rl run` passes its pid to the processes it starts."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The living process that holds a lock; `launcher` is the `qwq-rl run` that started it, or else its parent."""
+    """The process that holds a lock. `launcher`: pid of the `qwq-rl run` that started it, or of its parent."""
 
     pid: int
     launcher: int
@@ -38,26 +38,26 @@ class Holder:
     what: str
 
     def describe(self) -> str:
-        """One line: what it is, its pid, since when, and the command it was started with."""
+        """One line: what the process is, its pid, since when it runs, and the command that started it."""
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started))
         where = "" if self.host == socket.gethostname() else f" on {self.host}"
         return f"{self.what} is still alive (pid {self.pid}{where}, since {since}: {self.command})"
 
     def orphaned(self) -> bool:
-        """Whether the process that started it is gone, so that nothing waits for it any more."""
+        """Whether the process that started it has ended, so that nobody waits for its result."""
         return self.host == socket.gethostname() and not is_alive(self.launcher)
 
 
 @contextmanager
 def hold(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs; `what` names this process to others ("the trainer of 1_x").
+    """Hold the lock file `path` while the block runs. `what` describes this process to others ("the trainer of 1_x").
 
-    Raises RunStateError naming the living holder where another process has it. A forked child does not inherit it.
+    Raises RunStateError, which names the holder, if another process has the lock. A forked child does not inherit it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        # A second try, because somebody who only asks who the holder is has the lock for an instant.
+        # Try twice: a process that only asks for the holder (`holder`) takes the lock for a moment.
         if not (_try_lock(descriptor) or _try_lock(descriptor, after=0.1)):
             raise RunStateError(refusal(path, _read(path)))
         _write(descriptor, what)
@@ -68,14 +68,14 @@ def hold(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if descriptor in _held:  # not so in a forked child that leaves the block
+        if descriptor in _held:  # false in a forked child: its copy is closed already
             _held.remove(descriptor)
             os.ftruncate(descriptor, 0)
             os.close(descriptor)
 
 
 def holder(path: Path) -> Holder | None:
-    """The process that holds the lock file `path` now, or None where it is free or absent."""
+    """Return the process that holds the lock file `path` now, or None if it is free or does not exist."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -87,12 +87,13 @@ def holder(path: Path) -> Holder | None:
 
 
 def refusal(path: Path, who: Holder) -> str:
-    """What to tell the one who came second."""
-    left = ", left by a launcher that died" if who.orphaned() and who.what.startswith("the trainer") else ""
-    return f"{path.parent}: {who.describe()}{left}: stop it with `kill {who.pid}`, or wait until it has ended"
+    """The error message for a process that finds the lock held by `who`."""
+    note = ", left by a launcher that died" if who.orphaned() and who.what.startswith("the trainer") else ""
+    return f"{path.parent}: {who.describe()}{note}: stop it with `kill {who.pid}`, or wait until it has ended"
 
 
-# The descriptors of locks this process holds. A fork without exec shares them, and flock lasts while any copy is open.
+# Descriptors of the locks that this process holds. A fork without exec copies them, and flock holds while any copy is
+# open: the child closes its copies, so that the lock ends with this process.
 _held: set[int] = set()
 
 
@@ -115,15 +116,15 @@ def _try_lock(descriptor: int, after: float = 0.0) -> bool:
 
 
 def _write(descriptor: int, what: str) -> None:
-    """Say who holds the lock, in one write, so that a reader sees all of it or an older text."""
+    """Write who holds the lock. It is one write, so that a reader never sees a part of the text."""
     launcher = int(os.environ.get(LAUNCHER, os.getppid()))
-    me = Holder(os.getpid(), launcher, time.time(), socket.gethostname(), shlex.join(_command()), what)
+    this_process = Holder(os.getpid(), launcher, time.time(), socket.gethostname(), shlex.join(_command()), what)
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(asdict(me)).encode() + b"\n", 0)
+    os.pwrite(descriptor, json.dumps(asdict(this_process)).encode() + b"\n", 0)
 
 
 def _read(path: Path) -> Holder:
-    """Read the holder's text; it is empty for the instant between taking the lock and saying so."""
+    """Read who holds the lock. The file is empty for a moment after the lock is taken, so this waits up to 1 s."""
     for _ in range(20):
         try:
             return Holder(**json.loads(path.read_text()))
@@ -137,7 +138,7 @@ def _command() -> list[str]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs; one that ended and was not waited for does not."""
+    """Whether a process of this machine is running. A zombie (ended, not waited for) is not."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

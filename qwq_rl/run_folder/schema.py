@@ -1,4 +1,4 @@
-"""The schema of every record of a run folder (docs/contracts.md); `conforms` holds values against it."""
+"""The schema of every record of a run folder (docs/contracts.md); tests/conforms.py compares values with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class EstimateRecord(TypedDict):
 
 
 class Score(TypedDict):
-    """The score of an area (a domain or a family); an estimate is null where it was not asked for or not to be had."""
+    """The score of an area (a domain or a family). An estimate is null if it was not requested or is not computable."""
 
     sampled: EstimateRecord | None
     greedy: EstimateRecord | None
@@ -76,7 +76,7 @@ class Evaluation(EvaluationLine):
 
 
 class EvaluationPrompt(TypedDict):
-    """One line of `evaluations/STAGE/SET.jsonl`; a score of null is a fault of ours."""
+    """One line of `evaluations/STAGE/SET.jsonl`. A score is null if it could not be judged (a fault)."""
 
     id: str
     domain: str
@@ -93,7 +93,7 @@ class EvaluationPrompt(TypedDict):
 
 
 class Update(TypedDict):
-    """What the metrics of every kind of stage hold; seconds and samples count from the start of the stage."""
+    """The metrics that every kind of stage has. Seconds and samples count from the start of the stage."""
 
     update: int
     stage: str
@@ -123,14 +123,14 @@ class Tokens(TypedDict):
 
 
 class GroupsRecord(TypedDict):
-    """The groups of an update by what they teach; the useful ones have two different rewards."""
+    """How many groups of an update are useful. A group is useful if it has two different rewards."""
 
     total: int
     useful: int
     all_zero: int
     all_full: int
     sampled: NotRequired[int]
-    """Groups that were sampled, refills included; `total` of them are trained on."""
+    """Groups that were sampled, with refills; the update trains on `total` of them."""
 
 
 class DomainMetrics(TypedDict):
@@ -171,7 +171,7 @@ class RlMetrics(Update):
     scores: NotRequired[dict[str, float | None]]
     statuses: dict[str, int]
     attempts: NotRequired[int]
-    """Rollouts whose program tried to get out of the sandbox."""
+    """Rollouts whose program tried to escape from the sandbox."""
     verifiers: NotRequired[dict[str, dict[str, int]]]
     gap: NotRequired[Gap]
     critic: NotRequired[dict[str, float | None]]
@@ -183,7 +183,7 @@ class RlMetrics(Update):
 
 
 class Gap(TypedDict):
-    """How far the sampler's log-probabilities are from the trainer's on the same weights, in nats a token."""
+    """Difference of the log-probabilities of sampler and trainer on the same weights, in nats per token."""
 
     mean: float
     max: float
@@ -210,7 +210,7 @@ class VerdictRecord(TypedDict):
 
 
 class SegmentRecord(TypedDict):
-    """One turn of a rollout; `loss_mask` and `logprobs` have one entry a token."""
+    """One turn of a rollout. `loss_mask` and `logprobs` have one entry per token."""
 
     role: Literal["model", "environment"]
     text: str
@@ -242,7 +242,7 @@ class RolloutRecord(TypedDict):
 
 
 class GateRecord(TypedDict):
-    """What one requirement of a gate found; `value` is null where it could not be measured."""
+    """The result of one requirement of a gate. `value` is null if it could not be measured."""
 
     measure: str
     scope: str
@@ -268,7 +268,7 @@ class StageState(TypedDict):
 
 
 class JobState(TypedDict):
-    """A process of the run that ended."""
+    """A process of the run that has ended."""
 
     name: str
     started: float
@@ -300,7 +300,7 @@ class Done(TypedDict):
 
 
 class DifferenceRecord(TypedDict):
-    """A paired difference of pass@1; `lower95` is its one-sided 95 % lower bound."""
+    """A paired difference of pass@1, and its one-sided 95 % lower bound `lower95`."""
 
     difference: EstimateRecord
     lower95: float
@@ -308,7 +308,7 @@ class DifferenceRecord(TypedDict):
 
 
 class Compared(TypedDict):
-    """Two checkpoints on one set."""
+    """Two checkpoints compared on one set."""
 
     domains: dict[str, DifferenceRecord]
     families: dict[str, DifferenceRecord]
@@ -322,7 +322,7 @@ class SetSummary(TypedDict):
 
 
 class Against(TypedDict):
-    """A stage minus the one it continues from."""
+    """Differences: a stage minus the stage that it starts from."""
 
     stage: str
     sets: dict[str, Compared]
@@ -339,7 +339,7 @@ class StageSummary(TypedDict):
 
 
 class ControlSummary(TypedDict):
-    """The stage `of` minus its control; CPU seconds of the control and of the stage."""
+    """Differences: the stage `of` minus its control. `cpu_seconds`: of the control, then of the stage."""
 
     stage: str
     of: str
@@ -361,14 +361,14 @@ class Summary(TypedDict):
 
 
 class Ancestor(TypedDict):
-    """A model that a stage comes from, and what tells its weights from others."""
+    """A model that a stage descends from. `weights`: their digest, or the commit on the Hub; null for a new model."""
 
     name: str
     weights: str | None
 
 
 class AcceptedChange(TypedDict):
-    """A change by which a stage goes on all the same, as its recipe says; `since` is the stage or checkpoint before."""
+    """A change that the recipe accepts, so that the stage continues. `since`: the stage or checkpoint before it."""
 
     item: str
     then: str
@@ -377,7 +377,7 @@ class AcceptedChange(TypedDict):
 
 
 class StageContract(TypedDict):
-    """What a stage takes for granted; hashes are `sha256:...`. The digest of the weights is in contract.json alone."""
+    """What a stage relies on. Hashes are `sha256:...`. Only contract.json has the digest of the weights."""
 
     tokenizer: str
     chat_template: str

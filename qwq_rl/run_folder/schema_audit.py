@@ -14,7 +14,7 @@ class VerdictLine(VerdictRecord):
 
 
 class AuditFinding(TypedDict):
-    """One thing that an audit found wrong with a row, or with what its verifier makes of it."""
+    """One problem that an audit found in a row, or in how its verifier judges it."""
 
     id: str
     place: int
@@ -24,7 +24,7 @@ class AuditFinding(TypedDict):
 
 
 class AuditRecord(TypedDict):
-    """The report of an audit; `key` only in `STAGE/audit.json`."""
+    """The report of an audit. Only `STAGE/audit.json` has `key`."""
 
     key: NotRequired[str | None]
     name: str
@@ -48,14 +48,14 @@ class OldNewRewards(TypedDict):
 
 
 class OldNewCounts(TypedDict):
-    """A number before and after."""
+    """A count before and after."""
 
     old: int
     new: int
 
 
 class Disagreement(TypedDict):
-    """A rollout whose score another verifier changes."""
+    """A rollout that gets another score from the other verifier."""
 
     id: str
     stage: str
@@ -73,7 +73,7 @@ class Disagreement(TypedDict):
 
 
 class StatusChange(TypedDict):
-    """How many verdicts went from one status to another, or stayed."""
+    """How many verdicts changed from status `old` to `new`, or kept it if the two are equal."""
 
     old: str
     new: str
@@ -81,7 +81,7 @@ class StatusChange(TypedDict):
 
 
 class ChangedGroups(TypedDict):
-    """Groups by what becomes of what they teach."""
+    """How many groups would get other advantages: other signs; none instead of some; some instead of none."""
 
     total: int
     signs_changed: int
@@ -90,7 +90,7 @@ class ChangedGroups(TypedDict):
 
 
 class RescoredDomain(TypedDict):
-    """What another verifier changes in a domain."""
+    """What the other verifier changes in a domain."""
 
     rollouts: int
     disagree: int
