@@ -51,8 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.audit and options.jobs > 1:
         raise UserError("--jobs does nothing with --audit: leave it out")
     if options.audit:
-        from qwq_rl.audit.verify import audit_rows
-
         verifier = load(chosen.spec, chosen.params)
         return audit_rows(
             chosen.name, verifier, _rows(options, chosen), options.rows, options.thinking_opened, options.out
@@ -101,7 +99,7 @@ def _verify(
         return 130
     # Bad rows are reported at the end: the verdicts of all others are written by now.
     if mistakes:
-        raise RowError(mistakes_text(source, mistakes, counts.rows))
+        raise RowError(mistakes_text(source, mistakes, f"the other {counts.rows} were judged"))
     if not counts.rows:
         raise RowError(f"{source}: it has no rows")
     if counts.fault_share > fault_share:
@@ -125,11 +123,11 @@ def verdict_line(name: str, verdict: Verdict) -> str:
     return json.dumps(record, ensure_ascii=False, default=str)
 
 
-def mistakes_text(source: str, mistakes: Sequence[LineMistake], judged: int) -> str:
-    """One message with the mistakes of a source."""
+def mistakes_text(source: str, mistakes: Sequence[LineMistake], others: str) -> str:
+    """One message with the mistakes of a source; `others` says what happened to its other rows."""
     lines = [f"{source}:{mistake.line}: {mistake.what}" for mistake in mistakes[:SHOWN]]
     lines += [f"... and {len(mistakes) - SHOWN} more"] if len(mistakes) > SHOWN else []
-    return "\n".join([*lines, f"{len(mistakes)} rows are malformed; the other {judged} were judged"])
+    return "\n".join([*lines, f"{len(mistakes)} rows are malformed; {others}"])
 
 
 @contextmanager
@@ -248,8 +246,7 @@ def audit_rows(
     if out is not None:
         write_json(out, report.record(subject))
     if mistakes:
-        lines = [f"{source}:{mistake.line}: {mistake.what}" for mistake in mistakes[:SHOWN]]
-        raise RowError("\n".join([*lines, f"{len(mistakes)} rows are malformed; the others were audited"]))
+        raise RowError(mistakes_text(source, mistakes, "the others were audited"))
     sys.stdout.flush()
     return 0 if report.passed else 1
 
