@@ -1,1 +1,1 @@
-"""Symbolic algebra in a process of its own, which may hang or die."""
+"""Asks math-verify in separate processes, because symbolic algebra can hang or crash."""

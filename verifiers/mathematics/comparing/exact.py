@@ -1,4 +1,7 @@
-"""Exact values of expressions without variables, and values modulo a prime, which decide polynomial identities."""
+"""Exact values of expressions without variables, and values modulo a prime.
+
+Values modulo a prime decide whether two polynomials are identical.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,29 @@ from fractions import Fraction
 from qwq_rl.verifiers.mathematics.reading.node import Node
 
 MOST_BITS = 20_000
-"""Of a numerator or denominator that is still written out."""
+"""The most bits of a numerator or denominator that is written out."""
 LARGEST_FACTORIAL = 1500
 PRIME = 2**61 - 1
+"""The modulus of `residue`."""
 
 
 class NotExact(Exception):
-    """The expression has no value that can be written as a fraction here."""
+    """The value of the expression cannot be written as a fraction here."""
 
 
 class TooLarge(Exception):
-    """The value has more digits than are worked out."""
+    """The value has more digits than are computed."""
 
 
 class Undefined(Exception):
-    """The expression has no value: a division by zero, say."""
+    """The expression has no value, for example because of a division by zero."""
 
 
 def rational(node: Node) -> Fraction | None:
-    """The exact value of `node`, or None where it is irrational, has variables or is too large; raises Undefined."""
+    """The exact value of `node`. Raises Undefined.
+
+    None if the value is irrational or too large, or if `node` has variables.
+    """
     try:
         return _value(node)
     except (NotExact, TooLarge):
@@ -53,10 +60,10 @@ def _value(node: Node) -> Fraction:
         return _power(_value(node.args[0]), _value(node.args[1]))
     if kind == "root":
         return _root(_value(node.args[0]), _value(node.args[1]))
-    return _rarer(node)
+    return _rare_kind(node)
 
 
-def _rarer(node: Node) -> Fraction:
+def _rare_kind(node: Node) -> Fraction:
     if node.kind == "base":
         return Fraction(_in_base(*node.value))
     values = [_value(part) for part in node.args]
@@ -86,19 +93,21 @@ def _bounded(value: Fraction) -> Fraction:
     return value
 
 
-def _divided(over: Fraction, under: Fraction) -> Fraction:
-    if under == 0:
+def _divided(numerator: Fraction, denominator: Fraction) -> Fraction:
+    if denominator == 0:
         raise Undefined("a division by zero")
-    return _bounded(over / under)
+    return _bounded(numerator / denominator)
 
 
 def _power(base: Fraction, exponent: Fraction) -> Fraction:
     if exponent.denominator != 1:
         return _power(_root(base, Fraction(exponent.denominator)), Fraction(exponent.numerator))
+    # Here 0^0 is 1.
     if base == 0 and exponent <= 0:
         if exponent == 0:
             return Fraction(1)
         raise Undefined("a division by zero")
+    # Estimate the size before the power is computed.
     size = max(base.numerator.bit_length(), base.denominator.bit_length())
     if size > 1 and size * abs(exponent) > MOST_BITS:
         raise TooLarge
@@ -110,12 +119,12 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
 def _root(value: Fraction, index: Fraction) -> Fraction:
     if index.denominator != 1 or not 0 < index <= 64:
         raise NotExact
-    n = int(index)
+    degree = int(index)
     if value < 0:
-        if n % 2 == 0:
+        if degree % 2 == 0:
             raise NotExact
         return -_root(-value, index)
-    return Fraction(_whole_root(value.numerator, n), _whole_root(value.denominator, n))
+    return Fraction(_whole_root(value.numerator, degree), _whole_root(value.denominator, degree))
 
 
 def _whole_root(value: int, index: int) -> int:
@@ -124,8 +133,11 @@ def _whole_root(value: int, index: int) -> int:
     if index == 2:
         root = math.isqrt(value)
     else:
+        # Larger values do not fit in a float; its rounding may be off by one.
         root = round(value ** (1 / index)) if value.bit_length() < 900 else 0
-        root = next((one for one in (root - 1, root, root + 1) if one >= 0 and one**index == value), -1)
+        root = next(
+            (candidate for candidate in (root - 1, root, root + 1) if candidate >= 0 and candidate**index == value), -1
+        )
     if root < 0 or root**index != value:
         raise NotExact
     return root
@@ -153,16 +165,16 @@ def _modulo(value: Fraction, modulus: Fraction) -> Fraction:
 
 
 def _binomial(n: Fraction, k: Fraction) -> Fraction:
-    over, under = _whole(n), _whole(k)
-    if over < 0 or under < 0:
+    total, chosen = _whole(n), _whole(k)
+    if total < 0 or chosen < 0:
         raise NotExact
-    if min(under, over - under) > 2 * LARGEST_FACTORIAL:
+    if min(chosen, total - chosen) > 2 * LARGEST_FACTORIAL:
         raise TooLarge
-    return Fraction(math.comb(over, under))
+    return Fraction(math.comb(total, chosen))
 
 
 def _logarithm(value: Fraction, base: Fraction) -> Fraction:
-    """Where it is a whole number: `\\log_2 8`."""
+    """The logarithm if it is a whole number, as in `\\log_2 8`. Else raises NotExact."""
     if value <= 0 or base <= 0 or base == 1:
         raise Undefined("a logarithm that does not exist")
     guess = round((_log(value)) / _log(base))
@@ -185,32 +197,34 @@ FUNCTIONS: Mapping[str, Callable[..., Fraction]] = {
     "sgn": lambda value: Fraction((value > 0) - (value < 0)),
     "binom": _binomial,
     "double factorial": lambda value: Fraction(_factorial(value, 2)),
-    "log": lambda value, *base: _logarithm(value, base[0]) if base else _unbased(value),
-    "ln": lambda value: _unbased(value),
+    "log": lambda value, *base: _logarithm(value, base[0]) if base else _log_without_base(value),
+    "ln": lambda value: _log_without_base(value),
     "sin": lambda value: _at_zero(value, 0),
     "tan": lambda value: _at_zero(value, 0),
     "cos": lambda value: _at_zero(value, 1),
 }
 
 
-def _unbased(value: Fraction) -> Fraction:
-    """A logarithm to an unsaid base."""
+def _log_without_base(value: Fraction) -> Fraction:
+    """A logarithm without a base: only that of 1 does not depend on the base."""
     if value == 1:
         return Fraction(0)
     raise NotExact
 
 
-def _at_zero(value: Fraction, found: int) -> Fraction:
+def _at_zero(value: Fraction, result: int) -> Fraction:
+    """The value of a function whose only rational argument with a rational value is 0."""
     if value == 0:
-        return Fraction(found)
+        return Fraction(result)
     raise NotExact
 
 
 def residue(node: Node, at: Mapping[str, int], modulus: int = PRIME) -> int:
-    """`node` modulo a prime, with its variables set to `at`; raises NotExact or Undefined.
+    """`node` modulo a prime, with its variables set to `at`. Raises NotExact, TooLarge or Undefined.
 
-    Two rational functions that agree at a random point modulo a 61-bit prime are the same but for a chance of about
-    their degree in 2^61 (Schwartz 1980, Zippel 1979); powers too large to write out are decided in the same way.
+    If two rational functions agree at a random point modulo a 61-bit prime, they are the same, except with a
+    probability of about their degree divided by 2^61 (Schwartz 1980, Zippel 1979). Powers too large to be written out
+    are decided in the same way.
     """
     kind = node.kind
     if kind == "sym":
@@ -241,22 +255,23 @@ def residue(node: Node, at: Mapping[str, int], modulus: int = PRIME) -> int:
     raise NotExact
 
 
-def _quotient(over: int, under: int, modulus: int) -> int:
-    if modulus != PRIME and under != 1:
-        raise NotExact  # there may be no inverse
-    if under % modulus == 0:
+def _quotient(numerator: int, denominator: int, modulus: int) -> int:
+    if modulus != PRIME and denominator != 1:
+        raise NotExact  # modulo a number that is not prime there may be no inverse
+    if denominator % modulus == 0:
         raise Undefined("a division by zero")
-    return over * pow(under, -1, modulus) % modulus if under != 1 else over % modulus
+    return numerator * pow(denominator, -1, modulus) % modulus if denominator != 1 else numerator % modulus
 
 
-def _power_residue(node: Node, at: Mapping[str, int], modulus: int) -> int:
-    base = residue(node.args[0], at, modulus)
+def _power_residue(node: Node, variables: Mapping[str, int], modulus: int) -> int:
+    base = residue(node.args[0], variables, modulus)
     try:
         exponent = _value(node.args[1])
     except TooLarge:
         if modulus != PRIME or base == 0:
             raise NotExact from None
-        return pow(base, residue(node.args[1], {}, modulus - 1), modulus)  # Fermat's little theorem
+        # Fermat's little theorem: modulo a prime p, exponents count modulo p - 1.
+        return pow(base, residue(node.args[1], {}, modulus - 1), modulus)
     if exponent.denominator != 1 or (base == 0 and exponent <= 0) or (exponent < 0 and modulus != PRIME):
         raise NotExact
     return pow(base, int(exponent), modulus)

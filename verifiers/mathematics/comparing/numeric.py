@@ -1,4 +1,4 @@
-"""Values of expressions to sixty digits, for what has roots, logarithms or angles in it."""
+"""Values of expressions to sixty digits, for expressions with roots, logarithms or angles."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from qwq_rl.verifiers.mathematics.reading.node import Node
 
 DIGITS = 60
 MOST_EXPONENT = 1_000_000
-"""Of two, in a value that is still worked out."""
+"""The largest power of two of a value that is still computed."""
 _LOCAL = threading.local()
 
 
 class Unworkable(Exception):
-    """The expression holds something that has no number, such as an integral or an unknown function."""
+    """The expression has a part without a number as its value, such as an integral or an unknown function."""
 
 
 def context() -> Any:
-    """This thread's arithmetic: mpmath keeps its precision in an object that threads must not share."""
-    found = getattr(_LOCAL, "context", None)
-    if found is None:
-        found = _LOCAL.context = MPContext()
-        found.dps = DIGITS
-    return found
+    """The arithmetic of this thread. mpmath keeps its precision in an object that threads must not share."""
+    mp = getattr(_LOCAL, "context", None)
+    if mp is None:
+        mp = _LOCAL.context = MPContext()
+        mp.dps = DIGITS
+    return mp
 
 
 def evaluate(node: Node, at: Mapping[str, Any], log_base: int = 10) -> Any:
     """The value of `node` with its variables set to `at`, real or complex.
 
-    `log_base`: of logarithms that tell none, 10 or 0 for e. Raises Undefined or Unworkable.
+    `log_base`: the base of logarithms that name none; 10, or 0 for e. Raises Undefined or Unworkable.
     """
     try:
         return _evaluate(context(), node, at, log_base)
@@ -41,17 +41,17 @@ def evaluate(node: Node, at: Mapping[str, Any], log_base: int = 10) -> Any:
         raise Undefined(str(error)) from error
 
 
-def _evaluate(mp: Any, node: Node, at: Mapping[str, Any], log_base: int) -> Any:
+def _evaluate(mp: Any, node: Node, variables: Mapping[str, Any], log_base: int) -> Any:
     kind = node.kind
     if kind in ("num", "dec"):
         return mp.mpf(node.value.numerator) / node.value.denominator
     if kind == "sym":
-        if node.value not in at:
+        if node.value not in variables:
             raise Unworkable(node.value)
-        return at[node.value]
+        return variables[node.value]
     if kind == "const":
         return _constant(mp, node.value)
-    values = [_evaluate(mp, part, at, log_base) for part in node.args]
+    values = [_evaluate(mp, part, variables, log_base) for part in node.args]
     if kind == "add":
         return mp.fsum(values)
     if kind == "neg":
@@ -64,10 +64,10 @@ def _evaluate(mp: Any, node: Node, at: Mapping[str, Any], log_base: int) -> Any:
         return _power(mp, values[0], values[1], node.args[1])
     if kind == "root":
         return _root(mp, values[0], values[1])
-    return _rarer(mp, node, values, log_base)
+    return _rare_kind(mp, node, values, log_base)
 
 
-def _rarer(mp: Any, node: Node, values: list[Any], log_base: int) -> Any:
+def _rare_kind(mp: Any, node: Node, values: list[Any], log_base: int) -> Any:
     kind = node.kind
     if kind == "abs":
         return abs(values[0])
@@ -97,6 +97,7 @@ def _constant(mp: Any, name: str) -> Any:
 
 
 def _power(mp: Any, base: Any, exponent: Any, written: Node) -> Any:
+    """`base` to the power `exponent`; `written` is the exponent as it is in the answer."""
     if base == 0:
         if mp.re(exponent) <= 0 and exponent != 0:
             raise Undefined("a division by zero")
@@ -104,10 +105,15 @@ def _power(mp: Any, base: Any, exponent: Any, written: Node) -> Any:
     if abs(exponent) * abs(mp.log(abs(base), 2)) > MOST_EXPONENT:
         raise Undefined("too large to be worked out")
     if written.kind == "div" and mp.im(base) == 0 and base < 0 and mp.im(exponent) == 0:
-        under = written.args[1]
-        if under.kind == "num" and under.value % 2 == 1 and mp.isint(exponent * under.value.numerator):
-            sign = -1 if int(mp.nint(exponent * under.value.numerator)) % 2 else 1
-            return sign * (-base) ** exponent  # the real root, as people write it
+        denominator = written.args[1]
+        if (
+            denominator.kind == "num"
+            and denominator.value % 2 == 1
+            and mp.isint(exponent * denominator.value.numerator)
+        ):
+            sign = -1 if int(mp.nint(exponent * denominator.value.numerator)) % 2 else 1
+            # The real root, as people write it: (-8)^(1/3) is -2. mpmath would give the complex one.
+            return sign * (-base) ** exponent
     if mp.im(exponent) == 0 and mp.isint(exponent):
         return base ** int(exponent)
     return mp.power(base, exponent)
@@ -131,9 +137,9 @@ def _call(mp: Any, name: str, values: list[Any], log_base: int) -> Any:
     value = values[0] if values else None
     if name in ("sin", "cos", "sinh", "cosh", "tanh", "arctan", "arcsinh"):
         function = {"arctan": "atan", "arcsinh": "asinh"}.get(name, name)
-        return getattr(mp, function)(_small(mp, value))
+        return getattr(mp, function)(_bounded_angle(mp, value))
     if name in ("tan", "sec", "csc", "cot"):
-        return _quotient_of_angles(mp, name, _small(mp, value))
+        return _quotient_of_angles(mp, name, _bounded_angle(mp, value))
     if name in ("arcsin", "arccos", "arccosh", "arctanh"):
         return getattr(mp, name.replace("arc", "a"))(value)
     if name == "arccot":
@@ -144,18 +150,18 @@ def _call(mp: Any, name: str, values: list[Any], log_base: int) -> Any:
         base = values[1] if len(values) > 1 else log_base if name == "log" else 0
         return mp.log(value) / mp.log(base) if base else mp.log(value)
     if name == "binom":
-        return mp.binomial(_modest(values[0]), _modest(values[1]))
+        return mp.binomial(_bounded(values[0]), _bounded(values[1]))
     if name == "Gamma":
         return _gamma(mp, value)
     return _whole_numbers(mp, name, values)
 
 
 def _quotient_of_angles(mp: Any, name: str, value: Any) -> Any:
-    under = mp.cos(value) if name in ("tan", "sec") else mp.sin(value)
-    if abs(under) < mp.mpf(10) ** (-DIGITS + 8):
+    denominator = mp.cos(value) if name in ("tan", "sec") else mp.sin(value)
+    if abs(denominator) < mp.mpf(10) ** (-DIGITS + 8):
         raise Undefined(f"{name} has no value here")
-    over = {"tan": mp.sin, "cot": mp.cos}.get(name)
-    return (over(value) if over else 1) / under
+    numerator = {"tan": mp.sin, "cot": mp.cos}.get(name)
+    return (numerator(value) if numerator else 1) / denominator
 
 
 def _whole_numbers(mp: Any, name: str, values: list[Any]) -> Any:
@@ -174,13 +180,15 @@ def _whole_numbers(mp: Any, name: str, values: list[Any]) -> Any:
     raise Unworkable(name)
 
 
-def _small(mp: Any, value: Any) -> Any:
+def _bounded_angle(mp: Any, value: Any) -> Any:
+    """`value`, an angle. Raises Undefined if it is too large to be worked out."""
     if abs(value) > mp.mpf(10) ** 15:
         raise Undefined("an angle too large to be worked out")
     return value
 
 
-def _modest(value: Any) -> Any:
+def _bounded(value: Any) -> Any:
+    """`value`. Raises Undefined if it is too large to be worked out."""
     if abs(value) > 100_000:
         raise Undefined("too large to be worked out")
     return value

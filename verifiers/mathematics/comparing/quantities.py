@@ -1,4 +1,4 @@
-"""Comparing amounts: with and without units, percent and degree signs, in other bases, as ratios and residues."""
+"""Compares amounts: units, percent and degree signs, number bases, ratios and residue classes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from qwq_rl.verifiers.mathematics.reading.units import Unit, same_thing, unit_of
 
 Percent = Literal["lenient", "strict"]
 POUNDS = (Fraction("453.59237"), 1 / Fraction("453.59237"))
-"""Grams of the pound that is also a currency."""
+"""Grams of a pound, and the inverse. The word "pound" may also mean the currency."""
 NO_UNIT = frozenset(
     {"unit", "square unit", "sq unit", "cubic unit", "unit ^2", "unit ^3", "unit squared", "unit cubed", "unit square"}
 )
 
 
 def same_amount(one: Node, other: Node, tolerance: float, percent: Percent) -> bool | None:
-    """Whether two amounts are equal; a unit that only one of them names is taken for granted."""
+    """Whether two amounts are equal. A unit that only one of them names is accepted."""
     if "base" in (one.kind, other.kind):
         return _same_in_base(one, other)
     left, left_unit = apart(one)
@@ -33,12 +33,12 @@ def same_amount(one: Node, other: Node, tolerance: float, percent: Percent) -> b
     same = same_expression(left, right, tolerance)
     if unit and same is not True:
         marked, bare = (left, right) if left_unit else (right, left)
-        same = _as_the_other(marked, unit, bare, tolerance) or same
+        same = _same_in_other_sense(marked, unit, bare, tolerance) or same
     return same
 
 
 def apart(node: Node) -> tuple[Node, str]:
-    """An amount and its unit, "" for none."""
+    """The amount and its unit; the unit is "" if there is none."""
     if node.kind == "percent":
         return node.args[0], "%"
     if node.kind == "neg" and node.args[0].kind in ("percent", "degree", "quantity"):
@@ -58,25 +58,28 @@ def apart(node: Node) -> tuple[Node, str]:
 
 
 def _no_unit(name: str) -> bool:
+    """Whether `name` only says "units", without a unit of measure."""
     return name.lower().replace("units", "unit") in NO_UNIT
 
 
 def _same_percent(
     left: Node, left_unit: str, right: Node, right_unit: str, tolerance: float, percent: Percent
 ) -> bool | None:
+    """Compare two amounts of which at least one is in percent."""
     if left_unit == right_unit:
         return same_expression(left, right, tolerance)
-    marked, bare, unit = (left, right, right_unit) if left_unit == "%" else (right, left, left_unit)
+    percent_value, bare, unit = (left, right, right_unit) if left_unit == "%" else (right, left, left_unit)
     if unit:
-        return False
-    share = same_expression(Node("div", (marked, number(100))), bare, tolerance)
-    if share is not False or percent == "strict":
-        return share
-    return same_expression(marked, bare, tolerance) and not _is_share(bare)
+        return False  # percent against metres
+    same_share = same_expression(Node("div", (percent_value, number(100))), bare, tolerance)
+    if same_share is not False or percent == "strict":
+        return same_share
+    # 50% may be written 50, but 0.5% is not 0.5: a bare number up to 1 can only be the share.
+    return same_expression(percent_value, bare, tolerance) and not _is_share(bare)
 
 
 def _is_share(node: Node) -> bool:
-    """Whether a number is at most 1, so that it is a share and no number of percent."""
+    """Whether a number is at most 1. Then it is a share of the whole, and no number of percent."""
     try:
         return bool(abs(evaluate(node, {})) <= 1)
     except (Undefined, Unworkable):
@@ -84,55 +87,66 @@ def _is_share(node: Node) -> bool:
 
 
 def _same_with_units(left: Node, left_unit: str, right: Node, right_unit: str, tolerance: float) -> bool | None:
-    one, other = unit_of(left_unit), unit_of(right_unit)
-    if one is None or other is None:
-        agrees = one is None and other is None and same_thing(left_unit, right_unit)
+    """Compare two amounts that both name a unit or a thing that is counted."""
+    left_parsed, right_parsed = unit_of(left_unit), unit_of(right_unit)
+    if left_parsed is None or right_parsed is None:
+        agrees = left_parsed is None and right_parsed is None and same_thing(left_unit, right_unit)
         return agrees and same_expression(left, right, tolerance)
-    if one[0] != other[0]:
-        pounds = {one[0], other[0]} == {"gbp^1", "mass^1"} and one[1] / other[1] in POUNDS
-        return pounds and same_expression(left, right, tolerance)
-    return same_expression(_scaled(left, one), _scaled(right, other), tolerance)
+    if left_parsed[0] != right_parsed[0]:
+        # "pounds" is read as a mass and "£" as money; the same number of both is the same answer.
+        both_pounds = {left_parsed[0], right_parsed[0]} == {"gbp^1", "mass^1"} and left_parsed[1] / right_parsed[
+            1
+        ] in POUNDS
+        return both_pounds and same_expression(left, right, tolerance)
+    return same_expression(_scaled(left, left_parsed), _scaled(right, right_parsed), tolerance)
 
 
 def _scaled(value: Node, unit: Unit) -> Node:
     return value if unit[1] == 1 else Node("mul", (value, Node("num", (), Fraction(unit[1]))))
 
 
-def _as_the_other(marked: Node, unit: str, bare: Node, tolerance: float) -> bool | None:
-    """Degrees against radians, and `5 m` against the product of 5 and a variable m."""
-    if unit in ("degree", "degrees") and any(part.kind == "const" for part in _below(bare)):
+def _same_in_other_sense(marked: Node, unit: str, bare: Node, tolerance: float) -> bool | None:
+    """Compare degrees with radians, and `5 m` with the product of 5 and a variable m."""
+    if unit in ("degree", "degrees") and any(part.kind == "const" for part in _all_parts(bare)):
         return same_expression(Node("degree", (marked,)), bare, tolerance)
     if len(unit) == 1 and unit in symbols(bare):
         return same_expression(Node("mul", (marked, symbol(unit))), bare, tolerance)
     return False
 
 
-def _below(node: Node) -> list[Node]:
-    return [node, *(part for one in node.args for part in _below(one))]
+def _all_parts(node: Node) -> list[Node]:
+    """The node and all nodes below it."""
+    return [node, *(part for child in node.args for part in _all_parts(child))]
 
 
-def _same_in_base(one: Node, other: Node) -> bool:
-    """The base may be left out where the gold answer tells it; a bare gold answer is a decimal number."""
-    if other.kind != "base":
-        return bool(same_expression(one, other))
-    based, rest = other, one
+def _same_in_base(answer: Node, gold: Node) -> bool:
+    """Compare numbers of which at least one names its base.
+
+    The answer may leave the base out if the gold answer names it. If only the answer names a base, the gold answer is a
+    decimal number.
+    """
+    if gold.kind != "base":
+        return bool(same_expression(answer, gold))
+    based, rest = gold, answer
     if rest.kind == "base":
         return bool(
-            one.value[1] == other.value[1] and one.value[0].lstrip("0").upper() == other.value[0].lstrip("0").upper()
+            answer.value[1] == gold.value[1]
+            and answer.value[0].lstrip("0").upper() == gold.value[0].lstrip("0").upper()
         )
     return rest.kind == "num" and str(rest.value) == based.value[0].lstrip("0")
 
 
 def same_ratio(one: Node, other: Node, tolerance: float) -> bool | None:
-    """Ratios in proportion, or a ratio of two with a fraction."""
+    """Compare two ratios by proportion, or a ratio of two numbers with a fraction."""
     if one.kind == "ratio" and other.kind == "ratio":
         if len(one.args) != len(other.args):
             return False
-        crossed = [
-            same_expression(Node("mul", (a, other.args[0])), Node("mul", (b, one.args[0])), tolerance)
-            for a, b in zip(one.args[1:], other.args[1:], strict=True)
+        # a : b = c : d exactly if a * d = b * c.
+        verdicts = [
+            same_expression(Node("mul", (left_part, other.args[0])), Node("mul", (right_part, one.args[0])), tolerance)
+            for left_part, right_part in zip(one.args[1:], other.args[1:], strict=True)
         ]
-        return False if False in crossed else None if None in crossed else True
+        return False if False in verdicts else None if None in verdicts else True
     ratio, rest = (one, other) if one.kind == "ratio" else (other, one)
     if len(ratio.args) != 2 or contains(rest, "tuple", "list", "set", "rel"):
         return False
@@ -140,7 +154,10 @@ def same_ratio(one: Node, other: Node, tolerance: float) -> bool | None:
 
 
 def same_residue_class(one: Node, other: Node, tolerance: float) -> bool | None:
-    """`x \\equiv 3 \\pmod 7` and `10 mod 7`: the same class of the same modulus; the name may be left out."""
+    """Whether `x \\equiv 3 \\pmod 7` and `10 mod 7` are the same class of the same modulus.
+
+    One of them may leave out the name `x`. None if one of them is no residue class.
+    """
     if one.kind != "mod" or other.kind != "mod":
         return None
     modulus = same_expression(one.args[1], other.args[1], tolerance)
@@ -152,4 +169,5 @@ def same_residue_class(one: Node, other: Node, tolerance: float) -> bool | None:
 
 
 def _residue(node: Node) -> Node:
+    """The residue without the name before it."""
     return node.args[-1] if node.kind == "rel" else node

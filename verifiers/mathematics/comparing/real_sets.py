@@ -1,4 +1,7 @@
-"""Sets of real numbers as unions of intervals: from inequalities, intervals and sets, and compared with each other."""
+"""Sets of real numbers as unions of intervals.
+
+They are built from inequalities, intervals and sets, and then compared with each other.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from qwq_rl.verifiers.mathematics.reading.node import INFINITY, MINUS_INFINITY, 
 MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 
 MOST_PARTS = 60
-"""Conditions, or sides of a chain, that are worked out."""
+"""The most conditions, or sides of a chain, that are computed."""
 
 
 class Interval(NamedTuple):
-    """An interval with its ends as numbers of sixty digits, and whether each end belongs to it."""
+    """An interval: its ends as numbers of sixty digits, and whether each end belongs to it."""
 
     low: Any
     high: Any
@@ -28,20 +31,20 @@ Intervals = list[Interval]
 
 
 class NoRealSet(Exception):
-    """The answer is no set of real numbers that can be told here."""
+    """The answer is no set of real numbers, or none that is understood here."""
 
 
 def same_reals(one: Node, other: Node) -> bool | None:
-    """Whether two answers are the same set of real numbers; None where one of them is no such set."""
+    """Whether two answers are the same set of real numbers. None if one of them is no such set."""
     try:
         left, right = joined(intervals(one)), joined(intervals(other))
     except (NoRealSet, Undefined, Unworkable):
         return None
-    return len(left) == len(right) and all(_same(a, b) for a, b in zip(left, right, strict=True))
+    return len(left) == len(right) and all(_same(first, second) for first, second in zip(left, right, strict=True))
 
 
 def is_certain(node: Node) -> bool:
-    """Whether `node` can only be a set of reals, not a point of the plane."""
+    """Whether `node` can only be a set of reals, and not a point of the plane."""
     if node.kind in ("union", "cap", "minus"):
         return True
     if node.kind == "tuple" and len(node.args) == 2:
@@ -56,7 +59,7 @@ def is_certain(node: Node) -> bool:
 
 
 def intervals(node: Node) -> Intervals:
-    """The intervals of `node`, unjoined; raises NoRealSet, Undefined or Unworkable."""
+    """The intervals of `node`, which may overlap. Raises NoRealSet, Undefined or Unworkable."""
     if node.kind == "in":
         return intervals(node.args[1])
     if node == Node("sym", (), "ℝ"):
@@ -81,24 +84,28 @@ def intervals(node: Node) -> Intervals:
 
 
 def _says_real(node: Node) -> bool:
+    """Whether `node` only says that something is a real number."""
     return node.kind == "in" and node.args[1] == Node("sym", (), "ℝ")
 
 
 def _conditions(parts: Sequence[Node], joint: str) -> Intervals:
-    """Conditions that hold together; where none could, or "or" stands between, each of them is enough."""
+    """The set of several conditions, which must all hold.
+
+    If "or" joins them, or no number meets all of them, one of them is enough.
+    """
     if len(parts) > MOST_PARTS:
         raise NoRealSet
     if len({name for part in parts for name in symbols(part)}) > 1:
         raise NoRealSet
-    found = [intervals(part) for part in parts]
-    if not found:
+    sets = [intervals(part) for part in parts]
+    if not sets:
         return [_whole_line()]
-    together = found[0]
-    for one in found[1:]:
-        together = common(together, one)
-    if joint == "or" or (not together and len(found) > 1):
-        return [interval for one in found for interval in one]
-    return together
+    intersection = sets[0]
+    for condition_set in sets[1:]:
+        intersection = common(intersection, condition_set)
+    if joint == "or" or (not intersection and len(sets) > 1):
+        return [interval for condition_set in sets for interval in condition_set]
+    return intersection
 
 
 def _whole_line() -> Interval:
@@ -107,6 +114,7 @@ def _whole_line() -> Interval:
 
 
 def _number(node: Node) -> Any:
+    """The value of an end of an interval; it must be real or infinite."""
     mp = context()
     if node == INFINITY:
         return mp.inf
@@ -133,16 +141,20 @@ def _interval(node: Node) -> Interval:
 
 
 def _relation(node: Node) -> Intervals:
-    """A chain of comparisons of one variable with numbers: each is linear in it, or in its absolute value."""
+    """The set of a chain of comparisons of one variable with numbers.
+
+    Each comparison must be linear in the variable, or in its absolute value.
+    """
     if len(node.args) > MOST_PARTS:
         raise NoRealSet
-    found = [_whole_line()]
+    result = [_whole_line()]
     for left, sign, right in zip(node.args, node.value, node.args[1:], strict=False):
-        found = common(found, _comparison(left, sign, right))
-    return found
+        result = common(result, _comparison(left, sign, right))
+    return result
 
 
 def _comparison(left: Node, sign: str, right: Node) -> Intervals:
+    """The set of one comparison."""
     names = symbols(left) | symbols(right)
     if len(names) != 1 or sign not in MIRRORED:
         raise NoRealSet
@@ -150,6 +162,7 @@ def _comparison(left: Node, sign: str, right: Node) -> Intervals:
         if inner.kind == "abs" and not symbols(outer):
             return _absolute(inner.args[0], direction, outer)
     name = next(iter(names))
+    # left - right = slope * name + offset; a division by a negative slope turns the sign around.
     slope, offset = _line(Node("add", (left, Node("neg", (right,)))), name)
     if slope == 0:
         raise NoRealSet
@@ -157,6 +170,7 @@ def _comparison(left: Node, sign: str, right: Node) -> Intervals:
 
 
 def _absolute(inner: Node, sign: str, bound: Node) -> Intervals:
+    """The set of a comparison of an absolute value with a number."""
     low = _comparison(inner, MIRRORED[sign], Node("neg", (bound,)))
     high = _comparison(inner, sign, bound)
     if sign in ("<", "<="):
@@ -167,13 +181,14 @@ def _absolute(inner: Node, sign: str, bound: Node) -> Intervals:
 
 
 def _line(node: Node, name: str) -> tuple[Any, Any]:
-    """Slope and offset of `node`, linear in `name`; raises NoRealSet where it is not."""
+    """The slope and offset of `node`, which must be linear in `name`. Raises NoRealSet if it is not."""
     mp = context()
     offset = evaluate(node, {name: mp.mpf(0)})
     slope = evaluate(node, {name: mp.mpf(1)}) - offset
-    for place in (mp.mpf(-7) / 3, mp.mpf(5)):
-        value = evaluate(node, {name: place})
-        if abs(value - (offset + slope * place)) > mp.mpf(10) ** -35 * (1 + abs(value)):
+    # Two points fix the line; two more show whether `node` is one.
+    for point in (mp.mpf(-7) / 3, mp.mpf(5)):
+        value = evaluate(node, {name: point})
+        if abs(value - (offset + slope * point)) > mp.mpf(10) ** -35 * (1 + abs(value)):
             raise NoRealSet
     if slope.imag != 0 or offset.imag != 0:
         raise NoRealSet
@@ -181,6 +196,7 @@ def _line(node: Node, name: str) -> tuple[Any, Any]:
 
 
 def _ray(end: Any, sign: str) -> Intervals:
+    """The numbers that are in the relation `sign` to `end`."""
     mp = context()
     if sign in ("<", "<="):
         return [Interval(-mp.inf, end, False, sign == "<=")]
@@ -192,8 +208,8 @@ def _ray(end: Any, sign: str) -> Intervals:
 
 
 def common(one: Intervals, other: Intervals) -> Intervals:
-    """What two unions of intervals have in common."""
-    found = []
+    """The intersection of two unions of intervals."""
+    result = []
     for left in one:
         for right in other:
             low = max(left.low, right.low)
@@ -201,50 +217,51 @@ def common(one: Intervals, other: Intervals) -> Intervals:
             with_low = all(part.with_low for part in (left, right) if part.low == low)
             with_high = all(part.with_high for part in (left, right) if part.high == high)
             if low < high or (low == high and with_low and with_high):
-                found.append(Interval(low, high, with_low, with_high))
-    return found
+                result.append(Interval(low, high, with_low, with_high))
+    return result
 
 
 def complement(one: Intervals) -> Intervals:
-    """What is outside of joined intervals."""
-    found = [_whole_line()]
+    """The real numbers outside of joined intervals."""
+    result = [_whole_line()]
     for part in one:
         mp = context()
         outside = [
             Interval(-mp.inf, part.low, False, not part.with_low),
             Interval(part.high, mp.inf, not part.with_high, False),
         ]
-        found = common(found, [side for side in outside if side.low < side.high])
-    return found
+        result = common(result, [side for side in outside if side.low < side.high])
+    return result
 
 
 def joined(parts: Intervals) -> Intervals:
-    """The same set in its fewest intervals, in order."""
-    found: Intervals = []
-    for part in sorted(parts, key=lambda one: (one.low, not one.with_low)):
-        last = found[-1] if found else None
+    """The same set in as few intervals as possible, in order."""
+    result: Intervals = []
+    for part in sorted(parts, key=lambda interval: (interval.low, not interval.with_low)):
+        last = result[-1] if result else None
         if last and (part.low < last.high or (_equal(part.low, last.high) and (part.with_low or last.with_high))):
             with_high = (
                 last.with_high or part.with_high
                 if _equal(part.high, last.high)
                 else (part.with_high if part.high > last.high else last.with_high)
             )
-            found[-1] = Interval(last.low, max(last.high, part.high), last.with_low, with_high)
+            result[-1] = Interval(last.low, max(last.high, part.high), last.with_low, with_high)
         else:
-            found.append(part)
-    return found
+            result.append(part)
+    return result
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(first: Any, second: Any) -> bool:
+    """Whether two ends are the same number, up to rounding errors."""
     mp = context()
-    if mp.isinf(one) or mp.isinf(other):
-        return bool(one == other)
-    return bool(abs(one - other) <= mp.mpf(10) ** -30 * (1 + abs(one)))
+    if mp.isinf(first) or mp.isinf(second):
+        return bool(first == second)
+    return bool(abs(first - second) <= mp.mpf(10) ** -30 * (1 + abs(first)))
 
 
-def _same(one: Interval, other: Interval) -> bool:
+def _same(first: Interval, second: Interval) -> bool:
     return (
-        _equal(one.low, other.low)
-        and _equal(one.high, other.high)
-        and (one.with_low, one.with_high) == (other.with_low, other.with_high)
+        _equal(first.low, second.low)
+        and _equal(first.high, second.high)
+        and (first.with_low, first.with_high) == (second.with_low, second.with_high)
     )

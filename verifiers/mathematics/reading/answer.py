@@ -1,4 +1,4 @@
-"""From the text of an answer to what it can mean: readings as mathematics, words, the letter of a choice."""
+"""Reads the text of an answer as all that it can mean: mathematics, words, the letter of a choice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qwq_rl.verifiers.mathematics.reading.words import (
 )
 
 LONGEST = 3000
-"""Characters of an answer that is still read."""
+"""Characters of the longest answer that is read."""
 WORDY = re.compile(r"(?=.*?(?:[^\W\d_]{2}|[\u3400-\u9fff]))[^\W\d_][^\d=+*/^_\\{}<>|$]*")
 UNIT_VECTOR = re.compile(
     r"\\(?:mathbf|boldsymbol|bm|vec|hat|overrightarrow)\s?\{(?:\\hat\s?\{)?\s?\\?([ijk])(?:math)?\s?\}(?:\})?"
@@ -37,33 +37,33 @@ COMMANDS = re.compile(r"\\[a-zA-Z]+")
 
 
 class Reading(NamedTuple):
-    """What one text can mean."""
+    """All that one text can mean."""
 
     text: str
-    """Without its looks."""
+    """The text without formatting."""
     plain: str
-    """Without commands around words either."""
+    """The text without formatting and without commands around words."""
     nodes: tuple[Node, ...]
-    """Its readings as mathematics: none, one, or two where a comma may belong to a number or a list."""
+    """The readings as mathematics: none, one, or two if a comma may belong to a number or to a list."""
     words: str = ""
-    """Its meaning as words, "" where it is none."""
+    """The meaning as words, "" if it has none."""
     letter: str = ""
-    """The choice that it names, alone."""
+    """The letter of the choice that is the whole text."""
     letters: str = ""
-    """Several choices."""
+    """The letters of several choices."""
     label: tuple[str, str] | None = None
-    """The choice, and the text beside it."""
+    """The letter of a choice, and the text beside it."""
 
 
 @lru_cache(maxsize=8192)
 def read(text: str) -> Reading:
-    """Read a text; what is too long has no readings."""
+    """Read a text. A text that is too long has no mathematical readings."""
     if len(text) > LONGEST:
         return Reading(text, text, ())
     cleaned = without_brackets(clean(UNIT_VECTOR.sub(r"\\hat{\1}", text)))
-    exception = EXCEPTION.fullmatch(cleaned)
-    if exception:
-        cleaned = rf"\mathbb{{R}} \setminus \{{ {exception.group(1)} \}}"
+    exception_match = EXCEPTION.fullmatch(cleaned)
+    if exception_match:
+        cleaned = rf"\mathbb{{R}} \setminus \{{ {exception_match.group(1)} \}}"
     plain = " ".join(TEXT.sub(r" \1 ", cleaned).replace(r"\ ", " ").split()).strip(" .")
     letter = choice(plain)
     return Reading(
@@ -79,26 +79,28 @@ def read(text: str) -> Reading:
 
 def readings(cleaned: str, plain: str) -> tuple[Node, ...]:
     """The readings of a cleaned text as mathematics."""
-    based = BASE.fullmatch(plain.replace(" _", "_"))
-    if based:
-        digits = based.group(1) or based.group(3) or based.group(4)
-        return (Node("base", (), (digits.upper(), int(based.group(2) or based.group(5) or 16))),)
+    base_match = BASE.fullmatch(plain.replace(" _", "_"))
+    if base_match:
+        digits = base_match.group(1) or base_match.group(3) or base_match.group(4)
+        return (Node("base", (), (digits.upper(), int(base_match.group(2) or base_match.group(5) or 16))),)
     chinese = chinese_amount(plain) if CHINESE.fullmatch(plain) else None
     if chinese is not None:
+        # 百分之 is a percent sign in words.
         return (Node("percent", (number(chinese * 100),)) if plain.startswith("百分之") else number(chinese),)
-    found = []
+    nodes = []
+    # `1,234` is one number, or a list of two.
     for grouped in (True, False) if GROUPED.search(cleaned) else (True,):
         try:
             node = parse(cleaned, grouped)
         except (Unreadable, RecursionError):
             continue
-        if node not in found:
-            found.append(node)
-    return tuple(found)
+        if node not in nodes:
+            nodes.append(node)
+    return tuple(nodes)
 
 
 def _words(plain: str) -> str:
-    """The meaning of a text that has words only."""
+    """The meaning of a text that has only words, else an empty text."""
     if not WORDY.fullmatch(plain) or len(plain) > 400 or CHINESE.fullmatch(plain):
         return ""
     value = amount(plain)
@@ -106,12 +108,13 @@ def _words(plain: str) -> str:
 
 
 def without_brackets(text: str) -> str:
-    """`text` without all but one of the brackets that stand doubled around the whole of it."""
+    """`text` with only one pair of the brackets that are doubled around the whole of it, as in `((x))`."""
     for opening, closing in ("()", "{}"):
         if not text.startswith(opening * 2):
             continue
         outer = len(text) - len(text.lstrip(opening))
         outer = min(outer, len(text) - len(text.rstrip(closing)))
+        # Only brackets that stay open to the end enclose the whole text: in `((a)(b))` one pair does.
         depth = lowest = outer
         for char in text[outer : len(text) - outer]:
             depth += (char == opening) - (char == closing)
@@ -122,5 +125,5 @@ def without_brackets(text: str) -> str:
 
 
 def squeezed(text: str) -> str:
-    """`text` without its white space, where that says nothing."""
+    """`text` without the white space that has no meaning."""
     return re.sub(r"(?<![a-zA-Z0-9])\s+|\s+(?![a-zA-Z0-9])", "", text)

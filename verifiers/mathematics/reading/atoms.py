@@ -1,4 +1,4 @@
-"""Reading the smallest parts of an expression: numbers, names, functions, fractions, roots, bars and figures."""
+"""Parses the smallest parts of an expression: numbers, names, functions, fractions, roots, bars and figures."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from qwq_rl.verifiers.mathematics.reading.tokens import Token, Unreadable
 
 MOST_DIGITS = 2000
 LARGEST_SCALE = 400
+"""The largest power of ten of a number such as 1e5."""
 CURRENCIES = frozenset("€£¥₹")
 SETS = {"R": "ℝ", "Z": "ℤ", "N": "ℕ", "Q": "ℚ", "C": "ℂ"}
 NAMED_SETS = {r"\R": "ℝ", r"\Z": "ℤ", r"\N": "ℕ", r"\Q": "ℚ", r"\C": "ℂ", r"\Reals": "ℝ"}
@@ -46,7 +47,7 @@ OTHERS = frozenset(
 
 
 class Atoms(Functions):
-    """Atoms and what is put after them; lists in brackets are read by `item`, sums by `sum`, of the classes on top."""
+    """Parses atoms and the signs after them. The subclasses parse sums (`sum`) and whole items (`item`)."""
 
     def is_atom_command(self, text: str) -> bool:
         """Whether a LaTeX command begins an atom."""
@@ -75,34 +76,34 @@ class Atoms(Functions):
         raise Unreadable(f"{token.text or 'the end'} was not expected")
 
     def number(self) -> Node:
-        """A number, mixed where a proper fraction follows."""
+        """A number; a mixed number if a proper fraction follows."""
         token = self.next()
         if len(token.text) > MOST_DIGITS:
             raise Unreadable(f"a number of {len(token.text)} digits")
         value = _decimal(token.text)
         if not isinstance(value, int):
             return Node("dec", (), value)
-        place = self.at
+        start = self.at
         fraction = self._proper_fraction()
         if fraction is not None:
             return Node("num", (), value + fraction)
-        self.at = place
+        self.at = start  # what follows is another factor
         return number(value)
 
     def _proper_fraction(self) -> Fraction | None:
-        """The fraction of a mixed number, `\\frac{1}{2}` or ` 1/2`, or None; the place is then to be restored."""
+        """The fraction of a mixed number, `\\frac{1}{2}` or ` 1/2`, or None. After None the caller must go back."""
         if self.peek().text in FRACTIONS:
-            read = self.command()
+            node = self.command()
             if (
-                read.kind == "div"
-                and all(part.kind == "num" for part in read.args)
-                and read.args[0].value < read.args[1].value
+                node.kind == "div"
+                and all(part.kind == "num" for part in node.args)
+                and node.args[0].value < node.args[1].value
             ):
-                return Fraction(read.args[0].value / read.args[1].value)
+                return Fraction(node.args[0].value / node.args[1].value)
             return None
         over, sign, under = self.peek(), self.peek(1), self.peek(2)
-        written = over.spaced and sign.text == "/" and not sign.spaced and over.text.isdigit() and under.text.isdigit()
-        if not written or not 0 < int(over.text) < int(under.text):
+        is_plain = over.spaced and sign.text == "/" and not sign.spaced and over.text.isdigit() and under.text.isdigit()
+        if not is_plain or not 0 < int(over.text) < int(under.text):
             return None
         self.at += 3
         return Fraction(int(over.text), int(under.text))
@@ -129,38 +130,39 @@ class Atoms(Functions):
         return self.word()
 
     def _split(self, token: Token) -> None:
-        """Put the parts of a word back as tokens: `sinx` as a function and its argument, `xy` as two variables."""
+        """Replace a word by its parts: `sinx` by a function and its argument, `xy` by two variables."""
         name = token.text
-        known = next(
+        function = next(
             (name[:end] for end in range(len(name) - 1, 1, -1) if name[:end] in FUNCTIONS or name[:end] == "pi"), ""
         )
-        if known and len(name) - len(known) <= 2:
-            parts = [known, name[len(known) :]]
+        if function and len(name) - len(function) <= 2:
+            parts = [function, name[len(function) :]]
         elif len(name) <= 3 or (len(name) <= 6 and set(name) <= set("abcdxyzwnmkpqrst")):
-            parts = list(name)
+            parts = list(name)  # short, or of the usual letters: a product of variables
         else:
             raise Unreadable(f"the word {name}")
+        # Parsing goes on from the first of the new tokens.
         self.at -= 1
         self.tokens[self.at : self.at + 1] = [
-            Token("word", part, token.spaced if place == 0 else False) for place, part in enumerate(parts)
+            Token("word", part, token.spaced if index == 0 else False) for index, part in enumerate(parts)
         ]
 
     def subscripted(self, name: str) -> Node:
         """A variable with its subscript and primes."""
         if self.peek().text == "_":
-            place = self.at
+            start = self.at
             self.next()
             if name == "C":
-                chosen = self._chosen()
-                if chosen is not None:
-                    return chosen
-                self.at = place + 1
+                binomial = self._chinese_binomial()
+                if binomial is not None:
+                    return binomial
+                self.at = start + 1  # no `^`: a variable C with a subscript
             name += "_" + self._raw_argument()
         while self.take("'"):
             name += "'"
         return symbol(name)
 
-    def _chosen(self) -> Node | None:
+    def _chinese_binomial(self) -> Node | None:
         """`C_n^k`, the binomial coefficient as it is written in China, or None."""
         total = self.argument()
         if self.peek().text != "^":
@@ -169,7 +171,7 @@ class Atoms(Functions):
         return Node("call", (total, self.argument()), "binom")
 
     def _raw_argument(self) -> str:
-        """The text of one token or of what is in braces."""
+        """The text of one token, or of what is in braces."""
         if not self.take("{"):
             return self.next().text
         depth, text = 1, ""
@@ -182,7 +184,7 @@ class Atoms(Functions):
         return text
 
     def command(self) -> Node:
-        """What a LaTeX command begins."""
+        """The atom that a LaTeX command begins."""
         token = self.next()
         text, name = token.text, token.text[1:]
         if text in FRACTIONS:
@@ -208,9 +210,9 @@ class Atoms(Functions):
             return self._named_set(SETS.get(self._raw_argument(), ""))
         if text in (r"\emptyset", r"\varnothing"):
             return EMPTY
-        return self._rarer(text)
+        return self._rare_command(text)
 
-    def _rarer(self, text: str) -> Node:
+    def _rare_command(self, text: str) -> Node:
         if text in (r"\lvert", r"\|"):
             return self.absolute(text, {r"\lvert": r"\rvert", r"\|": r"\|"}[text], taken=True)
         if text in (r"\lfloor", r"\lceil"):
@@ -224,10 +226,10 @@ class Atoms(Functions):
             self.money = "$"
             return self.postfix(self.atom())
         if text in UNWORKED:
-            return self._unworked(text)
+            return self._kept_as_written(text)
         if text in FIGURES:
-            named = self.peek().kind == "word" or self.peek().text == "{"
-            return symbol(text[1:] + " " + (self._raw_argument() if named else ""))
+            has_name = self.peek().kind == "word" or self.peek().text == "{"
+            return symbol(text[1:] + " " + (self._raw_argument() if has_name else ""))
         if text in DECORATIONS:
             return symbol(f"{text[1:]} {self._raw_argument()}")
         if text in (r"\ldots", r"\dots", r"\cdots", r"\dotsc", r"\partial"):
@@ -238,7 +240,7 @@ class Atoms(Functions):
 
     @abstractmethod
     def environment(self) -> Node:
-        """A matrix or another environment; read by `Answers`."""
+        """A matrix or another environment; parsed by `Answers`."""
 
     def _named_set(self, name: str) -> Node:
         if not name:
@@ -258,8 +260,8 @@ class Atoms(Functions):
             return Node("root", (self.braced(), index))
         return Node("root", (self.atom(), index))
 
-    def _unworked(self, text: str) -> Node:
-        """A sum, product, integral or limit: kept as it is written."""
+    def _kept_as_written(self, text: str) -> Node:
+        """A sum, product, integral or limit, kept as it is written."""
         parts: list[Node] = []
         while self.peek().text in ("_", "^"):
             script = self.next().text
@@ -275,6 +277,7 @@ class Atoms(Functions):
             return self.braced()
         token = self.peek()
         if token.kind == "num" and len(token.text) > 1 and token.text.isdigit():
+            # LaTeX takes one digit as an argument without braces: `\frac12` is 1/2.
             self.tokens[self.at] = Token("num", token.text[1:], False)
             return number(int(token.text[0]))
         return self.atom()
@@ -282,13 +285,14 @@ class Atoms(Functions):
     def braced(self) -> Node:
         """A sum in braces, or `n \\choose k` or `a \\over b`."""
         self.expect("{")
-        bars, self.bars = self.bars, 0
+        # Bars inside the braces pair up with each other, not with those outside.
+        outer_bars, self.bars = self.bars, 0
         value = self.sum()
         if self.take(r"\choose"):
             value = Node("call", (value, self.sum()), "binom")
         elif self.take(r"\over"):
             value = Node("div", (value, self.sum()))
-        self.bars = bars
+        self.bars = outer_bars
         self.expect("}")
         return value
 
@@ -303,9 +307,10 @@ class Atoms(Functions):
         return Node("abs", (value,))
 
     def postfix(self, value: Node) -> Node:
-        """`value` with the factorials, percent and degree signs, bases that stand after it."""
+        """`value` with what follows it: factorials, percent and degree signs, a base."""
         while True:
             token = self.peek()
+            # `n != 5` is a relation, not a factorial.
             if token.text == "!" and self.peek(1).text != "=":
                 self.next()
                 value = Node("call", (value,), "double factorial") if self.take("!") else Node("fact", (value,))
@@ -322,7 +327,7 @@ class Atoms(Functions):
                 return value
 
     def _degree_length(self) -> int:
-        """How many tokens a degree sign takes here, or 0."""
+        """How many tokens a degree sign takes here, or 0 if there is none."""
         token, after = self.peek(), self.peek(1)
         if token.text in DEGREE:
             return 1
@@ -334,7 +339,7 @@ class Atoms(Functions):
 
     def _base(self) -> int:
         text = self._raw_argument().lower().removeprefix("(").removesuffix(")")
-        named = {
+        names = {
             "two": 2,
             "three": 3,
             "four": 4,
@@ -347,20 +352,21 @@ class Atoms(Functions):
             "twelve": 12,
             "sixteen": 16,
         }
-        base = named.get(text) or (int(text) if text.isdigit() and len(text) < 3 else 0)
+        base = names.get(text) or (int(text) if text.isdigit() and len(text) < 3 else 0)
         if base < 2:
             raise Unreadable(f"the base {text}")
         return base
 
 
 def _decimal(text: str) -> int | Fraction:
-    """The value of a number token; raises Unreadable where it is too large to write out."""
+    """The value of a number token. Raises Unreadable if it is too large to be written out."""
     if text.isdigit():
         return int(text)
     mantissa, _, scale = text.lower().partition("e")
     if scale and abs(int(scale)) > LARGEST_SCALE:
         raise Unreadable(f"ten to the power {scale}")
     value = Fraction(mantissa.rstrip(".")) * Fraction(10) ** int(scale or 0)
+    # 1e5 is a whole number, but 1.0 stays a decimal.
     if "." not in mantissa.rstrip(".") and value.denominator == 1:
         return int(value)
     return value

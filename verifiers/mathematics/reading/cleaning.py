@@ -1,4 +1,4 @@
-"""Taking off what only changes the looks of an answer: unicode forms, LaTeX spacing, math delimiters, emphasis."""
+"""Removes what only changes the looks of an answer: unicode forms, LaTeX spacing, math delimiters, emphasis."""
 
 from __future__ import annotations
 
@@ -108,42 +108,49 @@ CODE = re.compile(r"^`+([^`]*)`+$")
 
 
 def clean(text: str) -> str:
-    """`text` without its looks; money keeps its sign as `\\$`. Linear in the length; `text` should be short."""
+    """`text` without formatting; money keeps its sign as `\\$`.
+
+    Takes time linear in the length; `text` should be short.
+    """
+    # Most answers are a bare number or letter.
     if text.isascii() and text.isalnum():
         return text
     text = text.strip()
     if not text.isascii():
-        text = SCRIPTED.sub(_script, text).translate(TABLE)
+        text = SCRIPTED.sub(_latex_script, text).translate(TABLE)
+    # A dollar sign that was escaped twice.
     text = text.replace("\\\\$", "\\$") if "\\\\$" in text else text
     text = ROW_SPACING.sub(r"\\\\", _without_emphasis(text)).replace(r"\colon", ":")
+    # THOUSANDS before INVISIBLE, which would make a space of the `\,` in `1\,000`.
     text = _without_delimiters(THOUSANDS.sub("", text))
     text = RUPEES.sub("₹", INVISIBLE.sub(" ", text))
-    text = CURRENCY.sub(lambda found: CURRENCIES.get(found[1], r"\$"), text)
-    text = MINUTES.sub(lambda found: rf"({found[1]}+{found[2]}/60+{found[3] or 0}/3600)^\circ", text)
+    text = CURRENCY.sub(lambda match: CURRENCIES.get(match[1], r"\$"), text)
+    text = MINUTES.sub(lambda match: rf"({match[1]}+{match[2]}/60+{match[3] or 0}/3600)^\circ", text)
     text = SIGNED.sub(r"\1", CELSIUS.sub(r"\\text{ deg\1}", text))
-    if "aligned" in text:
+    if "aligned" in text:  # there an ampersand only marks a column
         text = text.replace("&", " ")
     if "." in text:
         text = ELLIPSIS.sub(_repeating_tail, DOTTED.sub(_dotted, REPEATING.sub(_repeating, text)))
     text = " ".join(HALVES_OF_DAY.sub(r"\1m", text).split())
-    text = SPACED_THOUSANDS.sub(lambda found: found.group().replace(" ", ""), text)
+    text = SPACED_THOUSANDS.sub(lambda match: match.group().replace(" ", ""), text)
+    # Only where square brackets do not pair up: most intervals are not written in the French way.
     if text.count("[") != text.count("]") or text.startswith("]"):
-        text = FRENCH.sub(_french, text)
+        text = FRENCH.sub(_standard_interval, text)
     return _without_end(_without_emphasis(text))
 
 
 def _without_emphasis(text: str) -> str:
-    found = EMPHASIS.match(text) or CODE.match(text)
-    while found:
-        text = found.group(found.lastindex or 1).strip()
-        found = EMPHASIS.match(text) or CODE.match(text)
+    match = EMPHASIS.match(text) or CODE.match(text)
+    while match:
+        text = match.group(match.lastindex or 1).strip()
+        match = EMPHASIS.match(text) or CODE.match(text)
     return text
 
 
 def _without_end(text: str) -> str:
-    """Without the punctuation that ends a sentence."""
+    """`text` without the punctuation that ends a sentence."""
     previous = None
-    while text != previous:
+    while text != previous:  # removing one mark may uncover another
         previous = text
         text = text.rstrip(" ,;:").removesuffix(r"\\").rstrip()
         if text.endswith(".") and not text.endswith(".."):
@@ -152,41 +159,43 @@ def _without_end(text: str) -> str:
 
 
 def _without_delimiters(text: str) -> str:
-    """Dollar signs that delimit math go; one before an amount becomes `\\$`."""
-    bare = len(re.findall(r"(?<!\\)\$", text))
-    if bare % 2 and re.search(r"(?<!\\)\$\s?[\d.]", text):
+    """`text` without the dollar signs that delimit math; a dollar sign before an amount becomes `\\$`."""
+    dollar_signs = len(re.findall(r"(?<!\\)\$", text))
+    # An odd number of dollar signs: one of them is money, and does not delimit math.
+    if dollar_signs % 2 and re.search(r"(?<!\\)\$\s?[\d.]", text):
         text = re.sub(r"(?<!\\)\$(?=\s?[\d.])", r"\\$", text, count=1)
     return DELIMITERS.sub(" ", text)
 
 
-def _french(found: re.Match[str]) -> str:
-    """`]1,2[`, the open interval as it is written in France."""
-    opening, inside, closing = found.groups()
+def _standard_interval(match: re.Match[str]) -> str:
+    """`]1,2[` as `(1,2)`: in France an open interval is written with reversed brackets."""
+    opening, inside, closing = match.groups()
     return f"{'(' if opening == ']' else '['}{inside}{')' if closing == '[' else ']'}"
 
 
-def _script(found: re.Match[str]) -> str:
-    if found.group(1):
-        return "^{" + "".join(SUPERSCRIPTS[char] for char in found.group(1)) + "}"
-    return "_{" + "".join(SUBSCRIPTS[char] for char in found.group(2)) + "}"
+def _latex_script(match: re.Match[str]) -> str:
+    if match.group(1):
+        return "^{" + "".join(SUPERSCRIPTS[char] for char in match.group(1)) + "}"
+    return "_{" + "".join(SUBSCRIPTS[char] for char in match.group(2)) + "}"
 
 
-def _repeating(found: re.Match[str]) -> str:
-    whole, start, period = found.group(1), found.group(2), found.group(3) or found.group(4)
+def _repeating(match: re.Match[str]) -> str:
+    whole, start, period = match.group(1), match.group(2), match.group(3) or match.group(4)
     return _fraction(whole, start, period)
 
 
-def _repeating_tail(found: re.Match[str]) -> str:
-    return _fraction(found.group(1), found.group(2), found.group(3))
+def _repeating_tail(match: re.Match[str]) -> str:
+    return _fraction(match.group(1), match.group(2), match.group(3))
 
 
-def _dotted(found: re.Match[str]) -> str:
-    whole, start, first, between, last = found.groups()
+def _dotted(match: re.Match[str]) -> str:
+    whole, start, first, between, last = match.groups()
     return _fraction(whole, start, first + (between or "") + (last or ""))
 
 
 def _fraction(whole: str, start: str, period: str) -> str:
-    """The repeating decimal `whole.start(period)` as LaTeX of a fraction."""
+    """The repeating decimal `whole.start(period)` as a LaTeX fraction."""
     scale = 10 ** len(start)
+    # 0.ab(cd) is ab/100 + cd/9900.
     value = Fraction(int((whole + start) or 0), scale) + Fraction(int(period), scale * (10 ** len(period) - 1))
     return rf"(\frac{{{value.numerator}}}{{{value.denominator}}})"

@@ -1,4 +1,4 @@
-"""Reading arithmetic and algebra: sums, products and powers, in LaTeX and in plain text alike."""
+"""Parses arithmetic and algebra: sums, products and powers, in LaTeX and in plain text alike."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIGNS = {"+": "+", "-": "-", r"\pm": "±", r"\mp": "∓"}
 
 
 class Expressions(Atoms):
-    """Sums of products of powers; the atoms are read by `Atoms`."""
+    """Parses sums of products of powers. `Atoms` parses the atoms."""
 
     def sum(self) -> Node:
         """Terms joined by plus, minus and plus-minus."""
@@ -32,7 +32,7 @@ class Expressions(Atoms):
             while self.peek().text in SIGNS and self.peek().kind in ("op", "cmd"):
                 sign = SIGNS[self.next().text]
                 term = self.product()
-                if sign in "±∓":
+                if sign in "±∓":  # all terms so far become the first part of one node
                     terms = [Node("pm", (_added(terms), term), "+" if sign == "±" else "-")]
                 else:
                     terms.append(term if sign == "+" else Node("neg", (term,)))
@@ -73,7 +73,7 @@ class Expressions(Atoms):
         return Node("neg", (value,)) if negative else value
 
     def power(self) -> Node:
-        """An atom with what is put after it and raised to it."""
+        """An atom with the signs after it, and its powers."""
         base = self.postfix(self.atom())
         while self.peek().text in ("^", "**") and self.peek().kind == "op":
             self.next()
@@ -81,7 +81,7 @@ class Expressions(Atoms):
         return base
 
     def exponent(self) -> Node:
-        """What stands after `^`: in braces, or one signed atom; powers of it bind first."""
+        """What follows `^`: in braces, or one signed atom. `2^3^2` is 2^(3^2)."""
         with self.deeper():
             if self.peek().text == "{":
                 return self.braced()
@@ -93,14 +93,15 @@ class Expressions(Atoms):
             return base
 
     def starts_factor(self) -> bool:
-        """Whether what comes next is multiplied with what was read, without a sign between."""
+        """Whether what comes next is multiplied with what is before it, without a sign between them."""
         token = self.peek()
-        before = self.tokens[self.at - 1] if self.at else token
+        previous = self.tokens[self.at - 1] if self.at else token
         if token.kind == "num":
-            return before.kind not in ("num",) and before.text not in (".",)
+            return previous.kind not in ("num",) and previous.text not in (".",)
         if token.kind == "word":
             if token.text in CONDITIONS or token.text == "to" or token.text.lower() in JOINS or token.text in RELATIONS:
                 return False
+            # `5 cm` is a quantity, not a product of 5, c and m.
             return not self.unit_ahead()[1]
         if token.kind == "op":
             return (token.text in ("(", "[", "{") and not self.is_modulus() and not self.is_remark()) or (
@@ -122,34 +123,35 @@ class Expressions(Atoms):
         return sign.text in RELATIONS and sign.kind in ("op", "cmd")
 
     def skip_leading(self) -> None:
-        """Pass over words such as "the answer is", and over whole sentences up to their "is"."""
-        copula = self._copula()
-        self.at += copula
+        """Skip words such as "the answer is", and sentences up to their "is"."""
+        length = self._copula_length()
+        self.at += length
         while (self.peek().kind in ("word", "text") and self.peek().text.lower() in LEADING) or self.peek().text in (
             ":",
             '"',
         ):
+            # A single letter outside of `\text` is a variable.
             if self.peek().kind == "word" and len(self.peek().text) == 1:
                 break
             self.next()
 
-    def _copula(self) -> int:
-        """How many tokens a beginning such as "Tom is" takes, all of them words of a text."""
-        for place in range(8):
-            token = self.peek(place)
+    def _copula_length(self) -> int:
+        """How many tokens a beginning such as "Tom is" takes; all of them must be words of a text."""
+        for ahead in range(8):
+            token = self.peek(ahead)
             if token.kind != "text" or token.text.lower() in REFUSED:
                 return 0
             if token.text.lower() in COPULAS:
-                return place + 1
+                return ahead + 1
         return 0
 
 
 def _raised(base: Node, exponent: Node) -> Node:
-    """A power; a vector or matrix to the T is transposed."""
+    """A power. A vector or a matrix to the power T is transposed."""
     if exponent not in (symbol("T"), symbol("top")) or base.kind not in ("tuple", "matrix"):
         return Node("pow", (base, exponent))
     if base.kind == "tuple":
-        return base
+        return base  # rows and columns are not told apart in a vector
     rows, columns = base.value
     cells = tuple(base.args[row * columns + column] for column in range(columns) for row in range(rows))
     return Node("matrix", cells, (columns, rows))
@@ -160,7 +162,8 @@ def _added(terms: list[Node]) -> Node:
 
 
 def _multiplied(factors: list[Node]) -> Node:
-    if len(factors) == 2 and all(one.kind in ("num", "dec") for one in factors) and factors[0].kind == "dec":
+    if len(factors) == 2 and all(factor.kind in ("num", "dec") for factor in factors) and factors[0].kind == "dec":
+        # `2.5 million` is one decimal number.
         product: Fraction = factors[0].value * factors[1].value
         return Node("dec", (), product)
     return factors[0] if len(factors) == 1 else Node("mul", tuple(factors))

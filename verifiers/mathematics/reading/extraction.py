@@ -1,6 +1,6 @@
-"""Finding the final answer of a math response: the last group of `\\boxed{}`, or what a later phrase states.
+"""Finds the final answer of a math response: the last group of `\\boxed{}`, or what a later phrase states.
 
-Never the last number of the text, which would pay a response that committed to nothing.
+It never takes the last number of the text: that would reward a response that committed to no answer.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ AFTERTHOUGHT = re.compile(
     r"by\s|from\s+(?:the|which)|after\s|but\s)|[，,；;]?(?:因为|由于|而不是)",
     re.IGNORECASE,
 )
+"""What begins a remark after an answer; the answer ends before it."""
 BETWEEN = re.compile(
     r"(?:\s|[,;.$&、，；。或和与及/]|\\\\|\\[,;!() \[\]]|\\q?quad\b|"
     r"(?:and|or|also|either|alternatively|otherwise|maybe|perhaps|possibly|could|be|it|else|otherwise|hence|the|other|answer|is|as|well|might|option|possible|another|also)\b"
     r"|\n\s*(?:[-•–]|\d{1,2}[.)])\s|\\text\{[^{}]{0,20}\}|[A-Za-z](?:_\{?\w\}?)?\s?=|\(\w\)|\d\)|或者|也可能是?|要么|还是|以及|[*_])*",
     re.IGNORECASE,
 )
+"""What may stand between two boxes of one answer."""
 OTHERWISE = re.compile(
     r"[\s$*.,;)\]\\]*(?:(?:but\s+|and\s+)?(?:or|alternatively,?|(?:or\s+)?(?:maybe|perhaps|possibly)|(?:it\s+|else\s+)?"
     r"(?:could|might|may)(?:\s+(?:also|well))*\s+be)(?![a-zA-Z])|/|或者?|也?可能是|还是)[\s$*\\(]*"
@@ -42,29 +44,29 @@ OTHERWISE = re.compile(
     r"|[\s$*.)\]\\]*(?:[,;&、\s]|and\b|和)[\s$*\\(]*((?:\\text\w*\{)?(?-i:\(?[A-J]\)?)\}?)[\s$*.)\\]*(?:\n|$)",
     re.IGNORECASE,
 )
-"""After an answer: another one that takes it back, or another choice."""
+"""After an answer: a second answer that takes the first one back, or another choice."""
 MINUS = re.compile(r"[=$(\[{&≈]\s?[-−]\s?\Z")
-"""A sign, with what shows that nothing is taken away from."""
+"""A minus sign, after a character that shows that it is no subtraction."""
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 MOST_BOXES = 20
-"""Boxes around one answer that are taken off."""
+"""How many boxes around one answer are removed, at most."""
 LONGEST_GAP = 60
-"""Characters between two boxes that still belong to one answer."""
+"""How many characters may stand between two boxes of one answer."""
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What was found, or why nothing was."""
+    """The answer that was found, or the reason why there is none."""
 
     answer: str | None
     reason: str = ""
 
 
 def extract(text: str, anchor: Anchor = "boxed_or_phrase") -> Extraction:
-    """Return the final answer that `text` commits to; linear in its length.
+    """The final answer to which `text` commits. Takes time linear in the length of `text`.
 
-    The last group of adjacent boxes counts, several different ones as one list answer; an empty or cut-off last box is
-    no answer. With `boxed_or_phrase`, a phrase such as "the final answer is 5" counts where no box follows it.
+    The last group of adjacent boxes counts; several different ones are one list answer. If the last box is empty or cut
+    off, there is no answer. With `boxed_or_phrase`, a phrase such as "the final answer is 5" counts after the last box.
     """
     boxes, cut_off = _boxes(text)
     if cut_off:
@@ -73,37 +75,41 @@ def extract(text: str, anchor: Anchor = "boxed_or_phrase") -> Extraction:
     if phrase:
         return Extraction(phrase)
     if not boxes:
-        wanted = r"there is no \boxed{}"
+        reason = r"there is no \boxed{}"
         return Extraction(
-            None, wanted if anchor == "boxed" else wanted + ", and no phrase such as: the final answer is"
+            None, reason if anchor == "boxed" else reason + ", and no phrase such as: the final answer is"
         )
     answers = _last_group(text, boxes)
     if not answers[-1]:
         return Extraction(None, r"the last \boxed{} is empty")
-    answers.append(_otherwise(text, boxes[-1][1], answers[-1]))
+    # All candidates count as one list, so that naming several of them does not pay.
+    answers.append(_second_answer(text, boxes[-1][1], answers[-1]))
     return Extraction(", ".join(dict.fromkeys(answer for answer in answers if answer)))
 
 
-def _otherwise(text: str, place: int, answer: str) -> str:
-    """Another answer that follows at `place`; a bare letter is one only beside the letter of a choice."""
-    found = OTHERWISE.match(text, place)
-    if found is None:
+def _second_answer(text: str, end: int, answer: str) -> str:
+    """A second answer that follows the answer that ends at `end`, or an empty text.
+
+    A bare letter counts only after an answer that is the letter of a choice.
+    """
+    match = OTHERWISE.match(text, end)
+    if match is None:
         return ""
-    return str(found[1] or (found[2] if len(re.sub(r"\\[a-z]+|\W", "", answer)) == 1 else ""))
+    return str(match[1] or (match[2] if len(re.sub(r"\\[a-z]+|\W", "", answer)) == 1 else ""))
 
 
 def closing_brace(text: str, start: int) -> int:
-    """The index of the brace that closes the one opened before `start`, or -1; escaped braces do not count."""
+    """The index of the brace that closes the one opened before `start`, or -1. Escaped braces do not count."""
     depth = 1
-    for found in BRACE.finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(found.group(), 0)
+    for match in BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(match.group(), 0)
         if depth == 0:
-            return found.start()
+            return match.start()
     return -1
 
 
 def _boxes(text: str) -> tuple[list[tuple[int, int]], bool]:
-    """The outermost boxes as (start of the command, end), and whether the last one never closes."""
+    """The outermost boxes as (start of the command, end), and whether the last one is never closed."""
     boxes: list[tuple[int, int]] = []
     match = BOX.search(text)
     while match:
@@ -116,6 +122,7 @@ def _boxes(text: str) -> tuple[list[tuple[int, int]], bool]:
 
 
 def _last_group(text: str, boxes: list[tuple[int, int]]) -> list[str]:
+    """The contents of the last group of adjacent boxes."""
     first = len(boxes) - 1
     while first > 0:
         start, end = boxes[first - 1][1], boxes[first][0]
@@ -126,14 +133,14 @@ def _last_group(text: str, boxes: list[tuple[int, int]]) -> list[str]:
 
 
 def _signed(text: str, start: int, answer: str) -> str:
-    """The answer in a box with the sign that stands before it, as in `x = -\\boxed{5}`."""
+    """The answer in a box, with the minus sign that is before the box, as in `x = -\\boxed{5}`."""
     if not answer or not MINUS.search(text, max(0, start - 6), start):
         return answer
     return f"-{answer}" if answer.isalnum() else f"-({answer})"
 
 
 def unboxed(text: str) -> str:
-    """`text` without boxes around the whole of it."""
+    """`text` without the boxes around the whole of it."""
     text = text.strip()
     match = BOX.match(text)
     if match and match["bare"] and match.end() == len(text):
@@ -147,18 +154,20 @@ def unboxed(text: str) -> str:
 
 
 def _phrase(text: str, after: int) -> str:
-    """What the last answer phrase from `after` on announces, up to the end of its line or sentence."""
-    found = list(PHRASE.finditer(text, after))
-    if not found:
+    """What the last answer phrase after index `after` announces, up to the end of its line or sentence."""
+    phrases = list(PHRASE.finditer(text, after))
+    if not phrases:
         return ""
-    last = found[-1]
-    if last.group().lower() == "<answer>":
-        return re.split("</answer>", text[last.end() :], maxsplit=1, flags=re.IGNORECASE)[0].strip()
-    lines = text[last.end() :].lstrip(" \t:：*").split("\n", 8)
+    last_phrase = phrases[-1]
+    if last_phrase.group().lower() == "<answer>":
+        return re.split("</answer>", text[last_phrase.end() :], maxsplit=1, flags=re.IGNORECASE)[0].strip()
+    lines = text[last_phrase.end() :].lstrip(" \t:：*").split("\n", 8)
+    # The answer may begin a few lines below its phrase, after lines that only open math.
     line = next((line for line in lines[:4] if line.strip(" *$\\[]()")), "")
+    # A full stop after a lone letter does not end the sentence: `A. 5` is a choice and its text.
     sentence = re.split(r"(?<!\b[A-Ja-j])\.(?:\s|$|\*)|。|\\\]|</", line, maxsplit=1)[0]
     sentence = AFTERTHOUGHT.split(sentence, maxsplit=1)[0]
-    other = _otherwise(text, text.index(line, last.end()) + len(sentence), sentence)
-    if other and sentence.strip():
-        sentence = f"{sentence}, {other}"
+    second_answer = _second_answer(text, text.index(line, last_phrase.end()) + len(sentence), sentence)
+    if second_answer and sentence.strip():
+        sentence = f"{sentence}, {second_answer}"
     return sentence.strip().strip("*").strip().rstrip(",;，；")

@@ -1,4 +1,4 @@
-"""Reading the functions of an expression: their powers, bases and arguments, with and without brackets."""
+"""Parses the functions of an expression: their powers, bases and arguments, with and without brackets."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ OF_SEVERAL = frozenset({"max", "min", "gcd", "lcm"})
 
 
 class Functions(Cursor, ABC):
-    """Functions and their arguments, which are read by the classes on top."""
+    """Parses functions and their arguments. The subclasses parse the parts of the arguments."""
 
     @abstractmethod
     def sum(self) -> Node:
-        """A sum; read by `Expressions`."""
+        """A sum; parsed by `Expressions`."""
 
     @abstractmethod
     def power(self) -> Node:
-        """A power; read by `Expressions`."""
+        """A power; parsed by `Expressions`."""
 
     @abstractmethod
     def starts_factor(self) -> bool:
-        """Whether a factor follows; known to `Expressions`."""
+        """Whether a factor follows; decided by `Expressions`."""
 
     @abstractmethod
     def bracketed(self) -> Node:
-        """Whatever stands in the brackets that open here; read by `Answers`."""
+        """What is in the brackets that open here; parsed by `Answers`."""
 
     @abstractmethod
     def atom(self) -> Node:
-        """One atom; read by `Atoms`."""
+        """One atom; parsed by `Atoms`."""
 
     @abstractmethod
     def braced(self) -> Node:
-        """What stands in braces; read by `Atoms`."""
+        """What is in braces; parsed by `Atoms`."""
 
     def function(self, name: str) -> Node:
-        """A function with its powers, its base and its argument."""
+        """The function `name` with its power, its base and its arguments."""
         name = SAME_FUNCTION.get(name, name)
         exponent, base = None, None
-        for _ in range(2):
+        for _ in range(2):  # a power and a base, in either order
             if self.peek().text == "^":
                 self.next()
                 exponent = self.braced() if self.peek().text == "{" else self._signed_atom()
@@ -59,9 +59,13 @@ class Functions(Cursor, ABC):
         return Node("neg", (self._one_digit_or_atom(),)) if self.take("-") else self._one_digit_or_atom()
 
     def _one_digit_or_atom(self) -> Node:
-        """As LaTeX takes an unbraced script: one digit; `\\log_28` is the logarithm of 8 to base 2."""
+        """A subscript or power without braces, of which LaTeX takes one digit.
+
+        `\\log_28` is the logarithm of 8 to base 2.
+        """
         token = self.peek()
         if token.kind == "num" and token.text.isdigit() and len(token.text) > 1 and self.peek(1).kind != "word":
+            # If an argument follows, all digits are the base: `\log_10 x`. Else the later digits are the argument.
             self.at += 1
             if self._ends_argument():
                 self.at -= 1
@@ -77,6 +81,7 @@ class Functions(Cursor, ABC):
         return not self.starts_factor() and self.peek().text not in ("(", "{")
 
     def _arguments(self) -> tuple[Node, ...]:
+        """The arguments of a function, with or without brackets."""
         if self.peek().text in ("(", "[", r"\{"):
             inside = self.bracketed()
             parts = inside.args if inside.kind in ("tuple", "set") else (inside,)
@@ -87,11 +92,13 @@ class Functions(Cursor, ABC):
             self.next()
             return (Node("neg", (self._arguments()[0],)),)
         factors = [self.power()]
+        # `\sin 2x` takes all factors, but `\sin x \cos x` is a product of two functions.
         while self.starts_factor() and not self._function_follows():
             factors.append(self.power())
         value = factors[0] if len(factors) == 1 else Node("mul", tuple(factors))
-        angle = value == Node("const", (), "pi") or (value.kind == "mul" and value.args[-1] == Node("const", (), "pi"))
-        if angle and self.peek().text == "/" and self.peek(1).kind == "num":
+        has_pi = value == Node("const", (), "pi") or (value.kind == "mul" and value.args[-1] == Node("const", (), "pi"))
+        # `\sin \pi/6` is meant as the sine of the whole fraction.
+        if has_pi and self.peek().text == "/" and self.peek(1).kind == "num":
             self.next()
             return (Node("div", (value, self.power())),)
         return (value,)

@@ -1,11 +1,14 @@
-"""Times of the day and dates, as people write them; a date whose order of day and month is open stays text."""
+"""Times of the day and dates, as people write them.
+
+A date with an open order of day and month, such as 3/4/2020, stays text.
+"""
 
 from __future__ import annotations
 
 import re
 
 Moment = tuple[str, ...]
-"""What it is, `time`, `clock` or `date`, and its parts as whole numbers without leading zeros, or `any`."""
+"""Its kind (`time`, `clock` or `date`), and its parts as whole numbers without leading zeros, or `any`."""
 
 MONTHS = {
     name: number
@@ -28,14 +31,17 @@ DATES = (
     re.compile(r"(?:(?P<year>\d{4}) ?年 ?)?(?P<month>\d\d?) ?月 ?(?P<day>\d\d?) ?[日号]"),
 )
 LONGEST = 40
+"""Characters of the longest text that can be a moment."""
 SPOKEN = re.compile(r"\b([ap])\.? ?m\b\.?")
 
 
 def moment(text: str) -> Moment | None:
-    """The time or date that the whole of `text` says, or None.
+    """The time or date that the whole of `text` states, or None.
 
-    A time with its half of the day is `time`, of 24 hours; one without is `clock`, which may be a ratio as well.
+    A time that says whether it is before or after noon is a `time`, converted to 24 hours. A time without that is a
+    `clock`, which may be a ratio as well.
     """
+    # Without a digit, only `noon` and `midnight` are moments.
     if len(text) > LONGEST or (
         not any(char.isdigit() for char in text) and not text.casefold().endswith(("noon", "ght"))
     ):
@@ -45,7 +51,7 @@ def moment(text: str) -> Moment | None:
 
 
 def agree(one: Moment, other: Moment) -> bool | None:
-    """Whether two moments are the same; None for two clocks, which may be ratios."""
+    """Whether two moments are the same. None for two different clocks, which may be ratios."""
     if one[0] == other[0] == "clock":
         return True if one == other else None
     if "date" in (one[0], other[0]):
@@ -54,12 +60,12 @@ def agree(one: Moment, other: Moment) -> bool | None:
 
 
 def _time(plain: str) -> Moment | None:
-    found = TIME.fullmatch(plain)
-    if found is None:
+    match = TIME.fullmatch(plain)
+    if match is None:
         return None
-    half = found[4] or found[5]
-    hour, minute, second = (int(found[group] or 0) for group in (1, 2, 3))
-    if found[5]:
+    half = match[4] or match[5]
+    hour, minute, second = (int(match[group] or 0) for group in (1, 2, 3))
+    if match[5]:
         hour = 12
     if (
         not 1 <= hour <= 12
@@ -68,26 +74,27 @@ def _time(plain: str) -> Moment | None:
         or (half in ("noon", "midnight") and (hour, minute) != (12, 0))
     ):
         return None
+    # 12 am is 0 o'clock, 12 pm is 12 o'clock.
     hour = hour % 12 + (12 if half in ("pm", "noon") else 0)
     return "time", str(hour), str(minute), str(second)
 
 
 def _clock(plain: str) -> Moment | None:
-    """A time of 24 hours: one from 1:00 to 12:59 could be of either half of the day, unless a zero leads."""
-    found = CLOCK.fullmatch(plain)
-    if found is None:
+    """A time of 24 hours. From 1:00 to 12:59 it could be before or after noon, unless a zero leads: then None."""
+    match = CLOCK.fullmatch(plain)
+    if match is None:
         return None
-    hour, minute, second = (int(found[group] or 0) for group in (1, 2, 3))
-    if hour > 23 or minute > 59 or second > 59 or (1 <= hour <= 12 and not found[1].startswith("0")):
+    hour, minute, second = (int(match[group] or 0) for group in (1, 2, 3))
+    if hour > 23 or minute > 59 or second > 59 or (1 <= hour <= 12 and not match[1].startswith("0")):
         return None
     return "clock", str(hour), str(minute), str(second)
 
 
 def _date(plain: str) -> Moment | None:
-    found = next((match for match in (form.fullmatch(plain) for form in DATES) if match), None)
-    if found is None:
+    date_match = next((match for match in (pattern.fullmatch(plain) for pattern in DATES) if match), None)
+    if date_match is None:
         return None
-    month, day = MONTHS.get(found["month"]) or int(found["month"]), int(found["day"])
+    month, day = MONTHS.get(date_match["month"]) or int(date_match["month"]), int(date_match["day"])
     if not 1 <= month <= 12 or not 1 <= day <= 31:
         return None
-    return "date", found["year"] or "any", str(month), str(day)
+    return "date", date_match["year"] or "any", str(month), str(day)

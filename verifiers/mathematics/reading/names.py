@@ -1,4 +1,4 @@
-"""Which names of LaTeX and of plain text mean what in an answer."""
+"""The names of LaTeX and of plain text, grouped by what they mean in an answer."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ SAME_FUNCTION = {
     "arcosh": "arccosh", "artanh": "arctanh",
 }  # fmt: skip
 INVERTIBLE = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh"})
+"""Functions whose power -1 is the inverse function, not the reciprocal."""
 GREEK = frozenset(
     (
         "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho "
@@ -32,6 +33,7 @@ BINOMIALS = frozenset({r"\binom", r"\dbinom", r"\tbinom"})
 UNWORKED = frozenset(
     {r"\sum", r"\prod", r"\int", r"\iint", r"\oint", r"\lim", r"\limsup", r"\liminf", r"\sup", r"\inf"}
 )
+"""Operators that are kept as they are written; their value is not computed here."""
 DECORATIONS = frozenset(
     (
         r"\vec \overrightarrow \overleftrightarrow \overline \bar \hat \widehat \tilde \dot \ddot \overset \underset "
@@ -73,14 +75,14 @@ REFUSED = frozenset(
         "plus minus half alternatively otherwise else either 不 非 至少 至多 不是 可能 也许 以上 以下"
     ).split()
 )
-"""Words that change what a number beside them says."""
+"""Words that change the meaning of a number beside them, or take it back: the answer is then refused."""
 PART_WORDS = frozenset(
     (
         "squared cubed halves thirds fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths point"
     ).split()
 )
-"""Words that make another number of the one before them, where no unit stands between."""
+"""Words that change the number right before them, as in `3 halves`; after a unit they do not."""
 CHANGED = re.compile("[不非错没或至未另加减乘除半第多负]")
-"""What changes the number beside it, in Chinese words."""
+"""Chinese characters that change the meaning of the number beside them."""
 COPULAS = frozenset(("is are was has have equals needs gets takes 是 为 有").split())
-"""Words after which a sentence says its number."""
+"""Words after which a sentence states its number, as in "Tom has 5"."""

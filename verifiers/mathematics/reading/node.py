@@ -1,4 +1,7 @@
-"""The tree that an answer is read into: one small immutable node for expressions, lists, sets, relations and words."""
+"""The tree into which an answer is parsed.
+
+The same small immutable node stands for expressions, lists, sets, relations and words.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,16 @@ from typing import Any, NamedTuple
 
 
 class Node(NamedTuple):
-    """One node; equal nodes are written alike up to looks.
+    """One node of the tree; the nodes of two answers are equal if they are written alike, up to formatting.
 
-    `kind`, with what `value` holds (`args` are the parts):
-    num, dec: a Fraction, written without or with a decimal point; sym: a name; const: pi, e, i or inf;
-    add, mul, div, neg, pow, root (radicand, index), fact, abs; call: a function's name; percent, degree;
-    pm: "+" or "-", the sign that comes first, of one or two parts; base: (digits, base);
-    list: how its items were joined; set; tuple: its two brackets; matrix: (rows, columns);
-    rel: its operators; in; such (element, conditions); union, cap, minus; ratio; mod (value, modulus);
-    quantity: its unit; named: the name that stood before `=`; words: a text; opaque: a command that is not worked out.
+    `args` are the parts; for some kinds this list names them in brackets. After each kind follows what `value` holds:
+    num, dec: a Fraction, written without (num) or with (dec) a decimal point; sym: a name; const: pi, e, i or inf;
+    add, mul, div, neg, pow, root (radicand, index), fact, abs, percent, degree: nothing; call: the name of a function;
+    pm: "+" or "-", the sign that comes first, of one or two parts; base: the pair of its digits and its base;
+    list: how its items were joined; set, cases: nothing; tuple: its two brackets; matrix: the pair of rows and columns;
+    rel: its operators; in: nothing; such (element, conditions): how the conditions were joined, or `remark`;
+    union, cap, minus, ratio, mod (number, modulus): nothing; quantity: its unit; named: the name before `=`;
+    opaque: a command that is not computed.
     """
 
     kind: str
@@ -42,21 +46,21 @@ ZERO, ONE, TWO = number(0), number(1), number(2)
 
 
 def every(node: Node) -> Iterator[Node]:
-    """The node and all below it."""
+    """The node and all nodes below it, in no set order."""
     stack = [node]
     while stack:
-        top = stack.pop()
-        yield top
-        stack.extend(top.args)
+        current = stack.pop()
+        yield current
+        stack.extend(current.args)
 
 
 def symbols(node: Node) -> frozenset[str]:
     """The variables in `node`."""
     if not node.args:
         return frozenset((node.value,)) if node.kind == "sym" else frozenset()
-    return frozenset(one.value for one in every(node) if one.kind == "sym")
+    return frozenset(part.value for part in every(node) if part.kind == "sym")
 
 
 def contains(node: Node, *kinds: str) -> bool:
     """Whether a node of one of the `kinds` is in it."""
-    return node.kind in kinds or (bool(node.args) and any(one.kind in kinds for one in every(node)))
+    return node.kind in kinds or (bool(node.args) and any(part.kind in kinds for part in every(node)))

@@ -1,4 +1,4 @@
-"""Reading a whole answer: lists, tuples, sets, intervals, matrices, relations, quantities with units."""
+"""Parses a whole answer: lists, tuples, sets, intervals, matrices, relations, quantities with units."""
 
 from __future__ import annotations
 
@@ -40,10 +40,14 @@ OPEN_TO_CLOSE = {
 }  # fmt: skip
 AFTER_AMOUNTS = CURRENCIES | {r"\$"}
 MOST_ITEMS = 1000
+"""The most items of a list; `1, 2, ..., n` is not written out beyond it."""
 
 
 def parse(text: str, grouped: bool = True) -> Node:
-    """The answer that a cleaned text says; raises Unreadable. `grouped` as of `tokenize`."""
+    """The tree of a cleaned answer. Raises Unreadable.
+
+    `grouped`: see `tokenize`.
+    """
     reader = Answers(tokenize(text, grouped))
     answer = reader.answer()
     if reader.peek().kind != "end":
@@ -52,7 +56,7 @@ def parse(text: str, grouped: bool = True) -> Node:
 
 
 class Answers(Expressions):
-    """An answer is a list of items; an item is a relation of sets, lists or expressions, with units."""
+    """Parses an answer: a list of items. An item is a relation of sets, lists or expressions, with units."""
 
     def answer(self) -> Node:
         """Everything up to the end."""
@@ -62,18 +66,18 @@ class Answers(Expressions):
         return Node("list", tuple(items), "or" if "or" in joins else "and" if "and" in joins else ",")
 
     def items(self, closing: frozenset[str]) -> tuple[list[Node], set[str]]:
-        """Items up to a token of `closing`, which stays, and how they were joined."""
-        found, joins = [self.item()], set[str]()
-        while self.peek().text not in closing and len(found) < MOST_ITEMS:
+        """The items up to a token of `closing`, which is not taken, and how they were joined."""
+        items, joins = [self.item()], set[str]()
+        while self.peek().text not in closing and len(items) < MOST_ITEMS:
             if not self._joined(joins):
                 break
             if self.peek().text in closing:
                 break
-            found.append(self.item())
-        return _with_modulus(found), joins
+            items.append(self.item())
+        return _with_modulus(items), joins
 
     def _joined(self, joins: set[str]) -> bool:
-        """Take what joins two items: commas, semicolons, and, or."""
+        """Take the tokens that join two items: commas, semicolons, and, or. Add them to `joins`."""
         any_taken = False
         while True:
             token = self.peek()
@@ -87,8 +91,9 @@ class Answers(Expressions):
             any_taken = True
 
     def item(self) -> Node:
-        """One item, with the words before it and the conditions after it."""
+        """One item. Words before it are skipped; conditions after it become part of it."""
         self.skip_leading()
+        # An answer may begin with the sign: `= 5`.
         while self.peek().text in ("=", r"\approx"):
             self.next()
         value = self.relation()
@@ -100,36 +105,45 @@ class Answers(Expressions):
         return self._conditioned(value) if self.peek().text in CONDITIONS and not self.systems else value
 
     def _conditioned(self, value: Node) -> Node:
-        """Pass over "where k is an integer", which binds a variable; refuse what restricts or takes back."""
+        """The value with the condition that follows it, such as "where k is an integer".
+
+        A condition that only says what a variable is, is skipped or kept as a remark. A condition that restricts the
+        answer or takes it back is refused: raises Unreadable.
+        """
         word = self.next().text
-        rest = self._rest_of_item()
-        said = {token.text.lower() for token in rest}
+        tokens = self._rest_of_item()
+        lowered = {token.text.lower() for token in tokens}
         if (
             word in RESTRICTING
-            or said & (REFUSED | NUMBERS.keys() | {"or"})
-            or (word == "as" and not said <= AS_WANTED)
+            or lowered & (REFUSED | NUMBERS.keys() | {"or"})
+            or (word == "as" and not lowered <= AS_WANTED)
         ):
             raise Unreadable("an answer under a condition")
-        if any(token.kind == "num" or RELATIONS.get(token.text, "in") != "in" for token in rest):
+        if any(token.kind == "num" or RELATIONS.get(token.text, "in") != "in" for token in tokens):
             return self._bounded(value)
-        self.at += len(rest)
-        words = [token.text for token in rest]
-        if said & WHOLE:
-            over = symbol("ℕ" if said & {"positive", "natural", "nonnegative", "n", "正整数"} else "ℤ")
+        self.at += len(tokens)
+        # "k is an integer" gives k a set to run over; two answers may call such a variable by different names.
+        words = [token.text for token in tokens]
+        if lowered & WHOLE:
+            number_set = symbol("ℕ" if lowered & {"positive", "natural", "nonnegative", "n", "正整数"} else "ℤ")
             names = tuple(
                 symbol(word) for word in words if len(word) == 1 and word.isalpha() and word not in ("Z", "N", "a")
             )
-            return Node("such", (value, *(Node("in", (name, over)) for name in names)), "remark")
+            return Node("such", (value, *(Node("in", (name, number_set)) for name in names)), "remark")
         return value
 
     def _rest_of_item(self) -> list[Token]:
+        """The tokens up to a closing bracket or the end, which are not taken."""
         length = 0
         while self.peek(length).kind != "end" and self.peek(length).text not in (")", "]", r"\}"):
             length += 1
         return self.tokens[self.at : self.at + length]
 
     def _bounded(self, value: Node) -> Node:
-        """`value` with inequalities of its variables as a remark; equations would choose one value of several."""
+        """`value` with inequalities of its variables as a remark.
+
+        Equations are refused, because they would choose one value of several.
+        """
         self.take("all", "any", "every")
         conditions, _ = self.items(frozenset({"", ")", "]", r"\}"}))
         for condition in conditions:
@@ -142,7 +156,7 @@ class Answers(Expressions):
         return Node("such", (value, *conditions), "remark")
 
     def relation(self) -> Node:
-        """Sides joined by relation signs; one side alone is itself."""
+        """Sides joined by relation signs. A single side is returned as it is."""
         name = self._function_name()
         sides, signs = [name or self.side()], list[str]()
         while self.peek().text in RELATIONS and self.peek().kind != "end":
@@ -160,8 +174,9 @@ class Answers(Expressions):
         return sign
 
     def _function_name(self) -> Node | None:
-        """`f(x)` before an equals sign, as a name."""
+        """`f(x)` before an equals sign, as the name of what follows; else None."""
         first, primes = self.peek(), 0
+        # Look ahead without taking tokens, because this may be no name.
         while self.peek(1 + primes).text == "'":
             primes += 1
         opening = self.peek(1 + primes)
@@ -172,18 +187,18 @@ class Answers(Expressions):
             or len(first.text) > 3
         ):
             return None
-        depth, place = 1, 2 + primes
-        while depth and place < 14 and self.peek(place).kind != "end":
-            depth += (self.peek(place).text == "(") - (self.peek(place).text == ")")
-            place += 1
-        if depth or self.peek(place).text not in ("=", r"\approx"):
+        depth, length = 1, 2 + primes
+        while depth and length < 14 and self.peek(length).kind != "end":
+            depth += (self.peek(length).text == "(") - (self.peek(length).text == ")")
+            length += 1
+        if depth or self.peek(length).text not in ("=", r"\approx"):
             return None
-        text = "".join(self.peek(ahead).text for ahead in range(place))
-        self.at += place
+        text = "".join(self.peek(ahead).text for ahead in range(length))
+        self.at += length
         return Node("named", (), text)
 
     def side(self) -> Node:
-        """A set, list or expression with its unit."""
+        """A set, a list or an expression, with its unit."""
         self.money = ""
         value = self._ratio()
         while self.peek().text in UNIONS:
@@ -201,23 +216,24 @@ class Answers(Expressions):
 
     def _compound(self, value: Node) -> Node:
         """`2 hours 30 minutes` as one amount, in the first unit."""
-        place, first = self.at, unit_of(str(value.value))
+        start, unit = self.at, unit_of(str(value.value))
+        # From here on it may turn out that another item begins: then go back to `start`.
         self.take("and", ",")
-        if first is None or self.peek().kind != "num":
-            self.at = place
+        if unit is None or self.peek().kind != "num":
+            self.at = start
             return value
-        rest = self.power()
+        amount = self.power()
         name, length = self.unit_ahead()
-        second = unit_of(name) if length else None
-        if second is None or second[0] != first[0] or second[1] >= first[1]:
-            self.at = place
+        smaller_unit = unit_of(name) if length else None
+        if smaller_unit is None or smaller_unit[0] != unit[0] or smaller_unit[1] >= unit[1]:
+            self.at = start
             return value
         self.at += length
-        part = Node("mul", (rest, number(second[1] / first[1])))
+        part = Node("mul", (amount, number(smaller_unit[1] / unit[1])))
         return Node("quantity", (Node("add", (value.args[0], part)),), value.value)
 
     def _with_remark(self, value: Node) -> Node:
-        """Pass over a remark in brackets that follows a unit."""
+        """Skip a remark in brackets after a unit."""
         if value.kind == "quantity" and self.peek().text == "(":
             while self.peek().kind != "end" and self.peek().text != ")":
                 if self.next().text.lower() in REFUSED:
@@ -233,13 +249,14 @@ class Answers(Expressions):
         return parts[0] if len(parts) == 1 else Node("ratio", tuple(parts))
 
     def _ratio_goes_on(self) -> bool:
-        """Whether `:` follows, or "to" between numbers."""
+        """Whether `:` follows, or "to" before a number."""
         sign, after = self.peek(), self.peek(1)
         if sign.text == "to" and sign.kind in ("word", "text"):
             return after.kind == "num"
         return sign.text == ":" and not self.bars and after.kind in ("num", "word", "cmd", "op")
 
     def _modulo(self, value: Node) -> Node:
+        """`value` with the modulus that follows it, `\\pmod 7` or `(mod 7)`."""
         if self.peek().text in (r"\pmod", r"\mod"):
             self.next()
             return Node("mod", (value, self.argument()))
@@ -256,32 +273,33 @@ class Answers(Expressions):
         closing = OPEN_TO_CLOSE[opening]
         if self.take(*closing):
             return EMPTY if opening in (r"\{", r"\lbrace") else Node("tuple", (), "()")
-        bars, self.bars = self.bars, 1 if opening in (r"\{", r"\lbrace") else 0
-        money = self.money
+        # In a set a bar begins the conditions, so it must not open an absolute value.
+        outer_bars, self.bars = self.bars, 1 if opening in (r"\{", r"\lbrace") else 0
+        outer_money = self.money  # `side` clears it for every item inside the brackets
         items, _ = self.items(frozenset({*closing, "|", r"\mid", ":"}))
         if opening in (r"\{", r"\lbrace") and self.take("|", r"\mid", ":"):
             conditions, joins = self.items(frozenset(closing))
             items = [Node("such", (items[0], *conditions), "or" if "or" in joins else "and")]
-        self.bars, self.money = bars, money or self.money
+        self.bars, self.money = outer_bars, outer_money or self.money
         end = self.next().text
         if end not in closing:
             raise Unreadable(f"{end or 'the end'} where {closing[0]} was expected")
         return _grouped(opening, end, items)
 
     def braced(self) -> Node:
-        """As an argument; with commas inside, a set as Python writes it."""
-        place, depth = self.at + 1, 1
-        while depth and place < len(self.tokens):
-            text = self.tokens[place].text
+        """What is in braces, as an argument. With commas inside it is a set, as Python writes it."""
+        index, depth = self.at + 1, 1
+        while depth and index < len(self.tokens):
+            text = self.tokens[index].text
             if text == "," and depth == 1:
                 self.tokens[self.at] = self.tokens[self.at]._replace(text=r"\{")
                 return self.bracketed()
             depth += (text in ("{", r"\{", "(", "[")) - (text in ("}", r"\}", ")", "]"))
-            place += 1
+            index += 1
         return super().braced()
 
     def environment(self) -> Node:
-        """A matrix, row by row; another environment is refused."""
+        """A matrix or a system of cases or equations; any other environment is refused."""
         self.expect("{")
         name = self.next().text
         self.expect("}")
@@ -290,7 +308,7 @@ class Answers(Expressions):
         if name not in MATRICES:
             raise Unreadable(f"the environment {name}")
         if name == "array" and self.peek().text == "{":
-            self._raw_argument()
+            self._raw_argument()  # the alignment of the columns, as in {cc}
         rows: list[list[Node]] = [[]]
         while True:
             if self.peek().text == r"\hline":
@@ -299,6 +317,7 @@ class Answers(Expressions):
             rows[-1].append(self.side())
             if self.take("&"):
                 continue
+            # A row separator before `\end` begins no row.
             if self.take(r"\\", r"\cr") and self.peek().text != r"\end":
                 rows.append([])
                 continue
@@ -324,23 +343,23 @@ class Answers(Expressions):
             self.take(r"\\", r"\cr")
         self.systems -= 1
         self._raw_argument()
-        pieces = all(row.kind == "tuple" and row.value == "()" for row in rows)
-        return Node("cases", tuple(rows)) if pieces else Node("list", tuple(rows), "and")
+        is_piecewise = all(row.kind == "tuple" and row.value == "()" for row in rows)
+        return Node("cases", tuple(rows)) if is_piecewise else Node("list", tuple(rows), "and")
 
     def _case(self) -> Node:
         """The condition of one case."""
         if self.take("otherwise", "else"):
             return symbol("otherwise")
-        said = self._said_in_words()
-        if said:
-            return symbol(said)
+        words = self._condition_words()
+        if words:
+            return symbol(words)
         condition = self.item()
         while self.take(",", ".", ";"):
             pass
         return condition
 
-    def _said_in_words(self) -> str:
-        """The words of a condition such as "n is even", sorted, without idle ones; "" where it is a formula."""
+    def _condition_words(self) -> str:
+        """The sorted words of a condition such as "n is even", without filler words; "" for a formula."""
         length, words = 0, set[str]()
         while self.peek(length).text not in (r"\\", r"\end", ""):
             token = self.peek(length)
@@ -356,19 +375,22 @@ class Answers(Expressions):
 
 
 def _written_out(items: list[Node]) -> list[Node]:
-    """`1, 2, ..., 10` with all its numbers, where two before the dots and one after them tell the step."""
-    dots = [place for place, item in enumerate(items) if item == symbol("…")]
+    """`1, 2, ..., 10` with all its numbers.
+
+    The step comes from the numbers before the dots, at least two. Exactly one number must be after the dots.
+    """
+    dot_places = [place for place, item in enumerate(items) if item == symbol("…")]
     if (
-        len(dots) != 1
-        or dots[0] < 2
-        or dots[0] + 2 != len(items)
-        or any(i.kind != "num" for i in items if i != items[dots[0]])
+        len(dot_places) != 1
+        or dot_places[0] < 2
+        or dot_places[0] + 2 != len(items)
+        or any(part.kind != "num" for part in items if part != items[dot_places[0]])
     ):
         return items
     values = [item.value for item in items if item.kind == "num"]
     step = values[1] - values[0]
-    steps = [later - before for before, later in pairwise(values[:-1])]
-    if step == 0 or any(one != step for one in steps) or (values[-1] - values[0]) % step:
+    steps = [later - earlier for earlier, later in pairwise(values[:-1])]
+    if step == 0 or any(difference != step for difference in steps) or (values[-1] - values[0]) % step:
         return items
     count = int((values[-1] - values[0]) / step)
     return [number(values[0] + step * place) for place in range(count + 1)] if 0 < count < MOST_ITEMS else items
@@ -383,12 +405,13 @@ def _grouped(opening: str, end: str, items: list[Node]) -> Node:
         if (opening, end) in (("(", ")"), ("[", "]")):
             return items[0]
         raise Unreadable("brackets that do not match")
+    # Angle brackets hold a vector, so they count as round ones.
     brackets = "()" if opening == r"\langle" else opening + end
     return Node("tuple", tuple(items), brackets)
 
 
 def _with_modulus(items: list[Node]) -> list[Node]:
-    """`n \\equiv 2, 3 \\pmod 5`: the modulus after the last belongs to all."""
+    """`n \\equiv 2, 3 \\pmod 5`: the modulus after the last item belongs to all items."""
     if len(items) < 2 or items[-1].kind != "mod" or items[0].kind != "rel" or items[0].value[-1] != "==":
         return items
     return [item if item.kind == "mod" else Node("mod", (item, items[-1].args[1])) for item in items]

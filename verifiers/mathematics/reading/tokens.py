@@ -1,4 +1,4 @@
-"""Cutting a cleaned answer into tokens; the text of `\\text{}` and the like becomes words that are never variables."""
+"""Cuts a cleaned answer into tokens. Text inside `\\text{}` and the like becomes words, never variables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qwq_rl.verifiers.mathematics.reading.units import single
 
 
 class Unreadable(Exception):
-    """The text is no mathematics that is understood here, or too long or too deep."""
+    """The text is no mathematics that is understood here, or it is too long or nested too deeply."""
 
 
 class Token(NamedTuple):
@@ -19,7 +19,7 @@ class Token(NamedTuple):
     kind: str
     text: str
     spaced: bool
-    """Whether white space stood before it."""
+    """Whether there was white space before it."""
 
 
 MOST_TOKENS = 3000
@@ -42,9 +42,9 @@ SINGLE_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE][+-]?\d{1,4}(?![\d.A-Za-z]))?|\
 
 
 def tokenize(text: str, grouped: bool = True) -> list[Token]:
-    """The tokens of `text`; raises Unreadable on a character that means nothing here.
+    """The tokens of `text`; raises Unreadable on a character that has no meaning here.
 
-    `grouped`: whether `1,234` is one number; it may also be two.
+    `grouped`: whether `1,234` is one number. If not, it is the two numbers 1 and 234.
     """
     tokens = list(_tokens(text, grouped, False))
     if len(tokens) > MOST_TOKENS:
@@ -53,40 +53,42 @@ def tokenize(text: str, grouped: bool = True) -> list[Token]:
 
 
 def _tokens(text: str, grouped: bool, as_text: bool) -> Iterator[Token]:
-    at, spaced = 0, False
-    while at < len(text):
-        found = TOKEN.match(text, at)
-        if found is None:
-            raise Unreadable(f"the character {text[at]!r}")
-        kind = str(found.lastgroup)
-        if kind == "num" and "," in found.group() and not grouped:
-            found = SINGLE_NUMBER.match(text, at)
-            assert found is not None, "a grouped number begins with digits"
-        at = found.end()
+    position, spaced = 0, False
+    while position < len(text):
+        match = TOKEN.match(text, position)
+        if match is None:
+            raise Unreadable(f"the character {text[position]!r}")
+        kind = str(match.lastgroup)
+        if kind == "num" and "," in match.group() and not grouped:
+            match = SINGLE_NUMBER.match(text, position)
+            assert match is not None, "a grouped number begins with digits"
+        position = match.end()
         if kind == "space":
             spaced = True
             continue
         if kind == "text":
-            yield from _inside(found.group(), grouped, spaced)
-        elif kind == "cjk" and len(found.group()) > 1 and found.group()[0] in "百千万亿" and not single(found.group()):
-            at = found.start() + 1  # 5万元: five times ten thousand, of a currency
-            yield Token("text", found.group()[0], spaced)
+            yield from _text_tokens(match.group(), grouped, spaced)
+        elif kind == "cjk" and len(match.group()) > 1 and match.group()[0] in "百千万亿" and not single(match.group()):
+            position = match.start() + 1  # 5万元: 5 times 10,000, and then the unit
+            yield Token("text", match.group()[0], spaced)
         elif kind in ("word", "cjk"):
-            yield Token("text" if as_text or kind == "cjk" else "word", found.group(), spaced)
+            yield Token("text" if as_text or kind == "cjk" else "word", match.group(), spaced)
         else:
-            yield Token(kind, found.group().replace(",", "") if kind == "num" else found.group(), spaced)
+            yield Token(kind, match.group().replace(",", "") if kind == "num" else match.group(), spaced)
         spaced = False
 
 
-def _inside(command: str, grouped: bool, spaced: bool) -> Iterator[Token]:
-    found = TEXT.match(command)
-    assert found is not None, "the token is a text command"
-    content = found.group(1).strip()
+def _text_tokens(command: str, grouped: bool, spaced: bool) -> Iterator[Token]:
+    """The tokens of the content of one text command such as `\\text{...}`."""
+    match = TEXT.match(command)
+    assert match is not None, "the token is a text command"
+    content = match.group(1).strip()
+    # Fonts and operator names hold mathematics: `\mathbf{x}` is a variable, `\mathrm{sin}` a function.
     is_text = not MATH_FONTS.match(command)
     if command.startswith((r"\operatorname", r"\mathrm", r"\rm")) and (len(content) <= 1 or content in OPERATORS):
         is_text = False
-    for place, token in enumerate(_tokens(content, grouped, is_text)):
-        yield token._replace(spaced=spaced or (place > 0 and token.spaced))
+    for index, token in enumerate(_tokens(content, grouped, is_text)):
+        yield token._replace(spaced=spaced or (index > 0 and token.spaced))
 
 
 OPERATORS = {

@@ -1,4 +1,4 @@
-"""Units of measure: when words after a number are one, and whether two of them can mean the same amount."""
+"""Units of measure: whether words after a number are a unit, and whether two units can mean the same amount."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 Unit = tuple[str, Fraction]
-"""A dimension, and how many of its base unit one of this unit is."""
+"""The dimension, and the factor: how many base units of the dimension are one of this unit."""
 
 _LENGTH = {"m": 1, "meter": 1, "metre": 1, "cm": "0.01", "centimeter": "0.01", "centimetre": "0.01", "mm": "0.001",
            "millimeter": "0.001", "millimetre": "0.001", "km": 1000, "kilometer": 1000, "kilometre": 1000,
@@ -43,6 +43,7 @@ _FREE = {
     "radian": "radian",
     "unit": "unit", "month": "month", "year": "year", "am": "am", "pm": "pm", "mph": "mile/hour",
 }  # fmt: skip
+"""Units that are never converted: each is a dimension of its own."""
 TABLE: dict[str, Unit] = {
     word: (dimension, Fraction(str(factor)))
     for dimension, words in (
@@ -76,68 +77,72 @@ SYMBOLS: dict[str, Unit] = {
     for prefix, factor in _PREFIXES.items()
 } | {"degC": ("celsius", Fraction(1)), "degF": ("fahrenheit", Fraction(1)), "celsius": ("celsius", Fraction(1))}
 LETTERS = frozenset({"m", "s", "g", "h", "L", "N", "J", "W", "V", "A", "K"})
-"""Units of one letter, which may be variables as well."""
+"""Units of one letter; the same letter may be a variable."""
 
 
 @lru_cache(maxsize=4096)
 def unit_of(text: str) -> Unit | None:
-    """The unit that `text` names (`km/h`, `square feet`, `m s^-2`), or None: then it is some thing that is counted."""
+    """The unit that `text` names (`km/h`, `square feet`, `m s^-2`), or None for a thing that is counted."""
     for written, symbol in (("celsius", "degC"), ("fahrenheit", "degF")):
         text = text.replace(f"degrees {written.title()}", symbol).replace(f"degree {written.title()}", symbol)
     powers: dict[str, int] = {}
     factor = Fraction(1)
     sides = text.replace(" per ", "/").replace("^", " ^").split("/")
-    for side, words in enumerate(sides):
+    for index, words in enumerate(sides):
         units = _units(words)
         if units is None:
             return None
         for name, scale, power in units:
-            signed = -power if side else power
-            powers[name] = powers.get(name, 0) + signed
-            factor *= scale**signed
+            # What follows a slash is divided by.
+            signed_power = -power if index else power
+            powers[name] = powers.get(name, 0) + signed_power
+            factor *= scale**signed_power
     return _canonical(powers, factor)
 
 
 def _units(text: str) -> list[tuple[str, Fraction, int]] | None:
-    """Dimension, factor and power of every unit in a product; None where one is unknown."""
-    found: list[tuple[str, Fraction, int]] = []
+    """The dimension, factor and power of every unit in a product. None if one of them is unknown."""
+    units: list[tuple[str, Fraction, int]] = []
     power = 1
     for word in text.split():
         if word.startswith("^"):
-            if not found:
+            if not units:
                 return None
-            name, factor, before = found.pop()
-            found.append((name, factor, before * int(word[1:])))
-        elif word in ("squared", "cubed") and found:
-            name, factor, _ = found.pop()
-            found.append((name, factor, 2 if word == "squared" else 3))
+            name, factor, old_power = units.pop()
+            units.append((name, factor, old_power * int(word[1:])))
+        elif word in ("squared", "cubed") and units:
+            name, factor, _ = units.pop()
+            units.append((name, factor, 2 if word == "squared" else 3))
         elif word in ("square", "sq", "cubic"):
             power = 3 if word == "cubic" else 2
         else:
             unit = single(word)
             if unit is None:
                 return None
-            found.append((*unit, power))
+            units.append((*unit, power))
             power = 1
-    return found or None
+    return units or None
 
 
 def _canonical(powers: dict[str, int], factor: Fraction) -> Unit:
-    """With compound names taken apart, and volumes as lengths to the third."""
+    """The unit with compound names split into their parts, and volumes written as cubed lengths."""
     flat: dict[str, int] = {}
     for name, power in powers.items():
-        for place, part in enumerate(name.split("/")):
-            base, times = (part[:-1], int(part[-1])) if part[-1].isdigit() else (part, 1)
-            flat[base] = flat.get(base, 0) + times * (power if place == 0 else -power)
+        for index, part in enumerate(name.split("/")):
+            base, base_power = (part[:-1], int(part[-1])) if part[-1].isdigit() else (part, 1)
+            flat[base] = flat.get(base, 0) + base_power * (power if index == 0 else -power)
     if "volume" in flat:
         power = flat.pop("volume")
         flat["length"] = flat.get("length", 0) + 3 * power
-        factor *= Fraction(1, 1000) ** power
+        factor *= Fraction(1, 1000) ** power  # a litre in cubic metres
     return " ".join(f"{name}^{power}" for name, power in sorted(flat.items()) if power), factor
 
 
 def single(word: str) -> Unit | None:
-    """The unit that one word names, in the singular or plural; the case of SI symbols counts (mW and MW, K and k)."""
+    """The unit that one word names, in the singular or plural.
+
+    Upper and lower case of SI symbols differ: mW and MW, K and k.
+    """
     if word in SYMBOLS:
         return SYMBOLS[word]
     for prefix, power in (("平方", 2), ("立方", 3)):
@@ -145,13 +150,14 @@ def single(word: str) -> Unit | None:
         if inner:
             return f"{inner[0]}{power}", inner[1] ** power
     lower = word.lower().rstrip(".")
+    # The wrong case of a symbol: 5 M is not five metres.
     if word in ("M", "S", "G", "H", "n", "j", "w", "v", "a", "k"):
         return None
     return TABLE.get(lower) or (TABLE.get(lower[:-1]) if lower.endswith("s") and len(lower) > 2 else None)
 
 
 def same_thing(one: str, other: str) -> bool:
-    """Whether two names of what is counted are the same, up to number and articles."""
+    """Whether two names of what is counted are the same, apart from singular or plural and articles."""
     return _stem(one) == _stem(other)
 
 

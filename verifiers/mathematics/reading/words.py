@@ -1,4 +1,4 @@
-"""Answers in words: what says that there is no solution, that all reals are one, yes and no, numbers, and choices."""
+"""Answers in words: no solution, all real numbers, yes and no, numbers, and the letters of choices."""
 
 from __future__ import annotations
 
@@ -53,20 +53,21 @@ TAKEN_BACK = re.compile(
     r"(?:or|maybe|perhaps|possibly|either|is|was)\b.*|.*\([A-J]\).*|(?:.*[\s,;])?[A-J][.):].*|[A-J]",
     re.IGNORECASE | re.DOTALL,
 )
-"""Beside the letter of a choice, what is no text of it."""
+"""After the letter of a choice: words that take it back or name another choice, so they are not its text."""
 SEVERAL_CHOICES = re.compile(r"\(?[A-J]\)?(?:\s?(?:,|;|and|&|和|、)?\s?\(?[A-J]\)?)+")
 ARTICLES = {"a", "an", "the"}
 
 
 def meaning(text: str) -> str:
-    """Words in a form in which the same answers are the same text, or an empty text for none."""
+    """The words in a normal form: answers that mean the same get the same text. Empty if no word is left."""
     text = STATED.sub(r"\1", text.replace("充要", "充分必要"))
     plain = " ".join(re.sub(r"[.,;:!?\"'()\-]", " ", text.casefold().replace("'", "'")).split())
-    kept = text.casefold().strip(" .!")
-    if NOTHING.fullmatch(kept) or NOTHING.fullmatch(plain):
-        return "nothing" if kept != "no" else "no"
+    folded = text.casefold().strip(" .!")
+    if NOTHING.fullmatch(folded) or NOTHING.fullmatch(plain):
+        # A bare "no" answers a question; it does not say that there is no solution.
+        return "nothing" if folded != "no" else "no"
     for pattern, name in ((NOT_THERE, "undefined"), (EVERYTHING, "everything"), (WITHOUT_END, "infinite")):
-        if pattern.fullmatch(kept) or pattern.fullmatch(plain):
+        if pattern.fullmatch(folded) or pattern.fullmatch(plain):
             return name
     if plain in YES:
         return "yes"
@@ -86,7 +87,7 @@ def amount(text: str) -> Fraction | None:
             current += NUMBERS[word]
         elif word in SCALES and word != "dozen" and (current or word == words[0] == "a"):
             current *= SCALES[word]
-            if SCALES[word] >= 1000:
+            if SCALES[word] >= 1000:  # a hundred stays open: "two hundred thousand"
                 total, current = total + current, 0
         else:
             return None
@@ -94,11 +95,12 @@ def amount(text: str) -> Fraction | None:
 
 
 def chinese_amount(text: str) -> Fraction | None:
-    """The number that Chinese numerals spell: 三分之二, 百分之二十, 一百零五; or None."""
-    under, parted, over = text.partition("分之")
-    if parted:
-        below, above = chinese_amount(under), chinese_amount(over)
-        return above / below if above is not None and below else None
+    """The number that Chinese numerals spell (三分之二, 百分之二十, 一百零五), or None."""
+    # Chinese says the denominator first: 三分之二 is 2/3.
+    denominator_text, separator, numerator_text = text.partition("分之")
+    if separator:
+        denominator, numerator = chinese_amount(denominator_text), chinese_amount(numerator_text)
+        return numerator / denominator if numerator is not None and denominator else None
     total, section, digit = 0, 0, 0
     for char in text:
         if char in DIGITS:
@@ -115,21 +117,21 @@ def chinese_amount(text: str) -> Fraction | None:
 
 
 def choice(text: str) -> str:
-    """The letter of a choice that stands alone, as `B`, `(B)` or `option B`, in upper case; else an empty text."""
-    found = CHOICE.fullmatch(text.strip(" ."))
-    return next(group for group in found.groups() if group).upper() if found else ""
+    """The upper-case letter of a choice that is the whole text, as in `B`, `(B)` or `option B`; else an empty text."""
+    match = CHOICE.fullmatch(text.strip(" ."))
+    return next(group for group in match.groups() if group).upper() if match else ""
 
 
 def labelled(text: str) -> tuple[str, str] | None:
-    """Letter and text of `(B) 42` or `B. 42`, or None."""
-    found = LABELLED.fullmatch(text.strip())
-    if found is None or TAKEN_BACK.fullmatch(found.group(4)):
+    """The letter and the text of `(B) 42` or `B. 42`, or None."""
+    match = LABELLED.fullmatch(text.strip())
+    if match is None or TAKEN_BACK.fullmatch(match.group(4)):
         return None
-    return str(found.group(1) or found.group(2) or found.group(3)), found.group(4).strip()
+    return str(match.group(1) or match.group(2) or match.group(3)), match.group(4).strip()
 
 
 def choices(text: str) -> str:
-    """The letters of several choices, `A, C` or `AC`, sorted; else an empty text."""
+    """The sorted letters of several choices, as in `A, C` or `AC`; else an empty text."""
     if CIRCLED.fullmatch(text.strip(" .")):
         return "".join(sorted(char for char in text if "①" <= char <= "⑳"))
     if not SEVERAL_CHOICES.fullmatch(text.strip(" .")):
