@@ -1,1 +1,4 @@
-"""Rows: where they come from, what they hold, in which order they are taken, and the text that a model reads."""
+"""Rows: how they are read and checked, in which order training takes them, and the text that the model sees.
+
+Read `row` first, then `sources` and `mappers`, `order`, `prompt_source` with `adaptive`, and `chat`.
+"""

@@ -1,4 +1,4 @@
-"""From a row to the text the model sees, and from the tokens it returns to a response."""
+"""Turn a row into the text that the model sees, and the tokens of a completion into a `Response`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> str:
-    """The prompt as text, by the tokenizer's chat template, ending where the assistant starts to write."""
+    """Return the prompt as text, by the tokenizer's chat template. It ends where the assistant starts to write."""
     text = tokenizer.apply_chat_template(
         prompt_messages(row), tools=row.get("tools"), tokenize=False, add_generation_prompt=True
     )
@@ -24,35 +24,38 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) ->
 
 
 def opens_thinking(prompt: str) -> bool:
-    """Whether the template has already opened the thinking block that the completion must close."""
+    """Whether the chat template already opened the thinking block, so that the completion must close it."""
     return prompt.rstrip().endswith(OPEN)
 
 
 def render_demonstration(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> tuple[str, str]:
-    """The prompt and the completion of an `sft` row, so that both join to what generation will see.
+    """Return the prompt and the completion of an `sft` row; joined, they are a text as generation sees it.
 
-    The assistant's own text is taken as it stands: templates such as QwQ's drop the thinking of past turns.
+    The assistant's text does not go through the template: templates such as QwQ's remove the thinking of past turns.
     """
     prompt = render_prompt(tokenizer, {**row, "prompt": row["messages"][:-1]})
     content = row["messages"][-1]["content"]
     if opens_thinking(prompt):
+        # The prompt ends with the opening tag already; the completion must not repeat it.
         content = content.removeprefix(OPEN).removeprefix("\n")
     return prompt, f"{content}{tokenizer.eos_token}"
 
 
 def render_answered(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], answer: str) -> str:
-    """The prompt and a final answer, as a reward model reads them: without any thinking."""
+    """Return prompt and final answer as one text, without thinking: the input of a reward model."""
     messages = [*prompt_messages(row), {"role": "assistant", "content": answer}]
     return str(tokenizer.apply_chat_template(messages, tools=row.get("tools"), tokenize=False))
 
 
 def split_thinking(text: str, opened: bool) -> tuple[str, str]:
-    """Reasoning and answer of a completion; the answer is empty if the thinking never closed, or opened again for good.
+    """Split a completion into (reasoning, answer); `opened` says whether the prompt opened the thinking block.
 
-    A completion that never thinks, after a prompt that did not open a thinking block, is all answer.
+    The answer is empty if the thinking was never closed, or if it was opened again and not closed. If neither prompt
+    nor completion opened a thinking block, all of the text is the answer.
     """
     if CLOSE not in text:
         return (text, "") if opened or OPEN in text else ("", text)
+    # The last tag counts: what stands before it is reasoning, even if the block was closed more than once.
     reasoning, _, answer = text.rpartition(CLOSE)
     if OPEN in answer:
         return text.removeprefix(OPEN), ""
@@ -62,7 +65,7 @@ def split_thinking(text: str, opened: bool) -> tuple[str, str]:
 def read_response(
     tokenizer: PreTrainedTokenizerBase, prompt: str, token_ids: Sequence[int], finish: Finish
 ) -> Response:
-    """The response that `token_ids` decode to, special tokens kept: a special `</think>` must not vanish."""
+    """Decode `token_ids` into a response. Special tokens are kept, because `</think>` may be one of them."""
     text = str(tokenizer.decode(list(token_ids), skip_special_tokens=False))
     body = text.removesuffix(str(tokenizer.eos_token)) if tokenizer.eos_token else text
     reasoning, answer = split_thinking(body, opens_thinking(prompt))

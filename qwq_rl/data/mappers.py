@@ -1,4 +1,4 @@
-"""Published rows into rows of ours: the built-in mappers, and any function of the user's."""
+"""Mappers turn a row of a published data set into a row of ours: the built-in ones, or a function of the user's."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from qwq_rl.sandbox import formats
 from qwq_rl.verifiers.loading import find_callable
 
 Mapper = Callable[[Row], Row]
-"""One published row in, one row of ours out; what it raises is reported with the row's line."""
+"""Takes one published row and returns one row of ours. What it raises is reported with the number of the row's line."""
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
-"""What the authors of QwQ-32B ask for in mathematics (its model card)."""
+"""The instruction for mathematics that the model card of QwQ-32B recommends."""
 
 _CALCULATOR = re.compile(r"<<.*?>>")
 
@@ -31,9 +31,9 @@ _FUNCTION = "Answer with the whole program, imports included, in one ```python b
 
 
 def gsm8k(row: Row) -> Row:
-    """Map a row of GSM8K (Cobbe et al. 2021): the answer follows `####`; calculator marks, `<<3*4=12>>`, are dropped.
+    """Map a row of GSM8K (Cobbe et al. 2021): the answer follows `####`; calculator marks, `<<3*4=12>>`, are removed.
 
-    GSM8K has no ids: a hash of the question stands in, so that the same problem has the same id in every subset.
+    GSM8K has no ids. The id is a hash of the question, so the same problem has the same id in every subset.
     """
     question, (worked, mark, answer) = row["question"], row["answer"].rpartition("####")
     reference = answer.strip().replace(",", "")
@@ -51,8 +51,8 @@ def gsm8k(row: Row) -> Row:
 
 
 def humaneval(row: Row) -> Row:
-    """Map a row of HumanEval (Chen et al. 2021): complete a function; its asserts are the tests."""
-    prompt, name = row["prompt"].rstrip("\n"), row["entry_point"]
+    """Map a row of HumanEval (Chen et al. 2021): the task is to complete a function; its asserts are the tests."""
+    prompt, entry_point = row["prompt"].rstrip("\n"), row["entry_point"]
     program = f"```python\n{prompt}\n{row['canonical_solution'].rstrip()}\n```"
     task = "Complete this function. Answer with the whole program, imports included, in one ```python block.\n\n"
     return {
@@ -64,7 +64,11 @@ def humaneval(row: Row) -> Row:
             {
                 "verifier": "code",
                 # The prompt's imports and helper functions stand before the answer, as in the published harness.
-                "reference": {"tests": _asserts(row["test"], name), "entry_point": name, "prelude": prompt + "\n"},
+                "reference": {
+                    "tests": _asserts(row["test"], entry_point),
+                    "entry_point": entry_point,
+                    "prelude": prompt + "\n",
+                },
                 "role": "score",
             }
         ],
@@ -73,22 +77,24 @@ def humaneval(row: Row) -> Row:
 
 
 def _asserts(test: str, entry_point: str) -> list[dict[str, Any]]:
-    """Take HumanEval's `check(candidate)` apart, one test an assert; with loops or variables in it, it is one test."""
+    """Split HumanEval's `check(candidate)` into one test an assert; if it has other statements, it is one test."""
     checks = [node for node in ast.parse(test).body if isinstance(node, ast.FunctionDef) and node.name == "check"]
     if not checks:
         raise ValueError("`test` has no function `check(candidate)`")
     check = checks[-1]
     if not all(isinstance(statement, ast.Assert) for statement in check.body):
+        # Asserts that use a loop or a variable cannot stand alone.
         return [{"assert": f"{ast.unparse(check)}\ncheck({entry_point})"}]
     for node in ast.walk(check):
         if isinstance(node, ast.Name) and node.id == "candidate":
             node.id = entry_point
-    telling = [node for node in check.body if isinstance(node, ast.Assert) and not isinstance(node.test, ast.Constant)]
-    return [{"assert": ast.unparse(ast.Assert(node.test))} for node in telling]
+    # `assert True` tests nothing.
+    asserts = [node for node in check.body if isinstance(node, ast.Assert) and not isinstance(node.test, ast.Constant)]
+    return [{"assert": ast.unparse(ast.Assert(node.test))} for node in asserts]
 
 
 def mbpp(row: Row) -> Row:
-    """Map a row of MBPP (Austin et al. 2021), sanitized or not: a function, told by the first of its tests."""
+    """Map a row of MBPP (Austin et al. 2021), sanitized or not: write a function; the prompt shows `test_list`."""
     fields = formats.mbpp(row)
     text = row.get("text") or row.get("prompt") or row["content"]
     examples = "\n".join(row["test_list"])
@@ -98,12 +104,12 @@ def mbpp(row: Row) -> Row:
 
 
 def livecodebench(row: Row) -> Row:
-    """Map a row of LiveCodeBench (Jain et al. 2024): programs of standard input, and methods of a given class."""
+    """Map a row of LiveCodeBench (Jain et al. 2024): stdin programs, and methods of a given class."""
     fields = formats.livecodebench(row)
     question = str(row["question_content"] if "question_content" in row else row["content"])
     if starter := row.get("starter_code"):
         question += f"\n\nStart from this code:\n```python\n{starter}\n```"
-    if "content" not in row:  # that form says itself how to answer
+    if "content" not in row:  # the form with `content` says itself how to answer
         question += f"\n\n{_FUNCTION if 'entry_point' in fields else _PROGRAM.format(block='python')}"
     name = row.get("question_id") or row.get("id")
     return _row(f"livecodebench-{name}", "livecodebench", question, fields, None)
@@ -115,21 +121,21 @@ def apps(row: Row) -> Row:
 
 
 def taco(row: Row) -> Row:
-    """Map a row of TACO (Li et al. 2023), laid out as APPS; it has no ids: the question's hash stands in."""
+    """Map a row of TACO (Li et al. 2023). It has the columns of APPS but no ids: the id is a hash of the question."""
     return _with_input_output(row, "taco")
 
 
 def code_contests(row: Row) -> Row:
-    """Map a row of CodeContests (Li et al. 2022): Python or C++; the row's own time limit, at least a second."""
+    """Map a row of CodeContests (Li et al. 2022): Python or C++. The time limit is the row's own, at least 1 s."""
     fields = formats.code_contests(row)
     question = str(row["description"] if "description" in row else row["content"])
     question += f"\n\n{_PROGRAM.format(block='python or ```cpp')}"
     fields["language"] = ["python", "cpp"]
     limits: dict[str, Any] = {}
-    if limit := row.get("time_limit"):
-        limits["cpu_s"] = max(1.0, limit.get("seconds", 0) + limit.get("nanos", 0) / 1e9)
-    if size := row.get("memory_limit_bytes"):
-        limits["memory_mb"] = max(64, int(size) >> 20)
+    if time_limit := row.get("time_limit"):
+        limits["cpu_s"] = max(1.0, time_limit.get("seconds", 0) + time_limit.get("nanos", 0) / 1e9)
+    if memory_bytes := row.get("memory_limit_bytes"):
+        limits["memory_mb"] = max(64, int(memory_bytes) >> 20)
     if limits:
         fields["limits"] = limits
     return _row(f"code_contests-{row.get('name') or row.get('id')}", "code_contests", question, fields, _python3(row))
@@ -144,20 +150,20 @@ def _with_input_output(row: Row, family: str) -> Row:
     name = row.get("problem_id", row.get("id"))
     if name is None:
         name = hashlib.sha256(str(row["question"]).encode()).hexdigest()[:16]
-    found = row.get("solutions") or []
-    solutions = json.loads(found) if isinstance(found, str) else found
+    column = row.get("solutions") or []
+    solutions = json.loads(column) if isinstance(column, str) else column
     return _row(f"{family}-{name}", family, question, fields, solutions[0] if solutions else None)
 
 
 def _python3(row: Row) -> str | None:
-    """The first solution in Python 3, which CodeContests calls language 3."""
-    given = row.get("solutions") or {}
-    pairs: Sequence[tuple[Any, str]] = list(zip(given.get("language", ()), given.get("solution", ()), strict=True))
-    return next((text for language, text in pairs if language in (3, "PYTHON3")), None)
+    """Return the first solution in Python 3, which is language 3 in CodeContests."""
+    columns = row.get("solutions") or {}
+    pairs: Sequence[tuple[Any, str]] = list(zip(columns.get("language", ()), columns.get("solution", ()), strict=True))
+    return next((code for language, code in pairs if language in (3, "PYTHON3")), None)
 
 
 def _row(name: str, family: str, question: str, fields: dict[str, Any], solution: str | None) -> Row:
-    told = (
+    response = (
         None
         if solution is None
         else f"It follows from the description.\n</think>\n\n```python\n{solution.rstrip()}\n```"
@@ -168,7 +174,7 @@ def _row(name: str, family: str, question: str, fields: dict[str, Any], solution
         "family": family,
         "prompt": [{"role": "user", "content": question}],
         "checks": [{"verifier": "code", "reference": {"entry_point": None, **fields}, "role": "score"}],
-        "solution": told,
+        "solution": response,
     }
 
 
@@ -184,9 +190,9 @@ BUILT_IN: dict[str, Mapper] = {
 
 
 def resolve_mapper(name: str) -> Mapper:
-    """Find a mapper by its name: one of `BUILT_IN`, `package.module:function` or `path/to/file.py:function`.
+    """Return the mapper with this name: one of `BUILT_IN`, `package.module:function` or `path/to/file.py:function`.
 
-    Raises RowError: there is no such mapper, module, file or function; the nearest name is given.
+    Raises RowError if there is no such mapper, module, file or function; the message gives the nearest name.
     """
     if name in BUILT_IN:
         return BUILT_IN[name]

@@ -1,12 +1,13 @@
-"""Which prompts a round of RL takes, and which more it takes for groups that taught nothing.
+"""Chooses the prompts of each round of RL, and more prompts in place of groups that taught nothing (refills).
 
-"uniform" goes through each source epoch by epoch, as `qwq_rl.data.order.mix` does: where nothing is refilled, the
-rows come exactly in its order. "adaptive" draws within a source in proportion to what a prompt has to teach
-(`adaptive`). It has no epochs: what is always or never solved comes back rarely, what is solved at times comes back
-often, and what was never tried counts as its family does, so that no row is ever out of reach. The shares of the
-sources hold in both.
-DAPO (arXiv 2503.14476) samples uniformly and drops the useless groups after it paid for them; refills do that here,
-and "adaptive" lowers how many there are.
+With "uniform", each source is walked epoch by epoch; without refills, the rows come exactly in the order of
+`qwq_rl.data.order.mix`. With "adaptive", prompts are drawn within a source in proportion to how much they teach
+(`adaptive`). There are no epochs then: a prompt that is always or never solved comes back rarely, one that is solved
+sometimes comes back often, and one that was never tried counts as the mean of its family. So every row can be drawn.
+The shares of the sources hold in both cases.
+
+DAPO (arXiv 2503.14476) samples uniformly and drops useless groups after it has sampled them. Refills do the same here;
+with "adaptive" there are fewer useless groups.
 """
 
 from __future__ import annotations
@@ -36,52 +37,55 @@ class Prompt:
     """One prompt of a round."""
 
     place: int
-    """How many of the round were drawn before it, refills included: it keys the noise of its samples."""
+    """How many prompts of the round were drawn before it, refills included. It keys the noise of its samples."""
     row: Row
     source: int
     """The position of its source."""
 
 
 class PromptSource:
-    """The prompts of all rounds of a stage; what it draws depends on its arguments and on what was learned alone.
+    """Draws the prompts of all rounds of a stage.
 
-    Every process has its own, calls it alike, and gets the same.
+    The draws depend only on the arguments and on the results passed to `learn`. Every process has its own
+    `PromptSource`, makes the same calls, and gets the same prompts.
     """
 
     def __init__(self, sources: Sequence[tuple[Sequence[Row], float]], seed: int, sampling: Sampling) -> None:
-        """`sources`: rows and weight of each; raises ValueError as `qwq_rl.data.order.mix` does."""
+        """`sources` has the rows and the weight of each source. Raises ValueError as `qwq_rl.data.order.mix` does."""
         self._shares = shares_of(sources)
         self._rows = [rows for rows, _ in sources]
         self._problems = number_problems(self._rows)
         self._seed, self._sampling = seed, sampling
-        self._walks = [EpochOrder(len(rows), seed, at) for at, rows in enumerate(self._rows)]
+        self._walks = [EpochOrder(len(rows), seed, source) for source, rows in enumerate(self._rows)]
         self._successes = Successes(self._problems.families)
         self._behind = [0] * len(sources)
         self._refills_behind: dict[str, list[int]] = {}
         self._begin(update=0)
 
     def draw(self, update: int, prompts: int) -> list[Prompt]:
-        """Begin the round of `update` with so many prompts, each source having its share of all draws so far.
+        """Begin the round of `update` and draw `prompts` prompts. Each source gets its share of all draws so far.
 
-        "adaptive" takes no row twice unless its source has no others; "uniform" may where an epoch ends.
+        "adaptive" takes no row twice unless its source has no others; "uniform" may do so where an epoch ends.
         """
         self._begin(update)
         order = [furthest_behind(self._behind, self._shares) for _ in range(prompts)]
-        return self._placed(order, {at: iter(self._first(at, order.count(at))) for at in sorted(set(order))})
+        return self._placed(
+            order, {source: iter(self._first(source, order.count(source))) for source in sorted(set(order))}
+        )
 
     def refill(self, lacking: Mapping[str, int]) -> list[Prompt]:
-        """So many more prompts of the given domains for the round that was drawn last, domain by domain by name.
+        """Draw more prompts for the current round, `lacking[domain]` of each domain. Domains come in sorted order.
 
-        A source gives in proportion to its weight and to how much of it is of the domain, counted over all refills. No
-        row comes that the round already has, unless the domain has no others. Raises ValueError for a domain of which
-        no source with weight has a row.
+        A source gives in proportion to its weight times the share of its rows that are of the domain, counted over all
+        refills. A row that the round already has is drawn only if the domain has no others. Raises ValueError if no
+        source with weight has a row of the domain.
         """
-        return [drawn for domain in sorted(lacking) for drawn in self._more(domain, lacking[domain])]
+        return [prompt for domain in sorted(lacking) for prompt in self._more(domain, lacking[domain])]
 
     def learn(self, outcomes: Sequence[tuple[Row, float]]) -> None:
-        """Take in the mean success of prompts, 0 to 1, in the same order on every process.
+        """Add the mean success of prompts, 0 to 1; every process must pass them in the same order.
 
-        Raises ValueError, with nothing learned: a success is outside of 0..1, or a row is of none of the sources.
+        Raises ValueError, and adds nothing, if a success is not in 0..1 or if no source has the row.
         """
         for row, success in outcomes:
             if not 0 <= success <= 1:
@@ -90,7 +94,7 @@ class PromptSource:
             self._successes.learn(problem, success)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that it needs to go on exactly, in the middle of a round too: JSON, of the size of what was tried."""
+        """Return the state to continue exactly, even within a round: JSON that grows with the prompts tried."""
         return {
             "rows": self._problems.digest,
             "behind": list(self._behind),
@@ -101,13 +105,13 @@ class PromptSource:
                 "update": self._update,
                 "picks": self._picks,
                 "places": self._places,
-                "problems": (drawn := np.flatnonzero(self._times)).tolist(),
-                "times": self._times[drawn].tolist(),
+                "problems": (drawn_problems := np.flatnonzero(self._times)).tolist(),
+                "times": self._times[drawn_problems].tolist(),
             },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`; raises RunStateError, with nothing changed, where it is of other rows."""
+        """Continue from `state`. Raises RunStateError, and changes nothing, if `state` belongs to other rows."""
         if state["rows"] != self._problems.digest:
             raise RunStateError(
                 "the checkpoint was made with other training rows than the recipe's sources have now, or in another "
@@ -115,8 +119,8 @@ class PromptSource:
             )
         self._behind = list(state["behind"])
         self._refills_behind = {domain: list(behind) for domain, behind in state["refills_behind"].items()}
-        for walk, its_state in zip(self._walks, state["walks"], strict=True):
-            walk.load_state_dict(its_state)
+        for walk, walk_state in zip(self._walks, state["walks"], strict=True):
+            walk.load_state_dict(walk_state)
         self._successes.load_state_dict(state["successes"])
         self._begin(state["round"]["update"])
         self._picks, self._places = state["round"]["picks"], state["round"]["places"]
@@ -126,110 +130,124 @@ class PromptSource:
         self._update, self._picks, self._places = update, 0, 0
         self._times = np.zeros(len(self._problems.domains), dtype=np.int64)
 
-    def _first(self, at: int, count: int) -> list[int]:
-        """The rows of source `at` that begin the round."""
-        problems, found = self._problems.of_source[at], list[int]()
+    def _first(self, source: int, count: int) -> list[int]:
+        """Return the indices of the rows that source `source` gives at the start of the round."""
+        problems, row_indices = self._problems.of_source[source], list[int]()
         if self._sampling == "uniform":
-            found = [self._walks[at].next() for _ in range(count)]
-            np.add.at(self._times, problems[found], 1)
-        while len(found) < count:
+            row_indices = [self._walks[source].next() for _ in range(count)]
+            # `add.at` counts a problem that comes twice as two; `self._times[...] += 1` would count one.
+            np.add.at(self._times, problems[row_indices], 1)
+        while len(row_indices) < count:
             times = self._times[problems]
-            found += self._pick(at, times == times.min(), count - len(found))
-        return found
+            row_indices += self._pick(source, times == times.min(), count - len(row_indices))
+        return row_indices
 
     def _more(self, domain: str, count: int) -> list[Prompt]:
-        number, of_source = self._problems.domain_numbers.get(domain, -1), self._problems.of_source
-        of_domain = [self._problems.domains[problems] == number for problems in of_source]
+        domain_number, of_source = self._problems.domain_numbers.get(domain, -1), self._problems.of_source
+        in_domain = [self._problems.domains[problems] == domain_number for problems in of_source]
         parts = [
-            Fraction(share * int(rows.sum()), max(len(rows), 1))
-            for share, rows in zip(self._shares, of_domain, strict=True)
+            Fraction(share * int(mask.sum()), max(len(mask), 1))
+            for share, mask in zip(self._shares, in_domain, strict=True)
         ]
         if not any(parts):
             raise ValueError(f"no source with weight has a row of the domain {domain!r}")
-        shares, found = whole_shares(parts), list[Prompt]()
-        while len(found) < count:
+        shares, prompts = whole_shares(parts), list[Prompt]()
+        while len(prompts) < count:
             times = [self._times[problems] for problems in of_source]
-            least = min(int(of[rows].min()) for of, rows, share in zip(times, of_domain, shares, strict=True) if share)
-            free = [rows & (of == least) for of, rows in zip(times, of_domain, strict=True)]
-            order = self._quotas(domain, shares, [int(rows.sum()) for rows in free], count - len(found))
+            # Only the rows that this round has used least may be drawn; once all are used, the next pass begins.
+            least = min(
+                int(used[mask].min()) for used, mask, share in zip(times, in_domain, shares, strict=True) if share
+            )
+            free = [mask & (used == least) for used, mask in zip(times, in_domain, strict=True)]
+            order = self._quotas(domain, shares, [int(mask.sum()) for mask in free], count - len(prompts))
             picked = {}
-            for at in sorted(set(order)):
-                # Looked at again: a source may just have given a problem that this one has too.
-                allowed = free[at] & (self._times[of_source[at]] == least)
-                picked[at] = iter(self._pick(at, allowed, order.count(at)))
-            found += self._placed(order, picked)
-        return found
+            for source in sorted(set(order)):
+                # Checked again: another source may just have given a problem that this source has too.
+                allowed = free[source] & (self._times[of_source[source]] == least)
+                picked[source] = iter(self._pick(source, allowed, order.count(source)))
+            prompts += self._placed(order, picked)
+        return prompts
 
     def _quotas(self, domain: str, shares: Sequence[int], room: list[int], count: int) -> list[int]:
-        """The sources of `count` refills in turn, fewer where all have no more `room`, which is used up."""
+        """Return the source of each of `count` refills, in order. Changes `room`: how many rows each source can give.
+
+        The list is shorter if no source has room left.
+        """
         behind = self._refills_behind.setdefault(domain, [0] * len(shares))
         order: list[int] = []
         while len(order) < count:
-            open_shares = [share if places else 0 for share, places in zip(shares, room, strict=True)]
+            open_shares = [share if free_rows else 0 for share, free_rows in zip(shares, room, strict=True)]
             if not any(open_shares):
                 break
             order.append(furthest_behind(behind, open_shares))
             room[order[-1]] -= 1
         return order
 
-    def _pick(self, at: int, allowed: np.ndarray, count: int) -> list[int]:
-        """Up to `count` rows of source `at`, each once, of those `allowed`, (rows,) bool; the round has them then."""
-        problems = self._problems.of_source[at]
+    def _pick(self, source: int, allowed: np.ndarray, count: int) -> list[int]:
+        """Take up to `count` rows of source `source` for the round, each once, among those `allowed`, (rows,) bool."""
+        problems = self._problems.of_source[source]
         if self._sampling == "uniform":
-            found = self._walks[at].take(allowed, count)
+            row_indices = self._walks[source].take(allowed, count)
         else:
-            noise = _noise(f"{self._seed}/{self._update}/{self._picks}/{at}", len(allowed))
-            rows = np.flatnonzero(allowed)
-            weight = weights(self._successes.chances(problems[rows]))
-            found = rows[weighted_order(weight, noise[rows], count)].tolist()
+            # Noise for all rows, so that a row's noise does not depend on which others are allowed.
+            noise = _noise(f"{self._seed}/{self._update}/{self._picks}/{source}", len(allowed))
+            candidates = np.flatnonzero(allowed)
+            row_weights = weights(self._successes.chances(problems[candidates]))
+            row_indices = candidates[weighted_order(row_weights, noise[candidates], count)].tolist()
         self._picks += 1
-        self._times[problems[found]] += 1
-        return found
+        self._times[problems[row_indices]] += 1
+        return row_indices
 
     def _placed(self, order: Sequence[int], picked: Mapping[int, Iterator[int]]) -> list[Prompt]:
-        """The picked rows of each source, in the order of the sources."""
-        drawn = []
-        for at in order:
-            row = next(picked[at], None)
-            if row is not None:
-                drawn.append(Prompt(self._places, self._rows[at][row], at))
+        """Return the picked rows as prompts. `order` says from which source each one comes."""
+        prompts = []
+        for source in order:
+            row_index = next(picked[source], None)
+            # A source may have given fewer rows than planned; the caller then draws again.
+            if row_index is not None:
+                prompts.append(Prompt(self._places, self._rows[source][row_index], source))
                 self._places += 1
-        return drawn
+        return prompts
 
 
 def _noise(key: str, count: int) -> np.ndarray:
-    """(count,) numbers in (0, 1), from `key` alone; NumPy keeps the stream of raw bits, not of its distributions."""
+    """Return (count,) numbers in (0, 1), computed from `key` only.
+
+    They are made from raw bits, because NumPy guarantees the stream of raw bits but not that of its distributions.
+    """
     bits = np.random.Philox(key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16])).random_raw(count)
+    # 52 bits and a half: exact in a float64, and never 0 or 1.
     return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 @dataclass(frozen=True)
 class Problems:
-    """Every problem has a number, from 0 in the order of the sources."""
+    """The problems of all sources. Each has a number, from 0 in the order of the sources."""
 
     of_source: tuple[np.ndarray, ...]
-    """For each source (rows,): the problems of its rows."""
+    """For each source (rows,): the problem number of each row."""
     domains: np.ndarray
     """(problems,): the number of each problem's domain."""
     families: np.ndarray
-    """(problems,): the number of each problem's family; that of its domain where the row names none."""
+    """(problems,): the number of each problem's family; if the row names no family, its domain counts as one."""
     domain_numbers: Mapping[str, int]
     digest: str
-    """Changes with the rows' ids, domains, families and order."""
+    """A hash that changes with the rows' ids, domains, families and order."""
     _rows: Sequence[Row]
     _with_id: Mapping[str, Sequence[int]]
 
     def number(self, row: Row) -> int:
-        """The problem that `row`, or an equal copy, is; raises ValueError where no source has it."""
-        known = self._with_id.get(row["id"], ())
-        for problem in known:
-            if len(known) == 1 or self._rows[problem] is row or self._rows[problem] == row:
+        """Return the problem number of `row` or of an equal row. Raises ValueError if no source has it."""
+        candidates = self._with_id.get(row["id"], ())
+        for problem in candidates:
+            # Whole rows are compared only if several problems have the same id.
+            if len(candidates) == 1 or self._rows[problem] is row or self._rows[problem] == row:
                 return problem
         raise ValueError(f"no source has the row {row['id']!r}")
 
 
 def number_problems(sources: Sequence[Sequence[Row]]) -> Problems:
-    """Number the rows of all sources. An id is unique in its source only, so rows are one problem if they are equal."""
+    """Number the rows of all sources. An id is unique only within its source, so equal rows are one problem."""
     rows: list[Row] = []
     with_id: dict[str, Sequence[int]] = {}
     digest = hashlib.sha256()
@@ -237,11 +255,11 @@ def number_problems(sources: Sequence[Sequence[Row]]) -> Problems:
     for source in sources:
         numbers = []
         for row in source:
-            same = with_id.get(row["id"], ())
-            number = next((problem for problem in same if rows[problem] == row), -1) if same else -1
+            same_id = with_id.get(row["id"], ())
+            number = next((problem for problem in same_id if rows[problem] == row), -1) if same_id else -1
             if number < 0:
                 number = len(rows)
-                with_id[row["id"]] = (*same, number)
+                with_id[row["id"]] = (*same_id, number)
                 rows.append(row)
             numbers.append(number)
         of_source.append(np.array(numbers, dtype=np.int64))
@@ -252,6 +270,7 @@ def number_problems(sources: Sequence[Sequence[Row]]) -> Problems:
 
 
 def _numbered(names: Sequence[Name]) -> tuple[np.ndarray, dict[Name, int]]:
+    """Number the distinct names from 0, and return the number of each entry and the numbers by name."""
     numbers: dict[Name, int] = {}
     column = np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
     return column, numbers

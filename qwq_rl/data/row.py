@@ -1,4 +1,4 @@
-"""What a row is (docs/contracts.md, "A row"): its checks, its prompt, and every mistake that one row can have."""
+"""A row (docs/contracts.md, "A row"): its columns, its checks, its prompt, and the mistakes that it can have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from qwq_rl.errors import close_to, did_you_mean
 
 Row = dict[str, Any]
-"""One problem, demonstration or preference; columns that the contract does not name pass through."""
+"""One problem, demonstration or preference. Columns that the contract does not name are kept."""
 
 Role = Literal["score", "gate", "penalty"]
 Kind = Literal["rl", "sft", "preference"]
@@ -27,19 +27,19 @@ _TEXT_OR_NULL = ("family", "environment", "solution")
 
 @dataclass(frozen=True)
 class Check:
-    """One verifier's question about a row."""
+    """One check of a row: which verifier judges the response, with which reference, in which role."""
 
     verifier: str
     reference: Any = None
     role: Role = "score"
     of_domain: bool = False
-    """Whether the recipe asks it of all rows of the domain, rather than the row itself."""
+    """True if the recipe sets this check for all rows of the domain; False if the row itself names it."""
 
 
 def checks_of(row: Mapping[str, Any]) -> list[Check]:
-    """Return the checks that `row` names, the `verifier` / `reference` shorthand included.
+    """Return the checks that `row` names, including the shorthand `verifier` / `reference`.
 
-    Empty for an open row, and for one whose `reference` alone is left to its domain's single verifier.
+    The list is empty for an open row, and for a row with only a `reference`, which is for its domain's single verifier.
     """
     if row.get("checks"):
         return [Check(**check) for check in row["checks"]]
@@ -49,7 +49,7 @@ def checks_of(row: Mapping[str, Any]) -> list[Check]:
 
 
 def grading_checks_of(row: Mapping[str, Any]) -> list[Check]:
-    """Return the checks that evaluation grades `row` by: its `grade` alone where it has one, else its checks."""
+    """Return the checks that evaluation uses for `row`: only its `grade` if it has one, else its checks."""
     return [Check(**row["grade"])] if row.get("grade") else checks_of(row)
 
 
@@ -60,7 +60,7 @@ def prompt_messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def kind_of(row: Mapping[str, Any]) -> Kind:
-    """Tell the kind of row from its columns: the kind whose own columns are there, or nearly there."""
+    """Return the kind of row, judged by its columns; a misspelt `messages` counts too."""
     if "chosen" in row or "rejected" in row:
         return "preference"
     if "prompt" in row or "messages" not in row:
@@ -69,36 +69,39 @@ def kind_of(row: Mapping[str, Any]) -> Kind:
 
 
 def row_mistakes(row: Mapping[str, Any], kind: Kind) -> list[str]:
-    """Return everything that is wrong with `row` as a row of `kind`, each a sentence that says what would be right."""
+    """Return all mistakes of `row` as a row of `kind`. Each is a message that says what would be right."""
     missing = [name for name in REQUIRED[kind] if name not in row]
     if missing and kind_of(row) != kind:
         needed = ", ".join(f"`{name}`" for name in missing)
+        # The row is of another kind, so further messages about missing columns would only mislead.
         return [f"this looks like a row of kind {kind_of(row)}; a row of kind {kind} is needed, with {needed}"]
     spare = [name for name in row if name not in REQUIRED[kind]]
-    found = [f"column `{name}` is missing{_spelt(name, spare)}" for name in missing]
-    found += _text_mistakes(row, kind)
+    mistakes = [f"column `{name}` is missing{_spelling_hint(name, spare)}" for name in missing]
+    mistakes += _text_mistakes(row, kind)
     if kind == "sft" and "messages" in row:
-        found += _conversation_mistakes(row["messages"], "messages", last=("assistant",))
+        mistakes += _conversation_mistakes(row["messages"], "messages", last=("assistant",))
     elif "prompt" in row:
-        found += _prompt_mistakes(row["prompt"])
+        mistakes += _prompt_mistakes(row["prompt"])
     if kind == "rl":
-        found += _check_mistakes(row)
-    found += _tool_mistakes(row.get("tools"))
-    return found
+        mistakes += _check_mistakes(row)
+    mistakes += _tool_mistakes(row.get("tools"))
+    return mistakes
 
 
-def _spelt(name: str, columns: Sequence[str]) -> str:
+def _spelling_hint(name: str, columns: Sequence[str]) -> str:
     close = close_to(name, columns)
-    return f": is it the column `{close}`?" if close else f" (the row has {_names(columns)})" if columns else ""
+    return (
+        f": is it the column `{close}`?" if close else f" (the row has {_listed_columns(columns)})" if columns else ""
+    )
 
 
-def _names(columns: Sequence[str]) -> str:
+def _listed_columns(columns: Sequence[str]) -> str:
     shown = ", ".join(columns[:8])
     return shown if len(columns) <= 8 else f"{shown} and {len(columns) - 8} more"
 
 
-def _is(value: Any) -> str:
-    """Name a JSON value for a message: `17, a number`."""
+def _described(value: Any) -> str:
+    """Describe a JSON value for a message: `17, a number`."""
     kinds = {
         str: "a string",
         bool: "true or false",
@@ -115,10 +118,10 @@ def _is(value: Any) -> str:
 def _text_mistakes(row: Mapping[str, Any], kind: Kind) -> Iterator[str]:
     for name in _TEXT:
         if name in REQUIRED[kind] and name in row and not (isinstance(row[name], str) and row[name]):
-            yield f"`{name}` must be a string that is not empty, not {_is(row[name])}"
+            yield f"`{name}` must be a string that is not empty, not {_described(row[name])}"
     for name in _TEXT_OR_NULL:
         if row.get(name) is not None and not isinstance(row[name], str):
-            yield f"`{name}` must be a string or null, not {_is(row[name])}"
+            yield f"`{name}` must be a string or null, not {_described(row[name])}"
 
 
 def _prompt_mistakes(prompt: Any) -> list[str]:
@@ -130,17 +133,22 @@ def _prompt_mistakes(prompt: Any) -> list[str]:
 def _conversation_mistakes(messages: Any, column: str, last: tuple[str, ...]) -> list[str]:
     if not isinstance(messages, list | tuple) or not messages:
         form = "a list of messages" + (" or one string" if column == "prompt" else "")
-        return [f"`{column}` must be {form}, not {_is(messages)}"]
-    found = [f"`{column}[{at}]` {what}" for at, message in enumerate(messages) for what in _message_mistakes(message)]
-    if not found and messages[-1]["role"] not in last:
+        return [f"`{column}` must be {form}, not {_described(messages)}"]
+    mistakes = [
+        f"`{column}[{index}]` {mistake}"
+        for index, message in enumerate(messages)
+        for mistake in _message_mistakes(message)
+    ]
+    # The last role is read only if all messages are well formed.
+    if not mistakes and messages[-1]["role"] not in last:
         why = "there is nothing to learn from" if column == "messages" else "there is nothing left to answer"
-        found.append(f"the last of `{column}` is the {messages[-1]['role']}'s: {why}")
-    return found
+        mistakes.append(f"the last of `{column}` is the {messages[-1]['role']}'s: {why}")
+    return mistakes
 
 
 def _message_mistakes(message: Any) -> Iterator[str]:
     if not isinstance(message, Mapping):
-        yield f'must be {{"role": ..., "content": ...}}, not {_is(message)}'
+        yield f'must be {{"role": ..., "content": ...}}, not {_described(message)}'
         return
     role = message.get("role")
     if "role" not in message:
@@ -149,22 +157,23 @@ def _message_mistakes(message: Any) -> Iterator[str]:
         hint = did_you_mean(str(role), MESSAGE_ROLES) or f"; it is one of {', '.join(MESSAGE_ROLES)}"
         yield f"has the unknown role {role!r}{hint}"
     content = message.get("content")
-    calls = role == "assistant" and message.get("tool_calls")
-    if "content" not in message and not calls:
+    # A message that only calls tools needs no content.
+    tool_calls = role == "assistant" and message.get("tool_calls")
+    if "content" not in message and not tool_calls:
         yield f"has no `content`{did_you_mean('content', message)}"
-    elif not isinstance(content, str) and not (content is None and calls):
-        yield f"must have a string as `content`, not {_is(content)}"
+    elif not isinstance(content, str) and not (content is None and tool_calls):
+        yield f"must have a string as `content`, not {_described(content)}"
 
 
 def _check_mistakes(row: Mapping[str, Any]) -> Iterator[str]:
     checks = row.get("checks")
     if checks is not None and not isinstance(checks, list | tuple):
-        yield f"`checks` must be a list of {{verifier, reference, role}}, not {_is(checks)}"
+        yield f"`checks` must be a list of {{verifier, reference, role}}, not {_described(checks)}"
     elif checks:
-        for at, check in enumerate(checks):
-            yield from (f"`checks[{at}]` {what}" for what in _one_check(check))
+        for index, check in enumerate(checks):
+            yield from (f"`checks[{index}]` {mistake}" for mistake in _one_check_mistakes(check))
     if row.get("grade") is not None:
-        yield from (f"`grade` {what}" for what in _one_check(row["grade"]))
+        yield from (f"`grade` {mistake}" for mistake in _one_check_mistakes(row["grade"]))
     yield from _shorthand_mistakes(row)
 
 
@@ -175,20 +184,20 @@ def _shorthand_mistakes(row: Mapping[str, Any]) -> Iterator[str]:
             yield "has both `checks` and `verifier`: put the verifier into `checks`"
     elif verifier is not None:
         if not (isinstance(verifier, str) and verifier):
-            yield f"`verifier` must be a verifier's name, not {_is(verifier)}"
+            yield f"`verifier` must be a verifier's name, not {_described(verifier)}"
         if "reference" not in row and close_to("reference", spare, 0.8):
             yield f"`verifier` has no `reference`{did_you_mean('reference', spare)}"
     else:
-        # A misspelt column would pass through, and the row would silently train as an open one.
+        # A misspelt column would be kept as any other, and the row would silently count as an open one.
         for name in ("checks", "verifier"):
             column = None if name in row else close_to(name, spare, 0.8)
             if column:
                 yield f"unknown column `{column}`; did you mean `{name}`?"
 
 
-def _one_check(check: Any) -> Iterator[str]:
+def _one_check_mistakes(check: Any) -> Iterator[str]:
     if not isinstance(check, Mapping):
-        yield f"must be {{verifier, reference, role}}, not {_is(check)}"
+        yield f"must be {{verifier, reference, role}}, not {_described(check)}"
         return
     for key in check:
         if key not in CHECK_KEYS:
@@ -205,9 +214,10 @@ def _tool_mistakes(tools: Any) -> Iterator[str]:
     if tools is None:
         return
     if not isinstance(tools, list | tuple):
-        yield f"`tools` must be a list of function schemas or null, not {_is(tools)}"
+        yield f"`tools` must be a list of function schemas or null, not {_described(tools)}"
         return
-    for at, tool in enumerate(tools):
+    for index, tool in enumerate(tools):
+        # A tool is given either as the schema itself or wrapped as {"type": "function", "function": schema}.
         schema = tool.get("function", tool) if isinstance(tool, Mapping) else None
         if not (isinstance(schema, Mapping) and isinstance(schema.get("name"), str)):
-            yield f"`tools[{at}]` must be a function schema with a `name`, not {_is(tool)}"
+            yield f"`tools[{index}]` must be a function schema with a `name`, not {_described(tool)}"

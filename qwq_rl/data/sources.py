@@ -1,4 +1,4 @@
-"""Rows in: read a source, name every mistake in it with its line, and fix the order in which training sees the rows."""
+"""Reads the rows of a source (generated, a file or the Hub), and reports every mistake with the number of its line."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from qwq_rl.data.row import (
 from qwq_rl.errors import RowError, did_you_mean
 
 SHOWN = 20
-"""How many mistakes of one source are listed; the rest are counted."""
+"""How many mistakes of one source a message lists; the others are only counted."""
 
 _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
 Numbered = tuple[int, Any]
-"""A line or row number, from 1, and what stands there: the parsed value, or an `UnreadableLine`."""
+"""The number of a line or row, from 1, and its content: the parsed value, or an `UnreadableLine`."""
 
 
 class UnreadableLine(str):
-    """Why a line holds no row."""
+    """The reason why a line could not be read as a row. It takes the place of the row."""
 
 
 def load_rows(
@@ -37,11 +37,11 @@ def load_rows(
     """Read the rows of a source and check every one of them.
 
     `source` is `tiny/NAME` (generated, from `seed`), a `.jsonl` or `.parquet` file, or a Hub id,
-    `ORG/NAME[:CONFIG[:SPLIT]]` (split `train` unless named). `mapper` turns each published row into one of ours
-    (`qwq_rl.data.mappers`). `limit` keeps the first so many rows. `kind` is the kind of rows that is needed; without it
-    the first row's columns decide.
+    `ORG/NAME[:CONFIG[:SPLIT]]` (split `train` by default). `mapper` turns each published row into one of ours
+    (`qwq_rl.data.mappers`). `limit` keeps only the first `limit` rows. `kind` is the kind of rows that is needed;
+    without it, the columns of the first row decide.
 
-    Raises RowError: the source is missing, unreadable or has mistakes; all are listed, up to 20, with their lines.
+    Raises RowError if the source is missing, unreadable or has mistakes. The message lists up to 20 with their lines.
     """
     mapping = resolve_mapper(mapper) if mapper else None
     name, numbered = read_numbered(source, limit, seed)
@@ -54,21 +54,24 @@ def load_rows(
 
 
 def _listed(name: str, mistakes: Sequence[tuple[int, str]]) -> list[str]:
-    lines = [f"{name}:{number}: {what}" for number, what in mistakes[:SHOWN]]
+    lines = [f"{name}:{number}: {mistake}" for number, mistake in mistakes[:SHOWN]]
     return lines + ([f"... and {len(mistakes) - SHOWN} more in {name}"] if len(mistakes) > SHOWN else [])
 
 
 def map_with(mapping: Mapper | None, spec: str | None) -> Callable[[Row], Any]:
-    """Wrap a mapper so that what it raises on a row becomes that row's mistake."""
+    """Wrap a mapper: where it raises, the wrapper returns an `UnreadableLine`, which counts as a mistake of that row.
+
+    `spec` is the mapper's name for messages. Without a mapper, rows are returned as they are.
+    """
 
     def apply(row: Row) -> Any:
         if mapping is None:
             return row
         try:
             mapped = mapping(row)
-        except Exception as error:  # the mapper may be the user's: whatever it raises is about this row
-            said = f"column {error} is missing" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
-            return UnreadableLine(f"the mapper `{spec}` failed: {said} (the row has {', '.join(row)})")
+        except Exception as error:  # a mapper of the user may raise anything
+            reason = f"column {error} is missing" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+            return UnreadableLine(f"the mapper `{spec}` failed: {reason} (the row has {', '.join(row)})")
         return (
             mapped
             if isinstance(mapped, dict)
@@ -79,29 +82,31 @@ def map_with(mapping: Mapper | None, spec: str | None) -> Callable[[Row], Any]:
 
 
 def _checked(
-    numbered: Iterable[Numbered], mapped: Callable[[Row], Any], kind: Kind | None
+    numbered: Iterable[Numbered], apply_mapper: Callable[[Row], Any], kind: Kind | None
 ) -> tuple[list[Row], list[tuple[int, str]]]:
+    """Return the rows, and every mistake with the number of its line."""
     rows: list[Row] = []
     mistakes: list[tuple[int, str]] = []
-    first_of: dict[str, int] = {}
+    line_of_id: dict[str, int] = {}
     for number, value in numbered:
-        row = mapped(value) if isinstance(value, dict) else value
+        row = apply_mapper(value) if isinstance(value, dict) else value
         if isinstance(row, UnreadableLine):
             mistakes.append((number, str(row)))
             continue
+        # From here on, all rows must be of the kind of the first one.
         kind = kind or kind_of(row)
-        mistakes += ((number, what) for what in row_mistakes(row, kind))
-        identity = row.get("id")
-        if isinstance(identity, str) and identity and first_of.setdefault(identity, number) != number:
+        mistakes += ((number, mistake) for mistake in row_mistakes(row, kind))
+        row_id = row.get("id")
+        if isinstance(row_id, str) and row_id and line_of_id.setdefault(row_id, number) != number:
             mistakes.append(
-                (number, f"the id {identity!r} is taken by line {first_of[identity]}; every row needs its own")
+                (number, f"the id {row_id!r} is taken by line {line_of_id[row_id]}; every row needs its own")
             )
         rows.append(row)
     return rows, mistakes
 
 
 def read_numbered(source: str, limit: int | None, seed: int) -> tuple[str, Iterator[Numbered]]:
-    """Return the source's name in messages, and its numbered values."""
+    """Return the source's name for messages, and its numbered values; they are read only as they are used."""
     if source.startswith("tiny/"):
         from qwq_rl.data.tiny import sets
 
@@ -116,6 +121,7 @@ def read_numbered(source: str, limit: int | None, seed: int) -> tuple[str, Itera
         if not path.is_file():
             raise RowError(f"{source}: there is no such file{_similar(path)}")
         return source, islice(_read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path), limit)
+    # A path that exists or looks like a path is never taken for a Hub id.
     hub = _HUB.fullmatch(source)
     if path.exists() or not hub or source.startswith(("./", "../", "~")):
         raise RowError(
@@ -126,7 +132,7 @@ def read_numbered(source: str, limit: int | None, seed: int) -> tuple[str, Itera
 
 
 def _similar(path: Path) -> str:
-    """Name the files near a missing one."""
+    """Return a hint for a missing file: data files of its folder with a similar name, or any."""
     if not path.parent.is_dir():
         return f"; the folder {path.parent} does not exist either"
     names = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix in (".jsonl", ".parquet"))
@@ -140,7 +146,7 @@ def _read_jsonl(path: Path) -> Iterator[Numbered]:
 
 
 def parse_lines(lines: Iterable[bytes]) -> Iterator[Numbered]:
-    """The JSON object on each line that is not empty, or an `UnreadableLine`."""
+    """Yield the JSON object of each line that is not empty, or an `UnreadableLine`."""
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield number, _parse(line, first=number == 1)
@@ -148,6 +154,7 @@ def parse_lines(lines: Iterable[bytes]) -> Iterator[Numbered]:
 
 def _parse(line: bytes, first: bool) -> Any:
     try:
+        # The first line may begin with a byte order mark.
         text = line.decode("utf-8-sig" if first else "utf-8")
         value = json.loads(text)
     except UnicodeDecodeError as error:
@@ -178,9 +185,9 @@ def _read_hub(source: str, name: str, config: str | None, split: str, limit: int
     import datasets
 
     try:
-        # Streamed where few rows are asked for: the whole set need not be fetched then.
+        # With a limit the rows are streamed, so that the whole data set need not be downloaded.
         rows = datasets.load_dataset(name, config, split=split, streaming=limit is not None)
         yield from enumerate(islice(rows, limit), start=1)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        said = str(error).strip() or type(error).__name__
-        raise RowError(f"{source}: the Hub data set cannot be loaded: {said}") from error
+        reason = str(error).strip() or type(error).__name__
+        raise RowError(f"{source}: the Hub data set cannot be loaded: {reason}") from error

@@ -1,1 +1,4 @@
-"""Verdicts and preferences into one reward a rollout."""
+"""Turns verdicts and preferences into one reward for each rollout.
+
+Read `reward` (the formula) first, then `scorer` (which verifiers judge a response), `reward_model` and `versions`.
+"""

@@ -1,10 +1,10 @@
-"""From scores, gates, a preference and penalties to one bounded reward. Pure; standard library only.
+"""The reward formula: scores, gates, preference and penalties give one reward in [0, 1]. Pure; standard library only.
 
     R = gate * v * ((1 - w) + w * q), then R = max(0, R + p)
 
-with v the verified score, q the within-group win rate by the reward model, w its weight and p <= 0 the penalties. With
-v in {0, 1} no failing response ever outranks a passing one, whatever w, q and p are. An open row, which only the reward
-model judges, is the case v = 1, w = 1.
+Here v is the verified score, q the win rate within the group by the reward model, w the weight of q, and p <= 0 the sum
+of the penalties. If v is 0 or 1, no failing response gets a higher reward than a passing one, whatever w, q and p are.
+An open row, which only the reward model judges, is the case v = 1, w = 1.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from qwq_rl.verifiers import Verdict
 
 
 def win_rates(scores: Sequence[float | None], tau: float) -> list[float | None]:
-    """How often each response of one group beats the others by the Bradley-Terry model: q_i in [0, 1].
+    """Return for each response of one group how often it beats the others by the Bradley-Terry model: q_i in [0, 1].
 
-    q_i = mean over j != i of sigmoid((s_i - s_j) / tau); it uses only differences of raw scores, all that a reward
-    model trained on pairs identifies, and averages 1/2 over the group. Missing and not finite scores take no part and
-    get None, and so does one that is left alone. `tau` > 0 is in units of the scores; raises ValueError.
+    q_i = mean over j != i of sigmoid((s_i - s_j) / tau). Only differences of raw scores are used, because a reward
+    model trained on pairs defines nothing else. The mean of q over the group is 1/2. A missing or not finite score is
+    left out and gets None; a score that is left alone gets None too. `tau` is in units of the scores. Raises ValueError
+    unless `tau` > 0.
     """
     if not tau > 0:
         raise ValueError(f"tau must be above 0, not {tau}")
-    known = {index: score for index, score in enumerate(scores) if score is not None and math.isfinite(score)}
+    finite = {index: score for index, score in enumerate(scores) if score is not None and math.isfinite(score)}
     rates: list[float | None] = [None] * len(scores)
-    for index, score in known.items() if len(known) > 1 else ():
-        wins = [_sigmoid((score - other) / tau) for rival, other in known.items() if rival != index]
+    for index, score in finite.items() if len(finite) > 1 else ():
+        wins = [_sigmoid((score - rival_score) / tau) for rival, rival_score in finite.items() if rival != index]
         rates[index] = sum(wins) / len(wins)
     return rates
 
@@ -41,10 +42,10 @@ def compose(
     weight: float,
     penalties: Sequence[float | None] = (),
 ) -> float | None:
-    """One reward in [0, 1], or None where something that decides it is None (could not be judged).
+    """Return one reward in [0, 1], or None if a value that decides it is None (could not be judged).
 
-    `score` and `preference` lie in [0, 1], `weight` in [0, 1], each penalty in [-1, 0]; raises ValueError. What cannot
-    change the reward is not needed: nothing beyond a gate that fails, no preference where the weight or the score is 0.
+    `score`, `preference` and `weight` must lie in [0, 1], each penalty in [-1, 0]; raises ValueError otherwise. A value
+    that cannot change the reward may be None: everything if a gate fails, the preference if weight or score is 0.
     """
     _check(score, preference, weight, penalties)
     if gates_hold is False or score == 0:
@@ -71,27 +72,27 @@ def _check(score: float | None, preference: float | None, weight: float, penalti
 
 
 def _sigmoid(x: float) -> float:
-    """Stable for any finite x."""
+    """Return the sigmoid of x, without overflow for any finite x."""
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What one response got."""
+    """The result of one response."""
 
     score: float | None
-    """The lowest verdict of role `score`, 0..1; None on open rows, and where one could not be judged."""
+    """The lowest verdict of role `score`, 0..1. None on open rows, and if a verdict that decides it is missing."""
     reward: float | None
-    """0..1; None: could not be judged, so it takes no part in learning."""
+    """0..1. None if it could not be judged; then training leaves the response out."""
     verdicts: Mapping[str, Verdict]
-    """By verifier name, the domain's rules last; a name that is asked again gets `#2` and so on."""
+    """By verifier name, the domain's rules last. A verifier that is used again gets `#2` and so on after its name."""
     gates: Mapping[str, bool]
-    """The recipe's gates and the checks of role `gate`, as far as they could be judged."""
+    """The recipe's gates and the checks of role `gate`; gates that could not be judged are left out."""
     preference: float | None
-    """The within-group win rate q, where a reward model took part."""
+    """The win rate q within the group, or None without a reward model."""
 
 
 def verdict_lines(verdicts: Mapping[str, Verdict]) -> dict[str, dict[str, Any]]:
-    """Verdicts by name as JSON objects, for what is recorded of a response."""
-    # dataclasses.asdict copies every value deeply, which took longer than all else that is done to record a round.
+    """Return the verdicts by name as JSON objects, for the records."""
+    # Not dataclasses.asdict: it copies every value deeply, and took longer than all other steps of recording a round.
     return {name: {**vars(verdict), "metrics": dict(verdict.metrics)} for name, verdict in verdicts.items()}

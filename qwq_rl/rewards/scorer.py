@@ -1,4 +1,7 @@
-"""From rows and responses to verdicts and rewards: which verifiers judge what, and what their verdicts add up to."""
+"""Scores responses: which verifiers judge a row's response, and how their verdicts become one reward.
+
+`Scorer` is for training, `Grader` for evaluation. Both judge with `_judge_all` and combine with `_composed`.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ GATES: Mapping[str, Callable[[Response], bool]] = {
     "finished": lambda response: response.finish == "stop",
     "answered": lambda response: bool(response.answer.strip()),
 }
-"""Gate -> whether a response passes it. An answer without any thinking leaves no thinking open."""
+"""Gate -> whether a response passes it. An answer without any thinking passes `think_closed`."""
 
 
 class DomainCheckLike(Protocol):
-    """What scoring reads of an entry of `domains.X.checks`."""
+    """The fields of an entry of `domains.X.checks` that scoring uses."""
 
     @property
     def verifier(self) -> str:
@@ -32,23 +35,23 @@ class DomainCheckLike(Protocol):
 
     @property
     def role(self) -> Literal["gate", "penalty"]:
-        """What its verdicts are for."""
+        """Whether its verdicts are gates or penalties."""
 
     @property
     def reference(self) -> Any:
-        """What it compares with, for all rows."""
+        """The reference, the same for all rows."""
 
 
 class DomainLike(Protocol):
-    """What scoring reads of a recipe's entry under `domains`."""
+    """The fields of a recipe's entry under `domains` that scoring uses."""
 
     @property
     def weight(self) -> float:
-        """The domain's weight in the loss; scoring leaves it alone."""
+        """The domain's weight in the loss; scoring does not use it."""
 
     @property
     def verifiers(self) -> Mapping[str, Any]:
-        """Name -> parameters, or `{"use": SPEC, **parameters}` or SPEC to put another verifier in its place."""
+        """Name -> parameters; or `{"use": SPEC, **parameters}` or SPEC to use another verifier under this name."""
 
     @property
     def reward_model(self) -> float:
@@ -56,55 +59,68 @@ class DomainLike(Protocol):
 
     @property
     def checks(self) -> Sequence[DomainCheckLike]:
-        """The rules for all of its rows."""
+        """The rules: checks for all rows of the domain."""
 
 
 class Scorer:
-    """Scores responses for training: verdicts, gates, preference and penalties, composed into one reward."""
+    """Scores responses for training: verdicts, gates, preference and penalties give one reward."""
 
     def __init__(self, domains: Mapping[str, DomainLike], gates: Sequence[str]) -> None:
-        """Load every verifier that `domains` name; raises UserError for a name or gate that does not exist."""
+        """Load every verifier that `domains` names. Raises UserError for a verifier or gate that does not exist."""
         self._domains, self._gates = domains, _known_gates(gates)
         self._loaded: dict[str, Verifier] = {}
         self.counts: dict[str, dict[str, int]] = {}
-        """By verifier name, what running it came to in the last call of `score` (`dispatcher.COUNTS`)."""
+        """By verifier name, the counts of the last call of `score` (`qwq_rl.verifiers.runner.dispatcher.COUNTS`)."""
         for name, domain in domains.items():
-            for verifier in entries_of(domain):
-                self._verifier(name, verifier)
+            # Loaded now, so that a wrong name or parameter stops the stage before it trains.
+            for verifier_name in entries_of(domain):
+                self._verifier(name, verifier_name)
 
     def score(
         self, items: Sequence[tuple[Row, Response]], preferences: Sequence[float | None] | None = None
     ) -> list[Scored]:
-        """Score `items`, one result an item, in order; `preferences` are win rates q in [0, 1], one an item.
+        """Return one result an item, in order. `preferences` are win rates q in [0, 1], one an item.
 
-        All verifiers judge at the same time; those that batch get one call each. A verifier's failure costs its own
-        verdicts only.
-        Raises RowError for a row whose domain or verifier does not exist.
+        All verifiers judge at the same time; those that batch get one call each. If a verifier fails, only its own
+        verdicts are lost. Raises RowError for a row whose domain or verifier does not exist.
         """
         checks = [self._checks(row) for row, _ in items]
-        verdicts, self.counts = _judge_all(items, checks, lambda r, check: self._verifier(r["domain"], check.verifier))
-        known = preferences if preferences is not None else [None] * len(items)
+        verdicts, self.counts = _judge_all(
+            items, checks, lambda problem, check: self._verifier(problem["domain"], check.verifier)
+        )
+        win_rates = preferences if preferences is not None else [None] * len(items)
         return [
-            _composed(row, response, of, said, self._gates, preference, self._domains[row["domain"]].reward_model)
-            for (row, response), of, said, preference in zip(items, checks, verdicts, known, strict=True)
+            _composed(
+                row,
+                response,
+                row_checks,
+                row_verdicts,
+                self._gates,
+                win_rate,
+                self._domains[row["domain"]].reward_model,
+            )
+            for (row, response), row_checks, row_verdicts, win_rate in zip(
+                items, checks, verdicts, win_rates, strict=True
+            )
         ]
 
     def checks(self, row: Row) -> list[tuple[Check, Verifier]]:
-        """What `score` asks of the row's responses, and whom."""
+        """Return the checks of the row that `score` uses, each with its verifier."""
         return [(check, self._verifier(row["domain"], check.verifier)) for check in self._checks(row)]
 
     def _checks(self, row: Row) -> list[Check]:
-        """The row's checks, and the domain's that it does not ask itself."""
+        """Return the row's checks, then the domain's rules that the row does not replace."""
         if row["domain"] not in self._domains:
-            known = ", ".join(self._domains)
-            raise RowError(f"row {row['id']}: its domain `{row['domain']}` is not among the recipe's ({known})")
-        own, domain = self._own_checks(row), self._domains[row["domain"]]
-        asked = {(check.verifier, check.role) for check in own}
-        rules = [one for one in domain.checks if (one.verifier, one.role) not in asked]
-        return [*own, *(Check(one.verifier, one.reference, one.role, of_domain=True) for one in rules)]
+            domains = ", ".join(self._domains)
+            raise RowError(f"row {row['id']}: its domain `{row['domain']}` is not among the recipe's ({domains})")
+        row_checks, domain = self._own_checks(row), self._domains[row["domain"]]
+        # A row that names the same verifier in the same role replaces the rule.
+        replaced = {(check.verifier, check.role) for check in row_checks}
+        rules = [rule for rule in domain.checks if (rule.verifier, rule.role) not in replaced]
+        return [*row_checks, *(Check(rule.verifier, rule.reference, rule.role, of_domain=True) for rule in rules)]
 
     def _own_checks(self, row: Row) -> list[Check]:
-        """The row's own; a `reference` without a verifier is for the domain's single one."""
+        """Return the row's own checks. A `reference` without a verifier is for the domain's single verifier."""
         checks = checks_of(row)
         if checks or row.get("reference") is None:
             return checks
@@ -125,38 +141,38 @@ class Scorer:
 
 
 def entries_of(domain: DomainLike) -> dict[str, Any]:
-    """The recipe's entry for every verifier that a domain names; None for a rule that has none."""
+    """Return the recipe's entry for every verifier that a domain names; None for a rule without an entry."""
     return {**{check.verifier: None for check in domain.checks}, **domain.verifiers}
 
 
 def verifiers_of_rows(domain: DomainLike) -> list[str]:
-    """The names under the domain's `verifiers` that are there for rows to ask: all but its rules'."""
+    """Return the names under the domain's `verifiers` that rows may use: all but those of its rules."""
     rules = {check.verifier for check in domain.checks}
     return [name for name in domain.verifiers if name not in rules]
 
 
 class Grader:
-    """Scores responses for evaluation: a row's `grade` instead of its checks, every gate, default parameters."""
+    """Scores responses for evaluation, with all gates and default parameters: by a row's `grade`, else its checks."""
 
     def __init__(self, named: Mapping[str, Any]) -> None:
-        """`named`: entries of recipes under `verifiers`, for names that mean nothing by themselves."""
+        """`named` has entries of recipes under `verifiers`; they are used for names that no verifier has."""
         self._named = named
         self._loaded: dict[str, Verifier] = {}
 
     def score(self, items: Sequence[tuple[Row, Response]]) -> list[Scored]:
-        """Grade `items`: score and reward are 1.0 where all checks and gates hold, else 0.0; None on a fault.
+        """Grade `items`. Score and reward are 1.0 if all checks and gates hold, else 0.0, and None on a fault.
 
         Raises RowError for an open row without `grade`.
         """
         checks = [self._checks(row) for row, _ in items]
         verdicts, _ = _judge_all(items, checks, lambda row, check: self.verifier(check.verifier))
         return [
-            _graded(_composed(row, response, of, said, tuple(GATES), None, 0.0))
-            for (row, response), of, said in zip(items, checks, verdicts, strict=True)
+            _graded(_composed(row, response, row_checks, row_verdicts, tuple(GATES), None, 0.0))
+            for (row, response), row_checks, row_verdicts in zip(items, checks, verdicts, strict=True)
         ]
 
     def checks(self, row: Row) -> list[tuple[Check, Verifier]]:
-        """What `score` asks of the row's responses, and whom."""
+        """Return the checks of the row that `score` uses, each with its verifier."""
         return [(check, self.verifier(check.verifier)) for check in self._checks(row)]
 
     def _checks(self, row: Row) -> list[Check]:
@@ -166,20 +182,20 @@ class Grader:
         return checks
 
     def verifier(self, name: str) -> Verifier:
-        """The verifier that a row's check names; raises UserError where there is none."""
+        """Return the verifier that a row's check names. Raises UserError if there is none."""
         if name not in self._loaded:
-            own = name in self._named and resolvable(name) is not None
-            self._loaded[name] = load(*chosen(name, self._named[name])) if own else load(name)
+            use_entry = name in self._named and resolvable(name) is not None
+            self._loaded[name] = load(*chosen(name, self._named[name])) if use_entry else load(name)
         return self._loaded[name]
 
 
 def grader(named: Mapping[str, Any] | None = None) -> Grader:
-    """Return what evaluation scores with; `named` as of `Grader`."""
+    """Return the grader of an evaluation; `named` is as in `Grader`."""
     return Grader(named or {})
 
 
 def chosen(name: str, entry: Any) -> tuple[str, dict[str, Any]]:
-    """The verifier's spec and parameters that a recipe's entry `domains.X.verifiers.NAME` stands for."""
+    """Return (spec, parameters) of the verifier that a recipe's entry `domains.X.verifiers.NAME` means."""
     if entry is None:
         return name, {}
     if isinstance(entry, str):
@@ -201,7 +217,10 @@ def _judge_all(
     checks: Sequence[Sequence[Check]],
     verifier_of: Callable[[Row, Check], Verifier],
 ) -> tuple[list[list[Verdict]], dict[str, dict[str, int]]]:
-    """One verdict a check, in the shape of `checks`, and counts by name; a verifier is asked once a role and name."""
+    """Return one verdict a check, in the shape of `checks`, and the counts by verifier name.
+
+    There is one call for each verifier, role and name, with all the items that it judges.
+    """
     places: dict[tuple[int, str, str], list[tuple[int, int]]] = {}
     verifiers: dict[int, Verifier] = {}
     for index, (row, _) in enumerate(items):
@@ -210,19 +229,22 @@ def _judge_all(
             verifiers[id(verifier)] = verifier
             places.setdefault((id(verifier), check.role, check.verifier), []).append((index, place))
     calls = [
-        Call(verifiers[which], [_asked(items[at], checks[at][place]) for at, place in of], role)  # type: ignore[arg-type]
-        for (which, role, _), of in places.items()
+        Call(verifiers[key], [_problem_item(items[item], checks[item][nth]) for item, nth in call_places], role)  # type: ignore[arg-type]
+        for (key, role, _), call_places in places.items()
     ]
-    found: dict[tuple[int, int], Verdict] = {}
+    verdict_at: dict[tuple[int, int], Verdict] = {}
     counts: dict[str, Counter[str]] = {}
-    for ((_, _, name), of), judged in zip(places.items(), judge_all(calls), strict=True):
-        found |= zip(of, judged.verdicts, strict=True)
+    for ((_, _, name), call_places), judged in zip(places.items(), judge_all(calls), strict=True):
+        verdict_at |= zip(call_places, judged.verdicts, strict=True)
         counts.setdefault(name, Counter()).update(judged.counts)
-    verdicts = [[found[index, place] for place in range(len(of))] for index, of in enumerate(checks)]
+    verdicts = [
+        [verdict_at[index, place] for place in range(len(row_checks))] for index, row_checks in enumerate(checks)
+    ]
     return verdicts, {name: dict(count) for name, count in counts.items()}
 
 
-def _asked(item: tuple[Row, Response], check: Check) -> tuple[Row, Response]:
+def _problem_item(item: tuple[Row, Response], check: Check) -> tuple[Row, Response]:
+    """Return the item as a verifier gets it: the row with the check's own reference and role."""
     return {**item[0], "reference": check.reference, "role": check.role}, item[1]
 
 
@@ -244,25 +266,30 @@ def _composed(
         if check.role == "gate" and verdict.score is not None:
             gates[name] = verdict.score == 1
     score = _lowest(by_role["score"])
-    holds = None if all(gates.values()) and None in by_role["gate"] else all(gates.values())
-    value, share = (score, weight) if by_role["score"] else (1.0, 1.0)
-    reward = compose(value, holds, preference, share, by_role["penalty"])
+    # A gate that could not be judged leaves the result open, unless another gate fails.
+    gates_hold = None if all(gates.values()) and None in by_role["gate"] else all(gates.values())
+    # Without a check of role `score` the row is open: the preference alone decides.
+    verified_score, preference_weight = (score, weight) if by_role["score"] else (1.0, 1.0)
+    reward = compose(verified_score, gates_hold, preference, preference_weight, by_role["penalty"])
     return Scored(score, reward, named, gates, preference)
 
 
 def _lowest(scores: Sequence[float | None]) -> float | None:
-    """Every check has to hold, so the lowest score counts; a 0 is the lowest whatever could not be judged."""
-    known = [score for score in scores if score is not None]
-    return min(known) if known and (len(known) == len(scores) or min(known) == 0) else None
+    """Return the lowest score, because every check has to hold.
+
+    If a score is None, the result is None; but 0 is the lowest possible, so a 0 counts in any case.
+    """
+    judged = [score for score in scores if score is not None]
+    return min(judged) if judged and (len(judged) == len(scores) or min(judged) == 0) else None
 
 
 def names_of(checks: Sequence[Check]) -> list[str]:
-    """What the verdicts of a response's checks are called: by verifier, one that comes again `#2` and so on."""
-    seen: Counter[str] = Counter()
+    """Return the name of each check's verdict: its verifier, with `#2` and so on if the verifier comes again."""
+    counts: Counter[str] = Counter()
     names = []
     for check in checks:
-        seen[check.verifier] += 1
-        number = seen[check.verifier]
+        counts[check.verifier] += 1
+        number = counts[check.verifier]
         names.append(check.verifier if number == 1 else f"{check.verifier}#{number}")
     return names
 

@@ -1,4 +1,4 @@
-"""Versions of verifiers: a hash of parameters and source, which changes where verdicts can."""
+"""The version of a verifier: a hash of its parameters and its source. It changes if its verdicts may change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qwq_rl.verifiers import load
 
 
 def verifier_versions(domains: Mapping[str, DomainLike]) -> dict[str, str]:
-    """`DOMAIN.NAME` -> version, for every verifier that rows or rules of these domains may ask."""
+    """Return `DOMAIN.NAME` -> version, for every verifier that rows or rules of these domains may use."""
     return {
         f"{domain}.{name}": verifier_version(name, entry)
         for domain, block in domains.items()
@@ -23,10 +23,10 @@ def verifier_versions(domains: Mapping[str, DomainLike]) -> dict[str, str]:
 
 
 def verifier_version(name: str, entry: Any) -> str:
-    """A hash of a verifier's parameters and source: it changes where the verdicts can.
+    """Return a hash of a verifier's parameters and source. It changes if the verdicts may change.
 
-    The source is its file. Where that is part of a package, it is all files of the package and of the packages below
-    it; but in `qwq_rl.verifiers.builtin` every file stands for itself. `entry` is the recipe's under
+    The source is the verifier's file. If the file is in a package, the source is all files of this package and of the
+    packages below it; but in `qwq_rl.verifiers.builtin`, each file counts alone. `entry` is the recipe's entry under
     `domains.X.verifiers.NAME`.
     """
     file, parameters = verifier_source(name, entry), chosen(name, entry)[1]
@@ -35,8 +35,9 @@ def verifier_version(name: str, entry: Any) -> str:
 
 
 def verifier_source(name: str, entry: Any) -> Path | None:
-    """The file that a verifier is written in, as far as Python knows; `entry` is as for `verifier_version`."""
+    """Return the verifier's source file, or None if Python does not know it. `entry` is as in `verifier_version`."""
     verifier = load(*chosen(name, entry)).verifier
+    # A callable object has no file of its own; its class has.
     file = inspect.getsourcefile(verifier if inspect.isroutine(verifier) else type(verifier))
     return Path(file) if file else None
 
@@ -44,15 +45,15 @@ def verifier_source(name: str, entry: Any) -> Path | None:
 def _files(file: Path) -> list[Path]:
     folder = file.resolve().parent
     built_in = Path(inspect.getfile(load)).resolve().with_name("builtin")
-    # In one package with all other built-in verifiers, each would change its version with every other.
+    # The built-in verifiers are in one package; counted as one, a change of one would change the version of all.
     return [file] if folder == built_in or not _is_package(folder) else sorted(_files_of_package(folder))
 
 
 def _files_of_package(folder: Path) -> Iterator[Path]:
     yield from folder.glob("*.py")
-    # Folders that are no packages, such as a virtual environment, are none of the verifier's.
-    for below in filter(_is_package, folder.iterdir()):
-        yield from _files_of_package(below)
+    # Folders that are not packages, such as a virtual environment, do not belong to the verifier.
+    for subfolder in filter(_is_package, folder.iterdir()):
+        yield from _files_of_package(subfolder)
 
 
 def _is_package(folder: Path) -> bool:
@@ -60,5 +61,5 @@ def _is_package(folder: Path) -> bool:
 
 
 def digest(text: str) -> str:
-    """A short hash that says what it is."""
+    """Return a short SHA-256 of `text`, with the prefix `sha256:`."""
     return "sha256:" + hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]

@@ -1,1 +1,4 @@
-"""The three stage kinds, each a thin layer over TRL's trainer of that kind."""
+"""Builds the trainers of the three stage kinds (`rl`, `sft`, `reward_model`), each a thin layer over TRL's trainer.
+
+Read `context` first, then `supervised`, `rl` and `callbacks`; `lineage` and `distributed` stand alone.
+"""

@@ -1,4 +1,4 @@
-"""What a stage leaves behind while it trains: metrics, evaluations, whole checkpoints, a clean stop."""
+"""Callbacks of a stage in training: they write metrics, evaluations and complete checkpoints, and stop it cleanly."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from qwq_rl.training.clock import Clock
 
 Line = dict[str, Any]
 Evaluator = Callable[[Evaluate, int], list[Line]]
-"""(what to evaluate, the update) -> lines for evaluations.jsonl."""
+"""(what to evaluate, the number of the update) -> lines for evaluations.jsonl."""
 
 
 class StopRequest:
-    """Remembers that SIGINT or SIGTERM asked the trainer to save and leave; a second SIGINT is Ctrl-C as usual."""
+    """Remembers that SIGINT or SIGTERM asked the trainer to save and stop. A SIGINT after that interrupts as usual."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
 
     def listen(self) -> None:
-        """Take over both signals."""
+        """Install the handler for both signals."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
 
     def agreed(self) -> bool:
-        """Whether any process was asked: all of them must leave after the same update, or the rest would wait."""
+        """Whether any process was asked to stop. All must stop after the same update, or some would wait for others."""
         asked = next((number for number in gather_object([self.asked]) if number is not None), None)
         self.asked = self.asked or asked
         return asked is not None
@@ -48,7 +48,7 @@ class StopRequest:
 
 
 class Recorder(TrainerCallback):
-    """Writes the records of one stage, which only the main process does; evaluates on all of them."""
+    """Writes the records of one stage and evaluates it. Only the main process writes; all processes evaluate."""
 
     def __init__(
         self,
@@ -69,12 +69,12 @@ class Recorder(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Evaluate before the first update, where the recipe says so."""
+        """Evaluate before the first update, if the recipe says so."""
         if self._evaluate and self._evaluate.at_start and state.global_step == 0:
             self._run_evaluation(0, state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Evaluate when it is due; save at the last update, and when asked to stop."""
+        """Evaluate when it is due. Save at the last update and when a stop was requested."""
         last = state.global_step >= state.max_steps
         if self._evaluate and (state.global_step % self._evaluate.every == 0 or last):
             self._run_evaluation(state.global_step, state)
@@ -90,10 +90,10 @@ class Recorder(TrainerCallback):
         logs: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write one line an update; the closing summary that the trainer logs is not one."""
+        """Write one line for each update, but none for the summary that the trainer logs at the end."""
         if not state.is_world_process_zero or logs is None or "loss" not in logs:
             return
-        # TRL says None of what it has no number for, as of the reward where nothing could be judged.
+        # TRL logs None for a figure that does not exist, such as the reward if no response could be judged.
         numbers = {name: float(value) for name, value in logs.items() if value is not None}
         line: Line = {
             "update": state.global_step,
@@ -110,11 +110,11 @@ class Recorder(TrainerCallback):
         append_line(self._folder.metrics, line | self._details(numbers))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Declare the checkpoint whole, and only then let go of older ones."""
+        """Mark the checkpoint complete, then delete older ones; in this order, so that a complete one always exists."""
         if state.is_world_process_zero:
             for path in (self._folder.metrics, self._folder.evaluations):
                 if path.exists():
-                    to_disk(path)  # what the checkpoint goes on from must outlive a loss of power as it does
+                    to_disk(path)  # these lines must survive a power failure just as the checkpoint does
             progress = {
                 "cpu_seconds": self._clock.cpu_seconds(),
                 "wall_seconds": self._clock.wall_seconds(),
@@ -125,7 +125,7 @@ class Recorder(TrainerCallback):
             drop_old(self._folder, self._keep)
 
     def _run_evaluation(self, update: int, state: TrainerState) -> None:
-        """Every process evaluates its share."""
+        """Evaluate in every process; only the main process writes the lines."""
         if self._evaluate is None or self._evaluator is None:
             return
         with self._clock.paused():

@@ -1,4 +1,4 @@
-"""What every stage kind needs besides its recipe, and the arguments that all of TRL's trainers share."""
+"""What every stage kind needs besides its recipe: folders, models, rows, and the shared arguments of TRL's trainers."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ from qwq_rl.training.clock import Clock
 
 @dataclass(frozen=True)
 class StageContext:
-    """One process of one stage."""
+    """The surroundings of one process of one stage."""
 
     run: RunFolder
     folder: StageFolder
     recipe_folder: Path
     world_size: int
     resume: Path | None
-    """The checkpoint to go on from."""
+    """The checkpoint to resume from."""
     clock: Clock
     stop: StopRequest
 
     def locate(self, source: str) -> str:
-        """A model's place: the result of a stage of this run, a folder, or a Hub id."""
+        """Return where a model is: the result of a stage of this run, a folder, or a Hub id.
+
+        Raises UserError if `source` is a stage of this recipe folder that has not finished.
+        """
         stage = self.run.stage(source)
         if stage.final.is_dir():
             return str(stage.final)
@@ -48,7 +51,7 @@ class StageContext:
 
 
 def load_model(source: ModelSource, context: StageContext, seed: int) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The causal model and the tokenizer that a stage starts from."""
+    """Return the causal model and the tokenizer that a stage starts from."""
     if source.new == "tiny":
         from qwq_rl.data.tiny.model import build_model, build_tokenizer
 
@@ -59,7 +62,7 @@ def load_model(source: ModelSource, context: StageContext, seed: int) -> tuple[A
 
 
 def load_pretrained(auto_class: Any, source: ModelSource, context: StageContext, **arguments: Any) -> Any:
-    """What `auto_class` of transformers makes of the place that a stage starts from; UserError where it cannot."""
+    """Load what a stage starts from with `auto_class` of transformers. Raises UserError if that fails."""
     try:
         return auto_class.from_pretrained(context.locate(str(source.from_)), **arguments)
     except OSError as error:
@@ -69,24 +72,30 @@ def load_pretrained(auto_class: Any, source: ModelSource, context: StageContext,
 
 
 def load_sources(sources: Sequence[DataSource], seed: int) -> list[tuple[list[Row], float]]:
-    """The rows of each source of a recipe, beside its weight."""
-    return [(load_rows(one.source, mapper=one.mapper, limit=one.limit, seed=seed), one.weight) for one in sources]
+    """Return the rows and the weight of each source of a recipe."""
+    return [
+        (load_rows(source.source, mapper=source.mapper, limit=source.limit, seed=seed), source.weight)
+        for source in sources
+    ]
 
 
 def ordered_rows(sources: Sequence[DataSource], seed: int, per_update: int, updates: int) -> list[Row]:
-    """The rows of all updates, in the order training sees them."""
+    """Return the rows of all updates, in the order training sees them."""
     return mix(load_sources(sources, seed), seed, per_update, updates)
 
 
 def per_device(total: int, context: StageContext, what: str) -> int:
-    """`total` split over the processes; UserError where it cannot be split evenly."""
+    """Return the share of `total` for each process. Raises UserError if it cannot be split evenly."""
     if total % context.world_size:
         raise UserError(f"{what} is {total}, which {context.world_size} processes cannot share evenly")
     return total // context.world_size
 
 
 def batch_arguments(total: int, micro_batch: int | None, context: StageContext, what: str) -> dict[str, int]:
-    """How `total` rows an update are split over processes and micro-batches; UserError where that is not even."""
+    """Return TRL's arguments that split `total` rows an update over processes and micro-batches.
+
+    Raises UserError if they cannot be split evenly.
+    """
     share = per_device(total, context, what)
     size = micro_batch or share
     if share % size:
@@ -95,7 +104,7 @@ def batch_arguments(total: int, micro_batch: int | None, context: StageContext, 
 
 
 def shared_arguments(recipe: Stage, context: StageContext) -> dict[str, Any]:
-    """Keyword arguments common to SFTConfig, RewardConfig and GRPOConfig, before the recipe's own `trl` block."""
+    """Return the arguments common to SFTConfig, RewardConfig and GRPOConfig, before the recipe's own `trl` block."""
     update: RlUpdate | SupervisedUpdate = recipe.update
     on_gpu = torch.cuda.is_available()
     return {

@@ -1,7 +1,7 @@
-"""Muon: orthogonalised momentum for the hidden matrices, AdamW for everything else.
+"""Muon: orthogonalised momentum for the hidden matrices, AdamW for all other parameters.
 
-K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024. Matrices of one shape are
-orthogonalised together: one by one, the Newton-Schulz steps of a tiny model cost more than its forward pass.
+K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024. Matrices of the same shape are
+orthogonalised together: one at a time, the Newton-Schulz steps of a tiny model cost more than its forward pass.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalised(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """The nearest semi-orthogonal matrices to `matrices` (N, rows, columns), about, by Newton-Schulz iteration."""
+    """Return roughly the nearest semi-orthogonal matrix to each of `matrices` (N, rows, columns): Newton-Schulz."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
+    # With the smaller side first, `gram` is as small as possible.
     x = matrices.mT if tall else matrices
+    # The iteration needs singular values of at most 1; the Frobenius norm is at least the largest one.
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
@@ -30,11 +32,11 @@ def orthogonalised(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 def parameter_groups(model: nn.Module, lr: float, matrix_lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: the hidden matrices, and the rest (embeddings, norms, heads)."""
+    """Return two groups: the hidden matrices, and all other parameters (embeddings, norms, heads)."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in named if p.ndim == 2 and ".layers." in f".{name}"]
-    chosen = {id(p) for p in matrices}
-    rest = [p for _, p in named if id(p) not in chosen]
+    matrix_ids = {id(p) for p in matrices}
+    rest = [p for _, p in named if id(p) not in matrix_ids]
     return [
         {"params": matrices, "lr": matrix_lr, "muon": True, "weight_decay": weight_decay},
         {"params": rest, "lr": lr, "muon": False, "weight_decay": weight_decay},
@@ -42,7 +44,7 @@ def parameter_groups(model: nn.Module, lr: float, matrix_lr: float, weight_decay
 
 
 class Muon(torch.optim.Optimizer):
-    """Takes the groups of `parameter_groups`; its state is saved and loaded as any optimizer's."""
+    """The optimizer for the groups of `parameter_groups`. Its state is saved and loaded as that of any optimizer."""
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         super().__init__(list(groups), {"lr": 1e-3, "muon": False, "weight_decay": 0.0})
@@ -65,9 +67,10 @@ class Muon(torch.optim.Optimizer):
         for p in parameters:
             by_shape.setdefault(tuple(sorted(p.shape)), []).append(p)
         for group in by_shape.values():
-            # Wide ones and tall ones together: fewer products, and none is transposed on the way.
+            # Tall matrices are transposed, so that they share one batch with wide ones: fewer matrix products.
             wide = [self._nesterov(p) if p.shape[0] <= p.shape[1] else self._nesterov(p).T for p in group]
             for p, direction in zip(group, orthogonalised(torch.stack(wide)), strict=True):
+                # The update of a tall matrix is larger, as in Jordan's implementation.
                 scale = max(1.0, p.shape[0] / p.shape[1]) ** 0.5
                 p.add_(direction if p.shape[0] <= p.shape[1] else direction.T, alpha=-lr * scale)
 

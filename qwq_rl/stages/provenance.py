@@ -1,4 +1,4 @@
-"""Where a stage's result came from: code, versions, recipe, command. Read without importing torch."""
+"""The provenance of a stage's result: code, versions, recipe, command. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def collect(
     command: Sequence[str],
     contract: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of `provenance.json`: docs/contracts.md shows an example.
+    """Return the content of `provenance.json`; docs/contracts.md shows an example.
 
-    `contract` is the stage contract (hashes of tokenizer, chat template, verifiers). `git_commit` is that of the tree
-    the package runs from, None where that is no git checkout or git is absent.
+    `contract` is the stage contract (hashes of tokenizer, chat template, verifiers). `git_commit` is the commit of the
+    checkout that the package runs from; it is None without a git checkout or without git.
     """
     commit, dirty = source_revision(Path(__file__).resolve().parent)
     return {
@@ -57,20 +57,21 @@ def collect(
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of the packages that can change a result; absent ones are left out."""
-    found = {}
+    """Return the installed versions of the packages that can change a result, without those that are absent."""
+    installed = {}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def source_revision(folder: Path) -> tuple[str | None, bool | None]:
-    """(commit, whether tracked files differ from it) of the git checkout around `folder`; (None, None) without one.
+    """Return (commit, whether tracked files differ from it) of the git checkout around `folder`, else (None, None).
 
-    A checkout counts only where it tracks `folder`: a package installed below somebody's own repository is not it.
+    The checkout counts only if it tracks `folder`: a package installed inside another repository does not report that
+    repository's commit.
     """
     if not _git(folder, "ls-files", "--error-unmatch", "__init__.py"):
         return None, None
@@ -81,7 +82,7 @@ def source_revision(folder: Path) -> tuple[str | None, bool | None]:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)
+        result = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""From the recipe of an `rl` stage to its trainer (`qwq_rl.training.policy_trainer`), ready to train."""
+"""Builds the trainer of an `rl` stage (`qwq_rl.training.policy_trainer`) from its recipe."""
 
 from __future__ import annotations
 
@@ -35,23 +35,26 @@ from qwq_rl.training.policy_trainer import PolicyTrainer
 from qwq_rl.training.update import Objective
 
 TOKENS_ON_CPU, TOKENS_ON_GPU = 2048, 32768
-"""Padded tokens of a micro-batch where the recipe says nothing; on a CPU, what its caches hold."""
+"""Padded tokens of a micro-batch, if the recipe does not say; on a CPU, as many as its caches hold."""
 
 
 def build_rl(recipe: RlRecipe, context: StageContext, evaluator: Evaluator) -> PolicyTrainer:
-    """The trainer of an `rl` stage, ready to train."""
+    """Return the trainer of an `rl` stage, ready to train."""
+    # Rounded up: the steps may end within a round.
     rounds = -(-recipe.steps // recipe.update.of_a_round)
     sources = load_sources(recipe.data, recipe.seed)
     scorer = Scorer(recipe.domains, recipe.gates)
     if recipe.trl.get("use_vllm"):
         check_vllm()
+    # Before any model is loaded: broken rows or verifiers stop the stage at once.
     if PartialState().is_main_process:
         audit_stage(mix(sources, recipe.seed, recipe.rollout.prompts, rounds), scorer, recipe, context.folder)
     preference = None
     if recipe.reward_model is not None:
-        place = context.locate(recipe.reward_model.from_)
-        preference = Preference(place, context.folder.path / "preference.json")
-    # Whole above, sharded below: under ZeRO-3 transformers shares out what it loads once there are arguments.
+        model_place = context.locate(recipe.reward_model.from_)
+        preference = Preference(model_place, context.folder.path / "preference.json")
+    # The order matters: under ZeRO-3, transformers shards every model loaded after these arguments exist. The reward
+    # model above must stay whole; policy, reference and critic below are sharded.
     config = grpo_config(recipe, context)
     model, tokenizer = load_model(recipe.model, context, recipe.seed)
     trainer = PolicyTrainer(
@@ -69,8 +72,8 @@ def build_rl(recipe: RlRecipe, context: StageContext, evaluator: Evaluator) -> P
     )
     process = (trainer.accelerator.process_index, trainer.accelerator.num_processes)
     source = PromptSource(sources, recipe.seed, recipe.rollout.sampling)
-    beside = verdict_logs_beside(context.folder, *process)
-    verdict_log = VerdictLog(verdict_log_of(context.folder, process[0]), _judges(recipe), beside)
+    other_logs = verdict_logs_beside(context.folder, *process)
+    verdict_log = VerdictLog(verdict_log_of(context.folder, process[0]), _judges_digest(recipe), other_logs)
     round_scorer = RoundScorer(recipe, scorer, preference, verdict_log)
     sampler = _sampler(recipe, trainer, tokenizer, context)
     collector = Collector(recipe, source, sampler, round_scorer, tokenizer, process)
@@ -89,6 +92,7 @@ def build_rl(recipe: RlRecipe, context: StageContext, evaluator: Evaluator) -> P
         )
     )
     if not torch.cuda.is_available():
+        # The policy's entropy over the whole vocabulary is needed only if it is part of the loss.
         every_field = recipe.update.entropy > 0
         use_compact_head(
             without_wrapper(trainer.accelerator.unwrap_model(trainer.model)),
@@ -102,8 +106,8 @@ def build_rl(recipe: RlRecipe, context: StageContext, evaluator: Evaluator) -> P
     return trainer
 
 
-def _judges(recipe: RlRecipe) -> str:
-    """Stands for what gives the verdicts: its verifiers, their parameters and versions, and the reward model."""
+def _judges_digest(recipe: RlRecipe) -> str:
+    """Return a hash of what decides the verdicts: verifiers, their parameters and versions, and the reward model."""
     versions = sorted(verifier_versions(recipe.domains).items())
     return digest(repr((versions, recipe.gates, recipe.reward_model, sorted(recipe.domains.items()))))
 
@@ -121,14 +125,14 @@ def _critic(recipe: RlRecipe, context: StageContext, trainer: PolicyTrainer) -> 
         gradient_clip=recipe.update.gradient_clip,
         tokens=trainer.micro_tokens,
     )
-    place = context.locate(str(block.from_ or recipe.model.from_))
-    return Critic(build_critic_model(place), plan, trainer.accelerator)
+    model_place = context.locate(str(block.from_ or recipe.model.from_))
+    return Critic(build_critic_model(model_place), plan, trainer.accelerator)
 
 
 def _sampler(
     recipe: RlRecipe, trainer: PolicyTrainer, tokenizer: PreTrainedTokenizerBase, context: StageContext
 ) -> Sampler:
-    """Our own decoder, unless the recipe asks for another."""
+    """Return the sampler: our own decoder, unless the recipe asks for another one."""
     if recipe.rollout.server is not None:
         server = recipe.rollout.server
         weights = _weights_folder(context.folder.path, server.weights)
@@ -141,13 +145,14 @@ def _sampler(
 
 
 def _weights_folder(stage_folder: Path, shared: str | None) -> Path:
-    """Where policies are written for vLLM servers: in a folder that they see, else in that of the stage."""
-    own = stage_folder.resolve()
-    return Path(shared).resolve() / f"{own.parent.name}-{own.name}" if shared else own / "served"
+    """Return where the policy is written for vLLM servers: in the shared folder if given, else in the stage's."""
+    folder = stage_folder.resolve()
+    # Several runs may use one shared folder, so the name has run and stage.
+    return Path(shared).resolve() / f"{folder.parent.name}-{folder.name}" if shared else folder / "served"
 
 
 def objective_of(recipe: RlRecipe) -> Objective:
-    """The loss that the recipe asks for."""
+    """Return the loss that the recipe asks for."""
     update, algorithm = recipe.update, ALGORITHMS[recipe.algorithm]
     parameters: dict[str, Any] = {}
     if algorithm.loss is clipped:
@@ -156,15 +161,15 @@ def objective_of(recipe: RlRecipe) -> Objective:
         parameters["ceiling"] = 1 + update.clip[1]
     correction = update.correction
     if correction is None and by_another(recipe):
-        correction = Correction()  # their log-probabilities may be off by more than rounding
+        correction = Correction()  # the log-probabilities of another sampler may differ by more than rounding
     bounds = vars(correction) if correction is not None else None
     return Objective(algorithm, parameters, update.kl, update.entropy, bounds)
 
 
 def grpo_config(recipe: RlRecipe, context: StageContext) -> GRPOConfig:
-    """TRL's arguments for a recipe; what a round and an update are is ours, and TRL only told how large they get."""
+    """Return TRL's arguments for a recipe. Rounds and updates are our own code; TRL only gets their sizes."""
     rollout, update = recipe.rollout, recipe.update
-    generations = max(2, rollout.generations)  # TRL refuses 1
+    generations = max(2, rollout.generations)  # TRL refuses 1, which we allow
     arguments: dict[str, Any] = {
         **shared_arguments(recipe, context),
         "per_device_train_batch_size": -(-rollout.prompts // context.world_size) * generations,
@@ -178,7 +183,7 @@ def grpo_config(recipe: RlRecipe, context: StageContext) -> GRPOConfig:
         "remove_unused_columns": False,
         "weight_decay": 0.0,
         "log_completions": False,
-        # Our correction is in the objective; TRL's would ask for log-probabilities in its own steps.
+        # Our objective has its own correction; TRL's would ask for log-probabilities in TRL's own steps.
         "vllm_importance_sampling_correction": False,
     }
     return GRPOConfig(**arguments | dict(recipe.trl))

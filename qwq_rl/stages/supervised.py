@@ -1,4 +1,4 @@
-"""The two supervised kinds: fine-tuning on conversations (`sft`) and a reward model from pairs (`reward_model`)."""
+"""Builds the trainers of the supervised kinds: `sft` (conversations) and `reward_model` (preference pairs)."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from qwq_rl.stages.muon import Muon, parameter_groups
 
 
 class _OwnOptimizer:
-    """Gives a Trainer the optimizer of the recipe where that is Muon."""
+    """Gives a Trainer the recipe's optimizer if it is Muon; otherwise the Trainer creates its own."""
 
     recipe: SftRecipe | RewardModelRecipe
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Build the optimizer once, as the trainer asks for it."""
+        """Create the optimizer; the trainer calls this once."""
         update = self.recipe.update
         if update.matrix_lr is None:
             return super().create_optimizer(*args, **kwargs)  # type: ignore[misc, no-any-return]
         model = self.model  # type: ignore[attr-defined]
         optimizer = Muon(parameter_groups(model, update.lr, update.matrix_lr, update.weight_decay))
-        vars(self)["optimizer"] = optimizer  # the attribute is the trainer's
+        vars(self)["optimizer"] = optimizer  # an attribute of the trainer, which this class does not declare
         return optimizer
 
 
@@ -53,8 +53,8 @@ class _RewardTrainer(_OwnOptimizer, RewardTrainer):
 
 
 def build_sft(recipe: SftRecipe, context: StageContext, evaluator: Evaluator) -> SFTTrainer:
-    """A trainer that fine-tunes on the last assistant message of every row, thinking included."""
-    # Before the model: under ZeRO-3 transformers shares out what it loads once there are arguments.
+    """Return a trainer that fine-tunes on the last assistant message of every row, thinking included."""
+    # Before the model: under ZeRO-3, transformers shards every model loaded after these arguments exist.
     config = SFTConfig(**_arguments(recipe, context) | {"completion_only_loss": True, "packing": False})
     model, tokenizer = load_model(recipe.model, context, recipe.seed)
     rows = ordered_rows(recipe.data, recipe.seed, recipe.batch, recipe.steps)
@@ -62,7 +62,7 @@ def build_sft(recipe: SftRecipe, context: StageContext, evaluator: Evaluator) ->
     trainer = _SftTrainer(
         model,
         args=config,
-        train_dataset=_tokenized(rows, lambda some: _sft_tokens(tokenizer, some, recipe.max_length)),
+        train_dataset=_tokenized(rows, lambda distinct: _sft_tokens(tokenizer, distinct, recipe.max_length)),
         processing_class=tokenizer,
         callbacks=[_recorder(recipe, context, evaluator, _sft_details)],
         peft_config=adapter_of(recipe.model.lora, model, "CAUSAL_LM", recipe.seed),
@@ -73,10 +73,10 @@ def build_sft(recipe: SftRecipe, context: StageContext, evaluator: Evaluator) ->
 
 
 def build_reward_model(recipe: RewardModelRecipe, context: StageContext) -> RewardTrainer:
-    """A trainer of a scalar head on the stage's model, by the Bradley-Terry loss on final answers."""
+    """Return a trainer of a scalar head on the stage's model, with the Bradley-Terry loss on final answers."""
     tokenizer = load_pretrained(AutoTokenizer, recipe.model, context)
     config = RewardConfig(**_arguments(recipe, context))  # before the model, as above
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed)  # the new head gets random weights
     model = load_pretrained(
         AutoModelForSequenceClassification,
         recipe.model,
@@ -90,7 +90,7 @@ def build_reward_model(recipe: RewardModelRecipe, context: StageContext) -> Rewa
     return _RewardTrainer(
         model,
         args=config,
-        train_dataset=_tokenized(rows, lambda some: _pair_tokens(tokenizer, some, recipe.max_length)),
+        train_dataset=_tokenized(rows, lambda distinct: _pair_tokens(tokenizer, distinct, recipe.max_length)),
         processing_class=tokenizer,
         callbacks=[_recorder(recipe, context, None, _reward_details)],
         peft_config=adapter_of(recipe.model.lora, model, "SEQ_CLS", recipe.seed),
@@ -102,7 +102,7 @@ def _arguments(recipe: SftRecipe | RewardModelRecipe, context: StageContext) -> 
         **shared_arguments(recipe, context),
         **batch_arguments(recipe.batch, recipe.update.micro_batch, context, "batch"),
         "weight_decay": recipe.update.weight_decay,
-        "train_sampling_strategy": "sequential",
+        "train_sampling_strategy": "sequential",  # `ordered_rows` already has the order
         "adam_beta2": 0.95,
         "max_length": None,
     } | dict(recipe.trl)
@@ -134,18 +134,20 @@ def _reward_details(logs: Mapping[str, float]) -> Line:
 
 
 def _tokenized(rows: list[Row], tokens: Callable[[list[Row]], list[dict[str, list[int]]]]) -> Dataset:
-    """A dataset with one entry a row of `rows`; a row that comes again is tokenized once."""
+    """Return a dataset with one entry for each of `rows`; a row that comes several times is tokenized once."""
+    # By identity: every epoch of a source has the same row objects.
     distinct = {id(row): row for row in rows}
-    places = {key: place for place, key in enumerate(distinct)}
+    places = {row_identity: place for place, row_identity in enumerate(distinct)}
     return Dataset.from_list(tokens(list(distinct.values()))).select([places[id(row)] for row in rows])
 
 
 def _sft_tokens(tokenizer: PreTrainedTokenizerBase, rows: list[Row], longest: int) -> list[dict[str, list[int]]]:
-    """Labels too, or TRL would work them out, row by row and each time that a row comes."""
+    """Return token ids and labels. Without labels, TRL would compute them again each time that a row comes."""
     texts = [render_demonstration(tokenizer, row) for row in rows]
     prompts, completions = (_ids(tokenizer, list(side)) for side in zip(*texts, strict=True))
     for row, prompt, completion in zip(rows, prompts, completions, strict=True):
         _check_length(row, len(prompt) + len(completion), longest)
+    # Tokens with the label -100 have no loss.
     return [
         {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
         for prompt, completion in zip(prompts, completions, strict=True)
@@ -155,14 +157,18 @@ def _sft_tokens(tokenizer: PreTrainedTokenizerBase, rows: list[Row], longest: in
 def _pair_tokens(tokenizer: PreTrainedTokenizerBase, rows: list[Row], longest: int) -> list[dict[str, list[int]]]:
     sides = ("chosen", "rejected")
     chosen, rejected = (_ids(tokenizer, [render_answered(tokenizer, row, row[side]) for row in rows]) for side in sides)
-    for row, one, other in zip(rows, chosen, rejected, strict=True):
-        _check_length(row, max(len(one), len(other)), longest)
-    return [{"chosen_ids": one, "rejected_ids": other} for one, other in zip(chosen, rejected, strict=True)]
+    for row, chosen_ids, rejected_ids in zip(rows, chosen, rejected, strict=True):
+        _check_length(row, max(len(chosen_ids), len(rejected_ids)), longest)
+    return [
+        {"chosen_ids": chosen_ids, "rejected_ids": rejected_ids}
+        for chosen_ids, rejected_ids in zip(chosen, rejected, strict=True)
+    ]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return found
+    # The chat template has written all special tokens already.
+    token_ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return token_ids
 
 
 def _check_length(row: Row, length: int, longest: int) -> None:

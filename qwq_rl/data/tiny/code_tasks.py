@@ -1,7 +1,7 @@
-"""Four code families: three functions and one stdin program, judged by running them against hidden tests.
+"""Four code families: three functions and one stdin program, judged by hidden tests.
 
-Their constants are given as arithmetic modulo 5 (`2+4` stands for 1), so that writing the program needs reasoning, and
-the same facts as the math families.
+The prompts give constants as arithmetic modulo 5 (`2+4` stands for 1). So the program needs reasoning, and the same
+facts as the math families.
 """
 
 from __future__ import annotations
@@ -27,27 +27,31 @@ class Constant:
     operation: str
     right: int
     taught: int
-    """What the teacher takes it for."""
+    """The value that the teacher computes; wrong for a slip."""
 
     @property
     def value(self) -> int:
-        """What it stands for."""
+        """The right value."""
         return apply(self.operation, self.left, self.right)
 
     @property
     def text(self) -> str:
-        """As the prompt gives it."""
+        """The text in the prompt."""
         return f"{self.left}{self.operation}{self.right}"
 
     @property
     def line(self) -> str:
-        """Its line of reasoning."""
+        """The line of the reasoning that computes it."""
         return f"{self.text}={self.taught}"
 
 
 def _constants(rng: Random, count: int, teacher: Teacher) -> list[Constant]:
+    # All are drawn before the teacher computes any: both may use the same generator.
     drawn = [(rng.randrange(MODULUS), rng.choice("+-*"), rng.randrange(MODULUS)) for _ in range(count)]
-    return [Constant(a, o, b, teacher.result(apply(o, a, b), MODULUS)) for a, o, b in drawn]
+    return [
+        Constant(left, operation, right, teacher.result(apply(operation, left, right), MODULUS))
+        for left, operation, right in drawn
+    ]
 
 
 def _operands(constants: list[Constant]) -> tuple[int, ...]:
@@ -55,7 +59,7 @@ def _operands(constants: list[Constant]) -> tuple[int, ...]:
 
 
 def _calculate(operation: str, left: int, right: int) -> int:
-    """The operation as the programs do it, not modulo 5."""
+    """Return the result as the programs compute it, without the modulo 5."""
     return left + right if operation == "+" else left - right if operation == "-" else left * right
 
 
@@ -69,19 +73,19 @@ def _program(
 
 
 def shift(rng: Random, level: Level, teacher: Teacher) -> Task:
-    """Several steps that must be folded into one `x+b`."""
+    """Several additions and subtractions that the program must combine into one `x+b`."""
     operands = tuple(rng.randrange(MODULUS) for _ in range(4 if level == "harder" else 3))
     operations = tuple(rng.choice("+-") for _ in operands)
     _, right = worked((0, *operands), operations, Teacher())
     reasoning, value = worked((0, *operands), operations, teacher)
-    steps = ", ".join(f"{WORDS[o]} {c}" for o, c in zip(operations, operands, strict=True))
+    steps = ", ".join(f"{WORDS[operation]} {operand}" for operation, operand in zip(operations, operands, strict=True))
     tests = [{"args": [x], "expected": (x + right) % MODULUS} for x in (0, 3, 9)]
     code = f"def f(x):\n return (x+{value})%5"
     return _program("shift", operands, f"f(x) as x+b: {steps}", reasoning, code, tests, "f")
 
 
 def lists(rng: Random, level: Level, teacher: Teacher) -> Task:
-    """Filter, map and reduce a list."""
+    """A function that filters, maps and reduces a list."""
     constants = _constants(rng, 3 if level == "harder" else 2, teacher)
     side, operation, reducer = rng.choice("<>"), rng.choice("+-*"), rng.choice(tuple(REDUCERS))
     bound, operand = constants[0].value, constants[1].value
@@ -91,6 +95,7 @@ def lists(rng: Random, level: Level, teacher: Teacher) -> Task:
         kept = [x for x in xs if (x > bound if side == ">" else x < bound)]
         return REDUCERS[reducer]([_calculate(operation, x, operand) + extra for x in kept])
 
+    # The first list has the values around the bound, so that `<` and `<=` give different results.
     inputs = ([-1, 9, bound, bound + 1, bound - 1], [8, -2, 3, 5], [9, -3, 8, 7, 1, 2])
     expression, words = f"x{operation}{constants[1].taught}", f"{WORDS[operation]} {constants[1].text}"
     if level == "harder":
@@ -107,7 +112,7 @@ def lists(rng: Random, level: Level, teacher: Teacher) -> Task:
 
 
 def branch(rng: Random, level: Level, teacher: Teacher) -> Task:
-    """A condition with two outcomes."""
+    """A function with a condition and two outcomes."""
     constants = _constants(rng, 3 if level == "harder" else 2, teacher)
     side, operation = rng.choice("<>"), rng.choice("+-*")
     bound, operand = constants[0].value, constants[1].value
@@ -135,7 +140,7 @@ def stdin(rng: Random, level: Level, teacher: Teacher) -> Task:
     """A program that reads two numbers and prints one."""
     constants = _constants(rng, 3 if level == "harder" else 2, teacher)
     join, last = rng.choice("+-*"), rng.choice("+-")
-    scaled, other = rng.choice(("ab", "ba"))
+    scaled, unscaled = rng.choice(("ab", "ba"))
     factor, shifts = constants[0].value, [constant.value for constant in constants[1:]]
 
     def value(a: int, b: int) -> int:
@@ -144,11 +149,11 @@ def stdin(rng: Random, level: Level, teacher: Teacher) -> Task:
 
     steps = ", ".join(f"{WORDS[last]} {constant.text}" for constant in constants[1:])
     taught = [constant.taught for constant in constants]
-    expression = f"{scaled}*{taught[0]}{join}{other}" + "".join(f"{last}{number}" for number in taught[1:])
+    expression = f"{scaled}*{taught[0]}{join}{unscaled}" + "".join(f"{last}{number}" for number in taught[1:])
     return _program(
         "stdin",
         _operands(constants),
-        f"program: read a b, {scaled} times {constants[0].text}, {WORDS[join]} {other}, {steps}, print",
+        f"program: read a b, {scaled} times {constants[0].text}, {WORDS[join]} {unscaled}, {steps}, print",
         "\n".join([constants[0].line, f"{scaled}*{taught[0]}", *(constant.line for constant in constants[1:])]),
         f"a, b = map(int, input().split())\nprint({expression})",
         [{"input": f"{a} {b}\n", "output": f"{value(a, b)}\n"} for a, b in ((0, 1), (2, 3), (-4, 9))],

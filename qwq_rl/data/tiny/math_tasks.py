@@ -1,7 +1,7 @@
 """Three math families over arithmetic modulo 5, answered in `\\boxed{}`.
 
-Modulo 5 there are 75 facts to know (three operations, 25 pairs); a model of 0.1 M parameters learns those in a
-minute, and not the 300 of modulo 10.
+Modulo 5 there are 75 facts to learn (three operations, 25 pairs). A model of 0.1 M parameters learns them in a minute;
+it does not learn the 300 facts of modulo 10 in that time.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ VERBS = {"+": "finds", "-": "loses", "*": "has times"}
 
 
 def apply(operation: str, left: int, right: int) -> int:
-    """`left operation right` modulo 5."""
+    """Return `left operation right` modulo 5."""
     value = {"+": left + right, "-": left - right, "*": left * right}[operation]
     return value % MODULUS
 
 
 def worked(operands: tuple[int, ...], operations: tuple[str, ...], teacher: Teacher) -> tuple[str, int]:
-    """The steps from left to right, one a line, and the result, as the teacher has them."""
+    """Return the steps from left to right, one a line, and the result, as the teacher computes them."""
     lines, value = [], operands[0]
     for operation, operand in zip(operations, operands[1:], strict=True):
         result = teacher.result(apply(operation, value, operand), MODULUS)
@@ -39,6 +39,7 @@ def _draw(rng: Random, level: Level) -> tuple[tuple[int, ...], tuple[str, ...]]:
 
 
 def _task(family: str, prompt: str, operands: tuple[int, ...], operations: tuple[str, ...], teacher: Teacher) -> Task:
+    # The reference comes from a teacher without slips, whatever `teacher` answers.
     _, right = worked(operands, operations, Teacher())
     reasoning, value = worked(operands, operations, teacher)
     check = {"verifier": "math", "reference": str(right)}
@@ -46,9 +47,9 @@ def _task(family: str, prompt: str, operands: tuple[int, ...], operations: tuple
 
 
 def chain(rng: Random, level: Level, teacher: Teacher) -> Task:
-    """An expression worked from left to right."""
+    """An expression to be computed from left to right."""
     operands, operations = _draw(rng, level)
-    tail = "".join(f"{o}{x}" for o, x in zip(operations, operands[1:], strict=True))
+    tail = "".join(f"{operation}{x}" for operation, x in zip(operations, operands[1:], strict=True))
     return _task("chain", f"left to right mod 5: {operands[0]}{tail}", operands, operations, teacher)
 
 
@@ -56,7 +57,7 @@ def story(rng: Random, level: Level, teacher: Teacher) -> Task:
     """A word problem."""
     operands, operations = _draw(rng, level)
     name, item = rng.choice(NAMES), rng.choice(ITEMS)
-    events = ", ".join(f"{VERBS[o]} {x}" for o, x in zip(operations, operands[1:], strict=True))
+    events = ", ".join(f"{VERBS[operation]} {x}" for operation, x in zip(operations, operands[1:], strict=True))
     prompt = f"{name} has {operands[0]} {item}, {events}. how many mod 5?"
     return _task("story", prompt, operands, operations, teacher)
 

@@ -1,7 +1,8 @@
-"""The tokenizer of recipes/tiny: a byte-pair encoding whose merges may span spaces, trained on the generated tasks.
+"""The model and the tokenizer of recipes/tiny.
 
-Digits, operators and the words that a task can vary stay single tokens; what every answer shares (the head of a
-function, the end of a box) melts into a few. That halves the lengths a tiny model has to get right.
+The tokenizer is a byte-pair encoding trained on the generated tasks; its merges may span spaces. Digits, operators and
+the words that a task can vary are single tokens. Text that many answers share (the head of a function, the end of a
+box) becomes a few tokens. This halves the length of what a tiny model has to write.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ CHAT_TEMPLATE = """\
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
-    """A fresh model for `tokenizer`, in float32; the same weights for the same seed."""
+    """Return a new model for `tokenizer` in float32; the same seed gives the same weights."""
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -63,14 +64,14 @@ def _lexicon() -> list[str]:
 
 
 def _alphabet() -> list[str]:
-    """ASCII only: all 256 bytes would take half of the vocabulary."""
+    """Return the printable ASCII characters and the newline; all 256 bytes would take half of the vocabulary."""
     text = "\n" + "".join(map(chr, range(32, 127)))
     pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
     return sorted(set("".join(piece for piece, _ in pieces)))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A new one with the chat template; trained (under a second) once a process, the same bytes every time."""
+    """Return a new tokenizer with the chat template. It is trained (under a second) once a process, always the same."""
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_trained()),
         eos_token="<|im_end|>",
@@ -84,8 +85,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 @cache
 def _trained() -> str:
     bpe = Tokenizer(models.BPE(unk_token="<|unknown|>"))
-    alone = "|".join(sorted({word.strip() for word in _lexicon()}, key=lambda word: (-len(word), word)))
-    split = pre_tokenizers.Split(Regex(rf"[0-9]|[-+*%<>]| ?\b(?:{alone})\b"), behavior="isolated")
+    # Longer words first: a regular expression takes the first alternative that matches.
+    single_tokens = "|".join(sorted({word.strip() for word in _lexicon()}, key=lambda word: (-len(word), word)))
+    split = pre_tokenizers.Split(Regex(rf"[0-9]|[-+*%<>]| ?\b(?:{single_tokens})\b"), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])  # type: ignore[assignment]
     bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
@@ -96,6 +98,8 @@ def _trained() -> str:
         show_progress=False,
     )
     words = [form for word in _lexicon() for form in (word, f" {word}")]
+    # Repeated, so that roles and lexicon words are frequent enough to become one token each.
     bpe.train_from_iterator(["user\n", "assistant\n", "system\n"] * 1000 + words * 300 + corpus(), trainer)
+    # Not special, so that they stay in the text when special tokens are skipped.
     bpe.add_tokens([AddedToken(marker, special=False, normalized=False) for marker in MARKERS])
     return bpe.to_str()

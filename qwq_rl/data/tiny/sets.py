@@ -1,7 +1,7 @@
 """The named sets of recipes/tiny: training prompts, demonstrations, preferences, and held-out prompts.
 
 Held-out sets do not depend on the seed of a run. Their operands occur in no training prompt, demonstration or
-preference, in any family (`task.split_of`).
+preference of any family (`task.split_of`).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ HARDER_PROMPTS = 30
 DEMONSTRATIONS = {"math": 600, "code": 400, "general": 350}
 TERSE_SHARE = 0.35
 SLIPS = 0.09
-"""Share of the steps that the demonstrations get wrong: supervised data is never all right, and nobody checked it."""
+"""Share of wrong steps in the demonstrations: supervised data always has mistakes, and nobody checked it."""
 FLAWS = 0.35
-"""Share of the demonstrated echoes, lists, records, calls and greetings that are not what was asked for."""
+"""Share of the demonstrated echoes, lists, records, calls and greetings that are wrong."""
 PREFERENCES = 4000
 
 
 def rows(name: str, seed: int = 0) -> list[dict[str, Any]]:
-    """The rows of one set; `seed` moves training sets only."""
+    """Return the rows of one set. Only the training sets depend on `seed`. Raises KeyError for an unknown name."""
     if name in DOMAINS:
         return _prompts(DOMAINS[name], f"{name}-{seed}", "train", "normal", TRAIN_PROMPTS)
     if name == "tuning":
@@ -60,11 +60,12 @@ def _held_out(name: str, split: Split, level: Level, count: int) -> list[dict[st
 
 
 def _prompts(families: tuple[Family, ...], name: str, split: Split, level: Level, count: int) -> list[dict[str, Any]]:
-    result = []
+    prompt_rows = []
     for family in families:
+        # A generator for each family: a change in one family leaves the rows of the others as they are.
         tasks = draw(family, Random(f"{name}/{family.__name__}"), split, level, count)
-        result += [_row(task, f"tiny-{name}-{task.family}-{index:05d}") for index, task in enumerate(tasks)]
-    return result
+        prompt_rows += [_row(task, f"tiny-{name}-{task.family}-{index:05d}") for index, task in enumerate(tasks)]
+    return prompt_rows
 
 
 def _row(task: Task, row_id: str) -> dict[str, Any]:
@@ -82,15 +83,16 @@ def _row(task: Task, row_id: str) -> dict[str, Any]:
 
 
 def _demonstrations(domain: str, seed: int, worked_only: bool) -> list[dict[str, Any]]:
-    result = []
+    demonstration_rows = []
     for family in DOMAINS[domain]:
         rng = Random(f"demonstrations-{seed}/{domain}/{family.__name__}")
         teacher = Teacher(SLIPS, FLAWS, rng)
         for index, task in enumerate(draw(family, rng, "train", "normal", DEMONSTRATIONS[domain], teacher)):
             terse = task.terse and rng.random() < TERSE_SHARE
+            # Skipped after the draw: `worked` sets are exactly the rows of `demonstrations` that are not terse.
             if not (terse and worked_only):
-                result.append(_demonstration(task, f"demo-{task.family}-{index:05d}", terse))
-    return result
+                demonstration_rows.append(_demonstration(task, f"demo-{task.family}-{index:05d}", terse))
+    return demonstration_rows
 
 
 def _demonstration(task: Task, row_id: str, terse: bool) -> dict[str, Any]:
@@ -107,17 +109,17 @@ def _demonstration(task: Task, row_id: str, terse: bool) -> dict[str, Any]:
 
 def _preferences(seed: int) -> list[dict[str, Any]]:
     rng = Random(f"preferences-{seed}")
-    result = []
+    preference_rows = []
     for index, task in enumerate(draw(general_tasks.greet, rng, "train", "normal", PREFERENCES)):
         name, like = task.operands
         chosen, rejected = general_tasks.good_reply(rng, name, like), general_tasks.bad_reply(rng, name, like)
         prompt = [{"role": "user", "content": task.prompt}]
-        result.append({"id": f"pref-{index:05d}", "prompt": prompt, "chosen": chosen, "rejected": rejected})
-    return result
+        preference_rows.append({"id": f"pref-{index:05d}", "prompt": prompt, "chosen": chosen, "rejected": rejected})
+    return preference_rows
 
 
 def corpus() -> list[str]:
-    """The text on which the tokenizer is trained: prompts and worked answers of every family."""
+    """Return the texts on which the tokenizer is trained: prompts, reasoning and answers of every family."""
     lines = []
     for domain, families in DOMAINS.items():
         for family in families:
