@@ -91,7 +91,6 @@ class Scorer:
         win_rates = preferences if preferences is not None else [None] * len(items)
         return [
             _composed(
-                row,
                 response,
                 row_checks,
                 row_verdicts,
@@ -167,8 +166,8 @@ class Grader:
         checks = [self._checks(row) for row, _ in items]
         verdicts, _ = _judge_all(items, checks, lambda row, check: self.verifier(check.verifier))
         return [
-            _graded(_composed(row, response, row_checks, row_verdicts, tuple(GATES), None, 0.0))
-            for (row, response), row_checks, row_verdicts in zip(items, checks, verdicts, strict=True)
+            _graded(_composed(response, row_checks, row_verdicts, tuple(GATES), None, 0.0))
+            for (_, response), row_checks, row_verdicts in zip(items, checks, verdicts, strict=True)
         ]
 
     def checks(self, row: Row) -> list[tuple[Check, Verifier]]:
@@ -249,7 +248,6 @@ def _problem_item(item: tuple[Row, Response], check: Check) -> tuple[Row, Respon
 
 
 def _composed(
-    row: Row,
     response: Response,
     checks: Sequence[Check],
     verdicts: Sequence[Verdict],
