@@ -1,4 +1,4 @@
-"""The verifier contract: what every verifier receives and returns (docs/contracts.md, "A verifier")."""
+"""The verifier contract: what a verifier receives and returns (docs/contracts.md, "A verifier")."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
 Problem = Mapping[str, Any]
-"""One row of the data, as loaded; `problem["reference"]` is what this verifier compares with."""
+"""One row of the data, as loaded. The verifier compares with `problem["reference"]`."""
 
 Finish = Literal["stop", "length", "tool_limit", "parse_error", "environment_error"]
 
@@ -17,42 +17,44 @@ class Response:
     """What the policy produced for one row."""
 
     text: str
-    """As decoded, special tokens kept."""
+    """The decoded tokens, special tokens included."""
     answer: str
-    """After the last closed `</think>`; empty if the thinking never closed."""
+    """The text after the last closed `</think>`; empty if the thinking never closed."""
     reasoning: str = ""
-    """Inside the thinking block."""
+    """The text inside the thinking block."""
     finish: Finish = "stop"
+    """Why the rollout ended."""
     messages: Sequence[Mapping[str, Any]] = ()
     """The whole conversation, tool turns included."""
     token_ids: Sequence[int] = ()
     final_state: Mapping[str, Any] | None = None
-    """Of the row's environment, where it has one."""
+    """The last state of the row's environment; None if the row has no environment."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verifier says of one response."""
+    """How a verifier judges one response."""
 
     score: float | None
-    """In the range of the check's role; None: could not be judged, by a fault of ours."""
+    """A number in the range of the check's role. None: not judged, for a reason that is not the response's fault."""
     status: str
-    """correct, wrong, no_answer, bad_reference, timeout, crash, fault, or the verifier's own word."""
+    """correct, wrong, no_answer, bad_reference, timeout, crash, fault, or a word of the verifier's own."""
     reason: str = ""
-    """One line a person can act on."""
+    """One line for a person, clear enough to act on."""
     answer: str | None = None
-    """What was taken as the answer."""
+    """The part of the response that was taken as the answer."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    """How long the verdict took."""
 
 
 class Verifier(Protocol):
-    """A function or callable of a problem and a response; it may also have `batch(items) -> list[Verdict]`."""
+    """A function or callable of a problem and a response. It may also have `batch(items) -> list[Verdict]`."""
 
     def __call__(
         self, problem: Problem, response: Response
     ) -> Verdict | float | bool | Awaitable[Verdict | float | bool | None] | None:
-        """Judge one response; None where it could not be judged."""
+        """Judge one response; return None if it could not be judged."""
 
 
 Isolation = Literal["inline", "thread", "process"]
@@ -60,20 +62,23 @@ Isolation = Literal["inline", "thread", "process"]
 
 @dataclass(frozen=True)
 class Running:
-    """How a verifier wants to be run; what declares nothing gets these defaults."""
+    """How a verifier wants to be run. A verifier that declares nothing gets these defaults."""
 
     isolation: Isolation = "process"
-    """`inline`: in the caller's thread, where only coroutines can be stopped, so the verifier bounds itself;
-    `thread`: one that hangs is left behind, and several run at once, so it must be thread-safe;
-    `process`: in worker processes that can be killed whatever they do."""
+    """Where the verifier runs.
+
+    - `inline`: in the caller's thread. Only coroutines can be stopped there, so the verifier must bound its own work.
+    - `thread`: in a thread that is abandoned if it hangs. Several run at once, so the verifier must be thread-safe.
+    - `process`: in worker processes, which can be killed whatever the verifier does.
+    """
     deadline_s: float = 30.0
-    """Wall time of one verdict, or of one call of `batch`; a batch that takes longer is judged one by one."""
+    """Wall time of one verdict, or of one call of `batch`. A batch that takes longer is judged one by one."""
     memory_mb: int = 1024
-    """What a worker process may take besides what it holds once the verifier is loaded."""
+    """Memory that a worker process may take in addition to what it uses after loading the verifier."""
     retries: int = 0
-    """How often a fault is judged again; for what asks a server."""
+    """How often a fault is judged again. Useful for a verifier that asks a server."""
     cached: bool = False
-    """Verdicts depend only on the role, the reference and the response's `answer` and `finish`: they may be kept."""
+    """Whether verdicts may be cached: they must depend only on the role, the reference, `answer` and `finish`."""
 
 
 Anything = TypeVar("Anything")

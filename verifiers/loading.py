@@ -1,4 +1,4 @@
-"""From the name in a recipe to a verifier, or to one message that says what would be right."""
+"""Turns the name of a verifier in a recipe into a verifier, or into one message that says what would be right."""
 
 from __future__ import annotations
 
@@ -37,191 +37,203 @@ BUILT_IN: Mapping[str, str] = {
     "repetition": "qwq_rl.verifiers.builtin.repetition:repetition",
     "overlong": "qwq_rl.verifiers.builtin.format_rules:overlong",
 }
-"""Name -> `module:factory`; a factory takes the recipe's parameters as keywords and returns the verifier."""
+"""Name -> `module:factory`. A factory takes the recipe's parameters as keywords and returns the verifier."""
 
 GROUP = "qwq_rl.verifiers"
+"""The entry point group in which an installed package offers verifiers."""
 EXPECTED = "a verifier takes (problem, response); a TRL reward function takes (completions, **columns)"
 _INLINE = Running("inline")
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedVerifier:
-    """A verifier and what it takes to load it again elsewhere. Called itself, it judges here and now, unshielded."""
+    """A verifier and what another process needs to load it again.
+
+    If it is called directly, it judges in the caller's thread, without a deadline or other protection.
+    """
 
     verifier: Verifier
     spec: str
     params: Mapping[str, Any]
     folder: str
-    """The working directory, which paths in `spec` and `params` count from."""
+    """The working directory. Relative paths in `spec` and `params` start here."""
     running: Running
 
     def __call__(
         self, problem: Problem, response: Response
     ) -> Verdict | float | bool | Awaitable[Verdict | float | bool | None] | None:
-        """As the verifier says."""
+        """Call the verifier and return what it returns."""
         return self.verifier(problem, response)
 
     @property
     def key(self) -> str:
-        """Equal for what loads the same verifier."""
+        """A text that is equal for two objects that load the same verifier."""
         return json.dumps([self.spec, dict(self.params), self.folder], sort_keys=True, default=repr)
 
 
 def load(spec: str, params: Mapping[str, Any] | None = None) -> LoadedVerifier:
-    """Resolve `spec` to a verifier; `qwq_rl.verifiers.runner.judge.judge` runs it as it declares.
+    """Resolve `spec` to a verifier; `qwq_rl.verifiers.runner.judge.judge` then runs it as it declares.
 
     `spec` is a built-in name, an entry point of the group `qwq_rl.verifiers`, `package.module:name` or
-    `path/to/file.py:name`. A function of (problem, response) is used as it is; anything else is called with
-    `params` as keywords and returns the verifier. Raises UserError naming what is wrong and what would be right.
+    `path/to/file.py:name`. A function of (problem, response) is used as it is. Anything else is called with `params` as
+    keywords and must return the verifier. Raises UserError, which names what is wrong and what would be right.
     """
     params = params or {}
-    found = _find(spec)
-    made = _made(spec, found, params) if _makes_verifier(spec, found, params) else found
-    running = declared(made) or declared(found) or (_INLINE if spec in BUILT_IN else Running())
-    verifier: Verifier = adapt(made) if _shape(made) == "trl" else made
+    target = _find_object(spec)
+    built = _build(spec, target, params) if _is_factory(spec, target, params) else target
+    # Built-in verifiers bound their own work, so they need no worker. Others get one by default.
+    running = declared(built) or declared(target) or (_INLINE if spec in BUILT_IN else Running())
+    verifier: Verifier = adapt(built) if _shape(built) == "trl" else built
     return LoadedVerifier(verifier, spec, params, os.getcwd(), running)
 
 
 def declared(verifier: Any) -> Running | None:
-    """What `run_as` declared of a verifier or of what builds it; None where nothing was."""
+    """What `run_as` declared for a verifier or for its factory; None if nothing was declared."""
     running = getattr(verifier, "running", None)
     return running if isinstance(running, Running) else None
 
 
 def resolvable(spec: str, params: Mapping[str, Any] | None = None) -> str | None:
-    """Say what is wrong with `spec` and the names of its parameters, or None; builds nothing."""
+    """Say what is wrong with `spec` or with the names of its parameters; None if all is right. Builds nothing."""
     try:
-        _makes_verifier(spec, _find(spec), params or {})
+        _is_factory(spec, _find_object(spec), params or {})
     except UserError as error:
         return str(error)
     return None
 
 
-def _made(spec: str, found: Any, params: Mapping[str, Any]) -> Any:
+def _build(spec: str, factory: Any, params: Mapping[str, Any]) -> Any:
     try:
-        made = found(**params)
+        built = factory(**params)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        why = str(error) if spec in BUILT_IN and isinstance(error, ValueError) else describe(error)
-        raise UserError(f"verifier `{spec}` refuses its parameters {dict(params)}: {why}") from error
-    if _shape(made) == "other":
-        raise UserError(f"verifier `{spec}` returned {made!r}, which is no verifier: {EXPECTED}")
-    return made
+        # A ValueError of a built-in is written for the user. Other errors also need the place that raised them.
+        cause = str(error) if spec in BUILT_IN and isinstance(error, ValueError) else describe(error)
+        raise UserError(f"verifier `{spec}` refuses its parameters {dict(params)}: {cause}") from error
+    if _shape(built) == "other":
+        raise UserError(f"verifier `{spec}` returned {built!r}, which is no verifier: {EXPECTED}")
+    return built
 
 
-def _find(spec: str) -> Any:
-    target = BUILT_IN.get(spec, spec)
-    if ":" in target or target.endswith(".py"):
+def _find_object(spec: str) -> Any:
+    location = BUILT_IN.get(spec, spec)
+    if ":" in location or location.endswith(".py"):
         try:
-            return find_callable(target)
+            return find_callable(location)
         except LookupError as error:
             raise UserError(f"verifier `{spec}`: {error}") from error
-    for point in entry_points(group=GROUP, name=spec):
+    for entry_point in entry_points(group=GROUP, name=spec):
         try:
-            return point.load()
+            return entry_point.load()
         except (Exception, SystemExit) as error:
-            raise UserError(f"verifier `{spec}` ({point.value}) cannot be imported: {describe(error)}") from error
-    known = [*BUILT_IN, *(point.name for point in entry_points(group=GROUP))]
+            raise UserError(f"verifier `{spec}` ({entry_point.value}) cannot be imported: {describe(error)}") from error
+    known_names = [*BUILT_IN, *(entry_point.name for entry_point in entry_points(group=GROUP))]
     raise UserError(
-        f"unknown verifier `{spec}`{did_you_mean(spec, known)} (known: {', '.join(known)}; "
+        f"unknown verifier `{spec}`{did_you_mean(spec, known_names)} (known: {', '.join(known_names)}; "
         "your own is `package.module:name` or `path/to/file.py:name`)"
     )
 
 
-def _shape(found: Any) -> str:
-    """`verifier`, `trl` or `other`, by the parameters that must be given in order."""
-    if inspect.isclass(found) or not callable(found):
+def _shape(target: Any) -> str:
+    """Whether a callable is a `verifier`, a `trl` reward function or `other`.
+
+    The names and the number of its positional parameters decide.
+    """
+    if inspect.isclass(target) or not callable(target):
         return "other"
     try:
-        parameters = list(inspect.signature(found).parameters.values())
-    except (TypeError, ValueError):  # some C functions tell no signature
+        parameters = list(inspect.signature(target).parameters.values())
+    except (TypeError, ValueError):  # some C functions have no signature
         return "verifier"
+    # TRL calls by keyword, so the name of the first parameter identifies its reward functions.
     if parameters and parameters[0].name in ("completions", "prompts"):
         return "trl"
-    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    ordered = [p for p in needed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    keywords = any(p.kind is p.KEYWORD_ONLY for p in needed)
+    needed = [param for param in parameters if param.default is param.empty and param.kind is not param.VAR_KEYWORD]
+    ordered = [param for param in needed if param.kind in (param.POSITIONAL_ONLY, param.POSITIONAL_OR_KEYWORD)]
+    variadic = any(param.kind is param.VAR_POSITIONAL for param in parameters)
+    keywords = any(param.kind is param.KEYWORD_ONLY for param in needed)
     return "verifier" if not keywords and (len(ordered) == 2 or (variadic and len(ordered) < 2)) else "other"
 
 
-def _makes_verifier(spec: str, found: Any, params: Mapping[str, Any]) -> bool:
-    """Whether `found` must be called with `params` to get the verifier; raises where it fits neither way."""
-    if not params and _shape(found) != "other":
-        _refuse_swapped(spec, found)
+def _is_factory(spec: str, target: Any, params: Mapping[str, Any]) -> bool:
+    """Whether `target` must be called with `params` to get the verifier; raises UserError if it fits neither way."""
+    if not params and _shape(target) != "other":
+        _refuse_swapped(spec, target)
         return False
     try:
-        signature = inspect.signature(found)
+        signature = inspect.signature(target)
     except (TypeError, ValueError) as error:
-        raise UserError(f"verifier `{spec}` is {found!r}, whose parameters are unknown: {EXPECTED}") from error
+        raise UserError(f"verifier `{spec}` is {target!r}, whose parameters are unknown: {EXPECTED}") from error
     try:
         signature.bind(**params)
     except TypeError as error:
-        raise UserError(_misfit(spec, found, signature, params, str(error))) from None
+        raise UserError(_explain_misfit(spec, target, signature, params, str(error))) from None
     return True
 
 
-def _refuse_swapped(spec: str, found: Any) -> None:
-    with contextlib.suppress(TypeError, ValueError):  # some C functions tell no signature
-        names = list(inspect.signature(found).parameters)
+def _refuse_swapped(spec: str, target: Any) -> None:
+    """Raise UserError for a function whose first parameter is the response: its parameters are in the wrong order."""
+    with contextlib.suppress(TypeError, ValueError):  # some C functions have no signature
+        names = list(inspect.signature(target).parameters)
         if names[:1] in (["response"], ["completion"]):
             raise UserError(f"verifier `{spec}` takes ({', '.join(names)}): {EXPECTED}")
 
 
-def _misfit(spec: str, found: Any, signature: inspect.Signature, params: Mapping[str, Any], error: str) -> str:
-    if _shape(found) != "other":
+def _explain_misfit(spec: str, target: Any, signature: inspect.Signature, params: Mapping[str, Any], error: str) -> str:
+    if _shape(target) != "other":
         return f"verifier `{spec}` is used as it is and takes no parameters; it was given {', '.join(params)}"
     if spec not in BUILT_IN and not params:
         return f"verifier `{spec}` takes {signature}: {EXPECTED}, or give its parameters ({error})"
-    known = list(signature.parameters)
-    unknown = [f"`{name}`{did_you_mean(name, known)}" for name in params if name not in known]
-    wrong = f"has no parameter {', '.join(unknown)}" if unknown else error
-    return f"verifier `{spec}` {wrong} (parameters: {', '.join(known) or 'none'})"
+    names = list(signature.parameters)
+    unknown = [f"`{name}`{did_you_mean(name, names)}" for name in params if name not in names]
+    mistake = f"has no parameter {', '.join(unknown)}" if unknown else error
+    return f"verifier `{spec}` {mistake} (parameters: {', '.join(names) or 'none'})"
 
 
 def find_callable(spec: str) -> Any:
-    """Return the function, class or other callable that `spec` names; a module is imported once a process.
+    """Return the function, class or other callable that `spec` names. A module is imported once per process.
 
-    Raises LookupError with one line: the file or name that does not exist and the nearest one that does, the error of
-    an import, or that the object cannot be called.
+    Raises LookupError with one line: which file or name does not exist, and the nearest one that does; or the error of
+    an import; or that the object cannot be called.
     """
-    place, mark, name = spec.rpartition(":")
-    if not (mark and place and name):
+    location, colon, name = spec.rpartition(":")
+    if not (colon and location and name):
         raise LookupError(f"`{spec}` names no function: write `package.module:name` or `path/to/file.py:name`")
-    module = _file_module(Path(place).expanduser()) if place.endswith(".py") else _package_module(place)
-    found = getattr(module, name, None)
-    if callable(found):
-        return found
-    if found is not None:
-        raise LookupError(f"`{name}` is {found!r}, not a function")
+    module = _file_module(Path(location).expanduser()) if location.endswith(".py") else _package_module(location)
+    target = getattr(module, name, None)
+    if callable(target):
+        return target
+    if target is not None:
+        raise LookupError(f"`{name}` is {target!r}, not a function")
     functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    raise LookupError(f"{getattr(module, '__file__', None) or place} has no `{name}`{did_you_mean(name, functions)}")
+    raise LookupError(f"{getattr(module, '__file__', None) or location} has no `{name}`{did_you_mean(name, functions)}")
 
 
 def _package_module(name: str) -> ModuleType:
-    if str(Path.cwd()) not in sys.path:  # a console script lacks the folder that `python -m` adds
+    if str(Path.cwd()) not in sys.path:  # a console script does not add it, `python -m` does
         sys.path.append(str(Path.cwd()))
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # a script calls sys.exit
+    except (Exception, SystemExit) as error:  # a script may call sys.exit
         raise LookupError(f"module `{name}` cannot be imported: {describe(error)}") from error
 
 
 def _file_module(path: Path) -> ModuleType:
     if not path.is_file():
         raise LookupError(f"there is no file {path} (looked in {Path.cwd()})")
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]  # two files may have one name
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]  # two files may have the same name
     name = f"qwq_rl_user_{path.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]
-    source = importlib.util.spec_from_file_location(name, path)
-    assert source is not None, "a .py file always has a loader"
-    module = importlib.util.module_from_spec(source)
-    sys.modules[name] = module  # dataclasses of the file look themselves up there
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None, "a .py file always has a loader"
+    module = importlib.util.module_from_spec(module_spec)
+    # Before the module runs: dataclasses of the file look themselves up there.
+    sys.modules[name] = module
     try:
-        source.loader.exec_module(module)  # type: ignore[union-attr]
+        module_spec.loader.exec_module(module)  # type: ignore[union-attr]
     except (Exception, SystemExit) as error:
-        del sys.modules[name]
+        del sys.modules[name]  # so that the next try does not find a half-imported module
         raise LookupError(f"{path} cannot be imported: {describe(error)}") from error
     return module

@@ -1,4 +1,4 @@
-"""The verdicts that verifiers give, one function a status, and how texts appear in their reasons."""
+"""Functions that make verdicts, one per status, and helpers that format texts for their reasons."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import traceback
 from qwq_rl.verifiers.contract import Response, Verdict
 
 ALMOST = 0.99
-"""The most that partial credit gives a response that fails, however near it comes."""
+"""The highest score that partial credit gives to a response that fails."""
 
 
 def correct(reason: str, answer: str | None = None) -> Verdict:
@@ -26,7 +26,7 @@ def no_answer(reason: str) -> Verdict:
 
 
 def empty_answer(response: Response) -> Verdict:
-    """The verdict of an empty answer, which says whether the response ran out of tokens."""
+    """The response has an empty answer; the reason says if it ran out of tokens."""
     cut = "; the response ran out of tokens" if response.finish == "length" else ""
     return no_answer(f"there is no text after the thinking{cut}")
 
@@ -48,11 +48,12 @@ def shown(value: object, limit: int = 60) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """The error on one line, with the place in Python code that raised it."""
-    importers = ("importlib", "verifiers/importing.py")
-    raised = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in raised if not any(part in frame.filename for part in importers)]
-    at = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    """The error on one line, with the file and line of Python code that raised it."""
+    # Frames of the import machinery say nothing about where the user's code failed.
+    import_code = ("importlib", "verifiers/importing.py")
+    traceback_frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in traceback_frames if not any(part in frame.filename for part in import_code)]
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     if isinstance(error, SyntaxError):
-        at = ""  # its own text names file and line
-    return " ".join(f"{type(error).__name__}: {error}{at}".split())
+        place = ""  # the text of a SyntaxError names file and line itself
+    return " ".join(f"{type(error).__name__}: {error}{place}".split())

@@ -1,1 +1,1 @@
-"""The verifiers that come with the project, but for `math`: a file each."""
+"""The verifiers that come with the project, one per file; `math` is in `qwq_rl.verifiers.mathematics`."""

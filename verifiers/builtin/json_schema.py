@@ -1,4 +1,4 @@
-"""Answers that must be one JSON value of a given schema."""
+"""Answers that must be one JSON value which fits a given schema."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from qwq_rl.verifiers.contract import Problem, Response, Verdict, Verifier, run_
 from qwq_rl.verifiers.verdicts import bad_reference, correct, empty_answer, shown, wrong
 
 MOST_MISTAKES = 100
-"""So many are looked at for the one to name."""
+"""At most this many mistakes are collected; the reason names the most relevant one."""
 
 
 FORMATS = FormatChecker(formats=["date", "email", "idn-email", "ipv4", "ipv6", "regex", "uuid"])
-"""Those that jsonschema always knows, with `date-time`, `time`, `uri` and `hostname`; others are not checked."""
+"""The formats that jsonschema checks without further packages. `date-time`, `time`, `uri` and `hostname` are added
+below; other formats are not checked."""
 
 DATE = r"\d\d\d\d-\d\d-\d\d"
 TIME = r"\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)"
@@ -35,11 +36,11 @@ LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 
 @run_as("process", deadline_s=5.0, cached=True)
 def json_schema() -> Verifier:
-    """A verifier: the answer is exactly one JSON value, fenced or not, that the reference, a JSON schema, accepts.
+    """A verifier: the answer is exactly one JSON value, fenced or not, that fits the reference, a JSON schema.
 
-    `format` counts for the formats of `json_formats`; nothing is ever fetched. A pattern or an alternative of a schema
-    can take exponential time on some answers: it runs in a process that is killed after 5 seconds, and a response that
-    does this twice scores 0, so that it is no way out.
+    The formats in `FORMATS` are checked. Nothing is ever fetched. A pattern or an alternative of a schema can take
+    exponential time on some answers. So the verifier runs in a process that is killed after 5 seconds. A response that
+    causes this twice scores 0, so that a response cannot gain by it.
     """
     return _verify
 
@@ -49,6 +50,7 @@ def _verify(problem: Problem, response: Response) -> Verdict:
     if not isinstance(schema, Mapping):
         return bad_reference(f"the reference must be a JSON schema, an object, not {shown(repr(schema))}")
     try:
+        # As a text, because lru_cache needs a key that can be hashed.
         validator = _validator(json.dumps(schema, sort_keys=True))
     except SchemaError as error:
         return bad_reference(f"the reference is no JSON schema: {shown(error.message, 120)}")
@@ -75,11 +77,11 @@ def _verify(problem: Problem, response: Response) -> Verdict:
 
 @lru_cache(maxsize=1024)
 def _validator(schema: str) -> Any:
-    """A validator that never fetches a schema from elsewhere."""
+    """A validator that never fetches a schema. Raises SchemaError if the schema itself is wrong."""
     parsed = json.loads(schema)
-    kind: Any = validator_for(parsed)
-    kind.check_schema(parsed, format_checker=FORMATS)
-    return kind(parsed, registry=Registry(), format_checker=FORMATS)
+    validator_class: Any = validator_for(parsed)
+    validator_class.check_schema(parsed, format_checker=FORMATS)
+    return validator_class(parsed, registry=Registry(), format_checker=FORMATS)
 
 
 @FORMATS.checks("date-time", raises=ValueError)
@@ -87,6 +89,7 @@ def _date_time(value: object) -> bool:
     """RFC 3339: date, time and offset."""
     if not isinstance(value, str):
         return True
+    # The pattern checks the form; fromisoformat raises ValueError for a date such as 31 February.
     return bool(re.fullmatch(rf"(?a:{DATE}[Tt ]{TIME})", value)) and bool(datetime.fromisoformat(value.upper()))
 
 
@@ -100,7 +103,7 @@ def _time(value: object) -> bool:
 
 @FORMATS.checks("uri", raises=ValueError)
 def _uri(value: object) -> bool:
-    """With a scheme, something after it, and no white space."""
+    """A scheme, something after it, and no white space."""
     if not isinstance(value, str):
         return True
     parts = urlsplit(value)

@@ -1,4 +1,4 @@
-"""Reading JSON that a model wrote: strict, and with a reason when it is not JSON."""
+"""Reads JSON that a model wrote: strictly, and with a reason if it is not JSON."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from qwq_rl.verifiers.verdicts import shown
 
 DEEPEST = 100
+"""The most levels of arrays and objects within each other."""
 
 
 class NotJson(ValueError):
@@ -20,10 +21,10 @@ class NotJson(ValueError):
 def parse_one(text: str) -> Any:
     """The one JSON value that `text` is; raises NotJson for anything else.
 
-    No JSON either: NaN, a repeated key, more than `DEEPEST` levels, and half a surrogate pair, which no file can hold.
+    Also refused: NaN, a repeated key, more than `DEEPEST` levels, and half a surrogate pair, which no file can hold.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite)
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse, parse_float=_finite)
     except RecursionError:
         raise NotJson("it is nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -31,16 +32,17 @@ def parse_one(text: str) -> Any:
     except NotJson:
         raise
     except ValueError:
-        raise NotJson("a number in it has too many digits") from None
-    if _deeper(value, DEEPEST):
+        raise NotJson("a number in it has too many digits") from None  # Python limits the digits of an int
+    if _is_deeper(value, DEEPEST):
         raise NotJson(f"it is nested too deeply: {DEEPEST} levels are allowed")
+    # The cheap test comes first: only an escape can make half a pair.
     if "\\ud" in text.lower() and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
         raise NotJson("a text in it holds half a surrogate pair")
     return value
 
 
 def unfenced(text: str) -> str:
-    """`text` without one Markdown code fence around the whole of it."""
+    """`text` without the Markdown code fence around it, if one fence encloses all of it."""
     text = text.strip()
     if not (text.startswith("```") and text.endswith("```") and len(text) >= 6):
         return text
@@ -49,38 +51,41 @@ def unfenced(text: str) -> str:
 
 
 def canonical(value: Any) -> str:
-    """A text that two JSON values share exactly if they are equal: 1 is 1.0 but not true, the order of keys is free."""
-    return json.dumps(_integral(value), sort_keys=True)
+    """A text that is the same for two JSON values exactly if they are equal.
+
+    1 equals 1.0 but not true, and the order of keys does not matter.
+    """
+    return json.dumps(_whole_floats_to_int(value), sort_keys=True)
 
 
-def _integral(value: Any) -> Any:
+def _whole_floats_to_int(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _integral(item) for key, item in value.items()}
+        return {key: _whole_floats_to_int(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_integral(item) for item in value]
+        return [_whole_floats_to_int(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _deeper(value: Any, levels: int) -> bool:
-    """Whether `value` holds arrays and objects within each other on more than so many levels."""
-    level = [value]
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether arrays and objects are nested in `value` more than `levels` deep."""
+    values = [value]
     for _ in range(levels + 1):
-        level = [one for one in level if isinstance(one, dict | list)]
-        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
-        if not level:
+        values = [parent for parent in values if isinstance(parent, dict | list)]
+        values = [child for parent in values for child in (parent.values() if isinstance(parent, dict) else parent)]
+        if not values:
             return False
     return True
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise NotJson(f"the key {shown(twice)!r} stands twice in one object")
-    return found
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        [(repeated_key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise NotJson(f"the key {shown(repeated_key)!r} stands twice in one object")
+    return members
 
 
-def _constant(name: str) -> Any:
+def _refuse(name: str) -> Any:
     raise NotJson(f"{name} is not JSON")
 
 

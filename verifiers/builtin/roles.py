@@ -1,4 +1,4 @@
-"""One quality in [0, 1] as the score that the role of a check asks for."""
+"""Turns a quality in [0, 1] into the score that the role of a check asks for, and checks parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def role_of(problem: Problem, natural: Role) -> Role:
-    """The role that the check asks for, `natural` where the verifier is called without one."""
+    """The role that the check asks for; `natural` if the verifier is called without one."""
     role: Role = problem.get("role", natural)
     return role
 
@@ -30,21 +30,23 @@ def placed(
 ) -> Verdict:
     """The verdict of a rule whose `quality` is in [0, 1].
 
-    As a score it is the quality, as a gate 1 where it `passes` and else 0, as a penalty `most * (quality - 1)`.
+    - As a score it is the quality.
+    - As a gate it is 1 if the response `passes`, else 0.
+    - As a penalty it is `most * (quality - 1)`.
     """
     score = {"score": quality, "gate": float(passes), "penalty": most * (quality - 1)}[role]
     return Verdict(score, "correct" if passes else "wrong", reason, answer, metrics or {})
 
 
 def share(name: str, value: float) -> float:
-    """`value` where it lies in [0, 1]; raises UserError naming the parameter."""
+    """Return `value` if it lies in [0, 1]; raise UserError that names the parameter if not."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise UserError(f"`{name}` must be a number from 0 to 1, not {value!r}")
     return float(value)
 
 
 def count(name: str, value: int, least: int = 1) -> int:
-    """`value` where it is a whole number of at least `least`; raises UserError naming the parameter."""
+    """Return `value` if it is a whole number of at least `least`; raise UserError that names the parameter if not."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"`{name}` must be a whole number of at least {least}, not {value!r}")
     return value

@@ -1,1 +1,4 @@
-"""Runs verifiers in worker processes, with deadlines, retries and a cache; a fault costs one verdict."""
+"""Runs verifiers with deadlines, retries and a cache, in workers if they need one. A fault costs one verdict.
+
+Read `judge` first, then `dispatcher`, `calls` and `workers`.
+"""

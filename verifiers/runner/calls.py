@@ -1,4 +1,4 @@
-"""Asking a verifier, in whatever thread or process this is: every way of failing is a verdict of its own item."""
+"""Calls a verifier in the current thread or process. Whatever goes wrong becomes the verdict of the item concerned."""
 
 from __future__ import annotations
 
@@ -17,34 +17,37 @@ from qwq_rl.verifiers.verdicts import describe, fault
 
 Role = Literal["score", "gate", "penalty"]
 RANGES: Mapping[str, tuple[float, float]] = {"score": (0.0, 1.0), "gate": (0.0, 1.0), "penalty": (-1.0, 0.0)}
+"""Role -> the lowest and the highest score."""
 
 Item = tuple[Problem, Response]
 How = Literal["one", "together", "batch"]
+"""How items are judged: `one` by one, `together` as coroutines, or in one call of `batch`."""
 Emit = Callable[[int, Verdict, bool], None]
-"""Takes the place of an item, its verdict, and whether the verdict is only that it took too long."""
+"""Called with the index of an item, its verdict, and whether the verdict is only that the deadline passed."""
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
-"""Runs a coroutine to its end."""
+"""Runs a coroutine until it ends."""
 Passing = tuple[type[BaseException], ...]
-"""The exceptions that are no fault of a verifier and go on to the caller."""
+"""The exceptions that are no fault of a verifier and are raised to the caller."""
 
 AT_ONCE = 64
-"""Coroutines awaited at the same time; the rest wait, and their deadline has not begun."""
+"""How many coroutines are awaited at the same time. The others wait; their deadline has not started yet."""
 
 
-class _Late(Exception):
+class _DeadlinePassed(Exception):
     """A coroutine was cancelled at its deadline."""
 
 
 def how_to_ask(verifier: Verifier) -> How:
-    """`batch` where it has one, `together` where it is a coroutine function, else `one` by one."""
-    inner = _inner(verifier)
-    if callable(getattr(inner, "batch", None)):
+    """`batch` if the verifier has that method, `together` if it is a coroutine function, else `one` by one."""
+    function = _unwrap(verifier)
+    if callable(getattr(function, "batch", None)):
         return "batch"
-    is_async = inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None))  # noqa: B004
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
     return "together" if is_async else "one"
 
 
-def _inner(verifier: Verifier) -> Any:
+def _unwrap(verifier: Verifier) -> Any:
+    """The user's verifier inside a LoadedVerifier, which has no `batch` and is no coroutine function itself."""
     return verifier.verifier if isinstance(verifier, LoadedVerifier) else verifier
 
 
@@ -58,26 +61,26 @@ def answer(
     run: Run,
     passing: Passing,
 ) -> str:
-    """Judge `items`, handing each verdict to `emit` as it comes.
+    """Judge `items` and pass each verdict to `emit` as soon as it is there.
 
-    Returns what went wrong where a batch failed as a whole and emitted nothing, else "". Only coroutines end at the
-    deadline. Everything that the verifier raises is a verdict, but for `passing`, which is raised. The verifier finds
-    `role` in the problem, so that one rule can serve as score, gate or penalty.
+    If a batch failed as a whole, returns what went wrong and has emitted nothing; else returns "". Only coroutines are
+    ended at the deadline. Every exception of the verifier becomes a verdict, except those in `passing`, which are
+    raised. The verifier finds `role` in the problem, so that one rule can serve as score, gate or penalty.
     """
     items = [({**problem, "role": role}, response) for problem, response in items]
     if how == "batch":
-        return _batch(verifier, items, role, deadline_s, emit, run, passing)
+        return _judge_batch(verifier, items, role, deadline_s, emit, run, passing)
     if how == "together":
-        run(_together(verifier, items, role, deadline_s, emit, passing))
+        run(_judge_together(verifier, items, role, deadline_s, emit, passing))
         return ""
-    for place, item in enumerate(items):
-        verdict, late = _one(verifier, item, role, deadline_s, run, passing)
-        emit(place, verdict, late)
+    for index, item in enumerate(items):
+        verdict, late = _judge_one(verifier, item, role, deadline_s, run, passing)
+        emit(index, verdict, late)
     return ""
 
 
 def as_verdict(value: Any, role: Role = "score") -> Verdict:
-    """Turn what a verifier returned into a verdict whose score is a finite number in the role's range, or None."""
+    """Turn the result of a verifier into a verdict. Its score is None or a finite number in the role's range."""
     if isinstance(value, Verdict):
         verdict = value
     elif isinstance(value, bool):
@@ -88,13 +91,14 @@ def as_verdict(value: Any, role: Role = "score") -> Verdict:
         return fault("the verifier returned None: it could not judge")
     else:
         return fault(f"the verifier returned {type(value).__name__}, not a Verdict, a number, a bool or None")
-    return _checked(verdict, role)
+    return _check_score(verdict, role)
 
 
-def _checked(verdict: Verdict, role: Role) -> Verdict:
-    misfit = _misfit(verdict)
-    if misfit:
-        return fault(f"the verifier returned a Verdict whose {misfit}")
+def _check_score(verdict: Verdict, role: Role) -> Verdict:
+    """The verdict with a float as its score, or a fault if a field cannot be recorded or the score is out of range."""
+    mistake = _field_mistake(verdict)
+    if mistake:
+        return fault(f"the verifier returned a Verdict whose {mistake}")
     score = verdict.score
     if score is None:
         return verdict
@@ -106,8 +110,8 @@ def _checked(verdict: Verdict, role: Role) -> Verdict:
     return verdict if type(score) is float else replace(verdict, score=float(score))
 
 
-def _misfit(verdict: Verdict) -> str:
-    """Which field of a verdict cannot be recorded; empty where all can."""
+def _field_mistake(verdict: Verdict) -> str:
+    """Which field of a verdict has a type that cannot be recorded; empty if all are right."""
     if not (isinstance(verdict.status, str) and isinstance(verdict.reason, str)):
         return "`status` or `reason` is no text"
     if not (verdict.answer is None or isinstance(verdict.answer, str)):
@@ -115,78 +119,80 @@ def _misfit(verdict: Verdict) -> str:
     if not isinstance(verdict.seconds, int | float):
         return "`seconds` is no number"
     metrics = verdict.metrics
-    plain = isinstance(metrics, Mapping) and all(
+    is_valid = isinstance(metrics, Mapping) and all(
         isinstance(name, str) and isinstance(value, Real) for name, value in metrics.items()
     )
-    return "" if plain else "`metrics` is no mapping of names to numbers"
+    return "" if is_valid else "`metrics` is no mapping of names to numbers"
 
 
-def _timed(value: Any, role: Role, seconds: float) -> Verdict:
-    given = as_verdict(value, role)
-    if given.seconds:
-        return given
+def _with_seconds(value: Any, role: Role, seconds: float) -> Verdict:
+    """The result as a verdict, with the measured time unless the verifier gave its own."""
+    verdict = as_verdict(value, role)
+    if verdict.seconds:
+        return verdict
     # Not dataclasses.replace: this runs for every verdict, and it takes three times as long.
-    return Verdict(given.score, given.status, given.reason, given.answer, given.metrics, seconds)
+    return Verdict(verdict.score, verdict.status, verdict.reason, verdict.answer, verdict.metrics, seconds)
 
 
-def _raised(error: BaseException) -> Verdict:
+def _raised_verdict(error: BaseException) -> Verdict:
     return fault(f"the verifier raised {describe(error)}")
 
 
-def _too_late(deadline_s: float) -> Verdict:
+def _timeout_verdict(deadline_s: float) -> Verdict:
     return Verdict(None, "timeout", f"no verdict within {deadline_s:g} s", seconds=deadline_s)
 
 
-def _one(
+def _judge_one(
     verifier: Verifier, item: Item, role: Role, deadline_s: float, run: Run, passing: Passing
 ) -> tuple[Verdict, bool]:
     started = time.perf_counter()
     try:
         value: Any = verifier(*item)
         if inspect.isawaitable(value):
-            value = run(_within(value, deadline_s))
-        return _timed(value, role, time.perf_counter() - started), False
+            value = run(_await_until(value, deadline_s))
+        return _with_seconds(value, role, time.perf_counter() - started), False
     except passing:
         raise
-    except _Late:
-        return _too_late(deadline_s), True
+    except _DeadlinePassed:
+        return _timeout_verdict(deadline_s), True
     except BaseException as error:  # a checker written as a script ends with sys.exit
-        return _timed(_raised(error), role, time.perf_counter() - started), False
+        return _with_seconds(_raised_verdict(error), role, time.perf_counter() - started), False
 
 
-async def _within(awaitable: Awaitable[Any], deadline_s: float) -> Any:
+async def _await_until(awaitable: Awaitable[Any], deadline_s: float) -> Any:
     try:
         async with asyncio.timeout(deadline_s) as limit:
             return await awaitable
     except TimeoutError:
+        # A TimeoutError of the verifier itself is not our deadline.
         if limit.expired():
-            raise _Late from None
+            raise _DeadlinePassed from None
         raise
 
 
-async def _together(
+async def _judge_together(
     verifier: Verifier, items: Sequence[Item], role: Role, deadline_s: float, emit: Emit, passing: Passing
 ) -> None:
-    free = asyncio.Semaphore(AT_ONCE)
+    semaphore = asyncio.Semaphore(AT_ONCE)
 
-    async def one(place: int, item: Item) -> None:
-        async with free:
+    async def judge_item(index: int, item: Item) -> None:
+        async with semaphore:
             started = time.perf_counter()
             try:
-                value = await _within(verifier(*item), deadline_s)  # type: ignore[arg-type]
-                verdict, late = _timed(value, role, time.perf_counter() - started), False
+                value = await _await_until(verifier(*item), deadline_s)  # type: ignore[arg-type]
+                verdict, late = _with_seconds(value, role, time.perf_counter() - started), False
             except passing:
                 raise
-            except _Late:
-                verdict, late = _too_late(deadline_s), True
+            except _DeadlinePassed:
+                verdict, late = _timeout_verdict(deadline_s), True
             except BaseException as error:
-                verdict, late = _timed(_raised(error), role, time.perf_counter() - started), False
-            emit(place, verdict, late)
+                verdict, late = _with_seconds(_raised_verdict(error), role, time.perf_counter() - started), False
+            emit(index, verdict, late)
 
-    await asyncio.gather(*(one(place, item) for place, item in enumerate(items)))
+    await asyncio.gather(*(judge_item(index, item) for index, item in enumerate(items)))
 
 
-def _batch(
+def _judge_batch(
     verifier: Verifier,
     items: Sequence[Item],
     role: Role,
@@ -197,18 +203,19 @@ def _batch(
 ) -> str:
     started = time.perf_counter()
     try:
-        values: Any = _inner(verifier).batch(list(items))
-        values = run(_within(values, deadline_s)) if inspect.isawaitable(values) else values
-        each = (time.perf_counter() - started) / len(items)
-        verdicts = [_timed(value, role, each) for value in values]
+        values: Any = _unwrap(verifier).batch(list(items))
+        values = run(_await_until(values, deadline_s)) if inspect.isawaitable(values) else values
+        seconds_each = (time.perf_counter() - started) / len(items)
+        verdicts = [_with_seconds(value, role, seconds_each) for value in values]
     except passing:
         raise
-    except _Late:
+    except _DeadlinePassed:
         return f"took longer than {deadline_s:g} s"
     except BaseException as error:
         return f"raised {describe(error)}"
+    # With another number of verdicts nobody knows which item each belongs to, so none is used.
     if len(verdicts) != len(items):
         return f"returned {len(verdicts)} verdicts for {len(items)} responses"
-    for place, verdict in enumerate(verdicts):
-        emit(place, verdict, False)
+    for index, verdict in enumerate(verdicts):
+        emit(index, verdict, False)
     return ""

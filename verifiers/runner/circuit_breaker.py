@@ -1,4 +1,4 @@
-"""Leaves a verifier alone while most of what it is asked ends in a fault, as when its server is down."""
+"""Stops asking a verifier for a while if most of its verdicts are faults, for example because its server is down."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ LOG = logging.getLogger("qwq_rl.verifiers")
 
 
 class Breaker:
-    """Opens when more than `limit` of the last `window` verdicts were faults, and at least `least` of them.
+    """Opens if more than `limit` of the last `window` verdicts were faults, and at least `least` of them.
 
-    While it is open nothing is asked; after `rest_s` seconds one question is let through, whose verdict decides.
-    Safe to use from any thread.
+    While it is open, the verifier is not asked. After `rest_s` seconds one trial item is let through, and its verdict
+    decides: the breaker closes, or stays open for another `rest_s`. Safe to use from any thread.
     """
 
     def __init__(
@@ -38,27 +38,32 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is open, be it that a trial is due."""
+        """Whether it is open, even if a trial is due."""
         return self._open_since is not None
 
     def allows(self) -> bool:
-        """Whether the verifier may be asked; where this is a trial, the outcome that is recorded next decides."""
-        if self._open_since is None:
+        """Whether the verifier may be asked now.
+
+        If the breaker is open, this is a trial: the outcome that is recorded next decides.
+        """
+        if self._open_since is None:  # the usual case needs no lock
             return True
         with self._lock:
             if self._open_since is None:
                 return True
             if self._clock() - self._open_since < self._rest_s:
                 return False
+            # The rest starts again, so that other threads do not start a second trial.
             self._trying, self._open_since = True, self._clock()
             return True
 
     def record(self, failed: bool | None, why: str = "") -> bool:
-        """Note the outcome of a question, None where it tells nothing; returns whether this opened it."""
+        """Record an outcome; None says nothing about the verifier. Returns whether this opened the breaker."""
         with self._lock:
             if self._open_since is not None:
+                # Without a trial this is the late outcome of an item that was asked before the breaker opened.
                 if self._trying:
-                    self._tried(failed)
+                    self._end_trial(failed)
                 return False
             if failed is not None:
                 self._failures.append(failed)
@@ -69,15 +74,15 @@ class Breaker:
             return True
 
     def trip(self, why: str) -> bool:
-        """Open at once; returns whether it was closed."""
+        """Open at once. Returns whether it was closed before."""
         with self._lock:
             if self._open_since is not None:
-                self._tried(True)
+                self._end_trial(True)
                 return False
             self._open(why)
             return True
 
-    def _tried(self, failed: bool | None) -> None:
+    def _end_trial(self, failed: bool | None) -> None:
         self._trying = False
         if failed is False:
             self._open_since = None

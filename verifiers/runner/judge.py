@@ -1,4 +1,4 @@
-"""Judging with verifiers so that whatever one of them does costs its own verdicts only."""
+"""Judges responses with verifiers, so that whatever a verifier does affects only its own verdicts."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from qwq_rl.verifiers.runner.process_worker import ProcessWorker
 from qwq_rl.verifiers.runner.workers import Pool, ThreadWorker
 
 MOST_PROCESSES = 4
+"""Worker processes of one verifier, if the machine has as many cores."""
 MOST_THREADS = 8
+"""Worker threads of one verifier."""
 HANDED_OVER = Running("thread")
-"""How a callable is run that declares nothing and has no name that a process could load it by."""
+"""How a callable is run that declares nothing and has no name by which a process could load it."""
 
 _LOCK = threading.Lock()
 _DISPATCHERS: weakref.WeakKeyDictionary[Verifier, Dispatcher] = weakref.WeakKeyDictionary()
+"""Dispatchers by verifier object."""
 _SHARED: weakref.WeakValueDictionary[str, Dispatcher] = weakref.WeakValueDictionary()
-"""Dispatchers by `LoadedVerifier.key`: they and their processes last as long as somebody holds such a verifier."""
+"""Dispatchers by `LoadedVerifier.key`. They and their processes live as long as such a verifier is referenced."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A verifier and what it is asked in one role."""
+    """A verifier and the items that it must judge in one role."""
 
     verifier: Verifier
     items: Sequence[Item]
@@ -39,59 +42,65 @@ class Call:
 
 
 def judge(verifier: Verifier, items: Sequence[Item], role: Role = "score") -> list[Verdict]:
-    """Return one verdict an item, in order; a verifier that raises or returns nonsense gives the status `fault`.
+    """Return one verdict per item, in order. A verifier that raises or returns nonsense gives the status `fault`.
 
-    A verifier of `load` runs as it declares (`contract.Running`), undeclared ones in worker processes. A callable that
-    is handed over has no name that a process could load it by, and runs in one thread, or as it declares for `inline`
-    and `thread`. One with `batch` gets one call for all items; where that fails as a whole, each is judged alone, so
-    that only the guilty one pays. Coroutines are awaited together.
+    A verifier from `load` runs as it declares (`contract.Running`); if it declares nothing, in worker processes. A
+    callable that is passed directly has no name by which a process could load it. It runs in one thread, unless it
+    declares `inline` or `thread`. A verifier with `batch` gets one call for all items. If that call fails as a whole,
+    each item is judged alone, so that only the item that is to blame is affected. Coroutines are awaited together.
 
-    An item over which its worker hangs or dies is judged again alone in a new one. If that ends alike while another
-    response is judged, it was the response's doing: the lowest score of the role, status `timeout` or `crash`.
-    Otherwise the score is None.
+    If a worker hangs or dies over an item, the item is judged again, alone, in a new worker. If that ends in the same
+    way while another response is judged, the response is to blame: it gets the lowest score of the role, with status
+    `timeout` or `crash`. Otherwise the score is None.
 
-    Callable from any thread, inside a running event loop (which waits) and in a forked child. A UserError passes
-    through: it names a condition of the machine or the recipe that no response can mend, such as a sandbox that cannot
-    isolate.
+    Works from any thread, inside a running event loop (which is blocked meanwhile) and in a forked child. A UserError
+    passes through: it names a problem of the machine or the recipe that no response can fix, such as a sandbox that
+    cannot isolate.
     """
     return judge_all([Call(verifier, items, role)])[0].verdicts
 
 
 def judge_all(calls: Sequence[Call]) -> list[JudgedItems]:
-    """Judge several calls at the same time, each as `judge` does; inline verifiers have their turn in this thread."""
+    """Judge several calls at the same time, each as `judge` does.
+
+    Inline verifiers are judged in this thread, one after the other.
+    """
     dispatchers = [_dispatcher(call.verifier) for call in calls]
     if len(calls) == 1:
-        return [_judged(calls[0], dispatchers[0][0], None)]
-    apart = [place for place, (_, running) in enumerate(dispatchers) if running.isolation != "inline"]
+        return [_run_call(calls[0], dispatchers[0][0], None)]
+    in_workers = [index for index, (_, running) in enumerate(dispatchers) if running.isolation != "inline"]
     stop = threading.Event()
-    with ThreadPoolExecutor(max(1, len(apart)), thread_name_prefix="verifier") as threads:
+    with ThreadPoolExecutor(max(1, len(in_workers)), thread_name_prefix="verifier") as threads:
         try:
-            waiting = {place: threads.submit(_judged, calls[place], dispatchers[place][0], stop) for place in apart}
-            found = {
-                place: _judged(call, dispatchers[place][0], stop)
-                for place, call in enumerate(calls)
-                if place not in waiting
+            # First start the calls that need workers, so that they run while the inline ones use this thread.
+            futures = {
+                index: threads.submit(_run_call, calls[index], dispatchers[index][0], stop) for index in in_workers
             }
-            found |= {place: judged.result() for place, judged in waiting.items()}
-        except BaseException:  # Ctrl-C, or what the user must mend
+            results = {
+                index: _run_call(call, dispatchers[index][0], stop)
+                for index, call in enumerate(calls)
+                if index not in futures
+            }
+            results |= {index: future.result() for index, future in futures.items()}
+        except BaseException:  # Ctrl-C, or a UserError
             stop.set()
-            for place in apart:
-                dispatchers[place][0].interrupt()
+            for index in in_workers:
+                dispatchers[index][0].interrupt()
             raise
-    return [found[place] for place in range(len(calls))]
+    return [results[index] for index in range(len(calls))]
 
 
 async def ajudge(verifier: Verifier, items: Sequence[Item], role: Role = "score") -> list[Verdict]:
-    """As `judge`, for an event loop that has other things to do meanwhile."""
+    """As `judge`, for an event loop that must not be blocked."""
     return await asyncio.to_thread(judge, verifier, items, role)
 
 
-def _judged(call: Call, dispatcher: Dispatcher, stop: threading.Event | None) -> JudgedItems:
+def _run_call(call: Call, dispatcher: Dispatcher, stop: threading.Event | None) -> JudgedItems:
     return dispatcher.judge(call.verifier, call.items, call.role, stop) if call.items else JudgedItems([], {})
 
 
 def _dispatcher(verifier: Verifier) -> tuple[Dispatcher, Running]:
-    """The verifier's dispatcher and how it is run; one dispatcher for all that load the same verifier."""
+    """The verifier's dispatcher and how it is run. Verifiers that load the same thing share one dispatcher."""
     if isinstance(verifier, LoadedVerifier):
         running = verifier.running
     else:
@@ -106,24 +115,25 @@ def _dispatcher(verifier: Verifier) -> tuple[Dispatcher, Running]:
 
 
 def _shared(verifier: Verifier) -> Dispatcher | None:
+    """The dispatcher of all verifiers with the same key; None for a callable that was passed directly."""
     if not isinstance(verifier, LoadedVerifier):
         return None
     dispatcher = _SHARED.get(verifier.key)
     if dispatcher is None:
-        # A copy, since a dispatcher that held the verifier would keep itself alive.
+        # A copy: a dispatcher that referenced the verifier itself would keep itself alive.
         dispatcher = _SHARED[verifier.key] = _new_dispatcher(verifier.spec, verifier.running, replace(verifier))
     return dispatcher
 
 
 def _new_dispatcher(name: str, running: Running, loaded: LoadedVerifier | None) -> Dispatcher:
-    left: set[threading.Thread] = set()
+    abandoned: set[threading.Thread] = set()
     if running.isolation == "inline":
-        return Dispatcher(name, running, None, left)
+        return Dispatcher(name, running, None, abandoned)
     if running.isolation == "process":
         assert loaded is not None
-        return Dispatcher(name, running, Pool(lambda: ProcessWorker(loaded), min(MOST_PROCESSES, _cores())), left)
-    size = 1 if running is HANDED_OVER else MOST_THREADS  # who declared nothing did not promise to be thread-safe
-    return Dispatcher(name, running, Pool(lambda: ThreadWorker(running.deadline_s, left), size), left)
+        return Dispatcher(name, running, Pool(lambda: ProcessWorker(loaded), min(MOST_PROCESSES, _cores())), abandoned)
+    size = 1 if running is HANDED_OVER else MOST_THREADS  # without a declaration, it may not be thread-safe
+    return Dispatcher(name, running, Pool(lambda: ThreadWorker(running.deadline_s, abandoned), size), abandoned)
 
 
 def _name(verifier: Verifier) -> str:
@@ -134,10 +144,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _forget() -> None:
-    """In a forked child: its parent's workers are not its own, and another thread may have held a lock."""
+def _reset_after_fork() -> None:
+    """In a forked child, start without dispatchers.
+
+    The workers belong to the parent, and another thread may have held the lock during the fork.
+    """
     global _LOCK, _DISPATCHERS, _SHARED
     _LOCK, _DISPATCHERS, _SHARED = threading.Lock(), weakref.WeakKeyDictionary(), weakref.WeakValueDictionary()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,4 +1,7 @@
-"""A worker process that loads a verifier by its name and judges with it; it is killed when it hangs."""
+"""A worker process that loads a verifier by its name and judges with it. It is killed if it hangs.
+
+`worker_main` is the program that runs in the process.
+"""
 
 from __future__ import annotations
 
@@ -29,59 +32,61 @@ from qwq_rl.verifiers.verdicts import describe, fault
 LOG = logging.getLogger("qwq_rl.verifiers")
 PROGRAM = Path(__file__).with_name("worker_main.py")
 START_S = 120.0
-"""A verifier may import torch, on a busy machine."""
+"""How long loading may take. A verifier may import torch, on a busy machine."""
 
 _ALL: weakref.WeakSet[Any] = weakref.WeakSet()
+"""All workers of this process, to be closed when it ends."""
 
 
 class ProcessWorker:
-    """Starts clean, as a child of its own session, never as a fork of a process with threads and a GPU.
+    """A new process in a session of its own, never a fork of this process with its threads and its GPU.
 
-    Requests are pickled, since a row may hold what JSON cannot; replies are JSON, so that nothing of the worker's is
-    ever unpickled. The channel is a socket of its own: a verifier may print or close what it likes.
+    Requests are pickled, because a row may hold what JSON cannot. Replies are JSON, so that nothing that the worker
+    sends is ever unpickled. They use a socket of their own, because a verifier may print anything and close any
+    standard stream.
     """
 
     def __init__(self, loaded: LoadedVerifier) -> None:
-        """Start it and load there what `loaded` names; raises NoWorker where that fails."""
+        """Start the process and load there what `loaded` names; raises NoWorker if that fails."""
         self.usable = self.fresh = self._open = True
         self._name, self._deadline_s = loaded.spec, loaded.running.deadline_s
-        self._channel, theirs = socket.socketpair()
-        their_life, self._life = os.pipe()
+        self._channel, child_channel = socket.socketpair()
+        child_lifeline, self._lifeline = os.pipe()
         self._received = bytearray()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(PROGRAM), str(theirs.fileno()), str(their_life)],
-                pass_fds=(theirs.fileno(), their_life),
+                [sys.executable, "-P", str(PROGRAM), str(child_channel.fileno()), str(child_lifeline)],
+                pass_fds=(child_channel.fileno(), child_lifeline),
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # what a verifier prints is for the log: stdout may be somebody's data
+                stdout=2,  # the verifier's prints go to the log: stdout may carry results
                 env={"OMP_NUM_THREADS": "1", **os.environ},
-                start_new_session=True,  # Ctrl-C is for the parent
+                start_new_session=True,  # Ctrl-C must reach only the parent
             )
         except OSError as error:
             self._channel.close()
-            os.close(self._life)
+            os.close(self._lifeline)
             raise NoWorker(f"its process does not start: {error}") from error
         finally:
-            theirs.close()
-            os.close(their_life)
+            child_channel.close()
+            os.close(child_lifeline)
         _ALL.add(self)
         self._load(loaded)
 
     @property
     def pid(self) -> int:
-        """The process id, also that of its session and process group."""
+        """The process id, which is also the id of its session and process group."""
         return self._process.pid
 
     def ask(self, verifier: Verifier, how: How, items: Sequence[Item], role: Role, emit: Emit) -> str:
-        """As `Worker.ask`; the process has the verifier already, by its name."""
+        """As `Worker.ask`. `verifier` is not sent: the process has loaded it already."""
         self.fresh = False
-        places, packed = [], []
-        for place, item in enumerate(items):
+        indices, packed = [], []
+        for index, item in enumerate(items):
             try:
                 packed.append(pickle.dumps(item, protocol=5))
-                places.append(place)
-            except Exception as error:  # a row that holds a lock or an open file
-                emit(place, fault(f"the row cannot be sent to the verifier's process: {describe(error)}"), False)
+                indices.append(index)
+            except Exception as error:  # for example a row that holds a lock or an open file
+                emit(index, fault(f"the row cannot be sent to the verifier's process: {describe(error)}"), False)
         if not packed:
             return ""
         try:
@@ -91,47 +96,50 @@ class ProcessWorker:
                 if "user_error" in reply:
                     raise UserError(reply["user_error"])
                 if "unread" in reply:
-                    return self._unread(reply["unread"], places, emit)
+                    return self._unread(reply["unread"], indices, emit)
                 if "done" in reply:
                     self.usable = not reply["grown"]
                     if reply["grown"]:
                         LOG.warning("verifier %s: process %d takes ever more memory: ended", self._name, self.pid)
                     return str(reply["done"])
-                emit(places[reply["place"]], Verdict(*reply["verdict"]), reply["late"])
+                emit(indices[reply["place"]], Verdict(*reply["verdict"]), reply["late"])
+        # Not only OSError: a verifier can write to any open file, so a reply may be garbled.
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise WorkerBroken("crash", f"the verifier's process {self._give_up()} ({describe(error)})") from error
 
     def interrupt(self) -> None:
         """As `Worker.interrupt`."""
         with contextlib.suppress(OSError):
+            # The `ask` that is waiting then finds the socket closed.
             os.kill(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Kill the process and what it started."""
+        """Kill the process and everything that it started."""
         if not self._open:
             return
         self._open = self.usable = False
         _kill_all(self._process.pid)
         self._process.wait()
         self._channel.close()
-        os.close(self._life)
+        os.close(self._lifeline)
 
     def __del__(self) -> None:
-        if hasattr(self, "_process"):
+        if hasattr(self, "_process"):  # missing if the process could not be started
             self.close()
 
     def forget(self) -> None:
-        """In a forked child: the process is the parent's, and so is its life line."""
+        """In a forked child, let go of the process without ending it: it belongs to the parent."""
         if self._open:
             self._open = self.usable = False
             self._channel.close()
-            os.close(self._life)
-            self._process.returncode = 0  # not this child's to wait for
+            os.close(self._lifeline)
+            self._process.returncode = 0  # so that Popen does not wait for a process that is not this child's
 
-    def _unread(self, why: str, places: Sequence[int], emit: Emit) -> str:
-        if len(places) > 1:
+    def _unread(self, why: str, indices: Sequence[int], emit: Emit) -> str:
+        """Handle a message that the process could not unpickle: a fault if it held one row, else a failed batch."""
+        if len(indices) > 1:
             return f"held a row that the verifier's process cannot read: {why}"
-        emit(places[0], fault(f"the verifier's process cannot read the row: {why}"), False)
+        emit(indices[0], fault(f"the verifier's process cannot read the row: {why}"), False)
         return ""
 
     def _load(self, loaded: LoadedVerifier) -> None:
@@ -162,12 +170,13 @@ class ProcessWorker:
         self._channel.sendall(len(message).to_bytes(8, "big") + message)
 
     def _receive(self, seconds: float) -> bytes:
+        """The next message; its first 8 bytes are its size. Raises WorkerBroken if it is late or the process ended."""
         end = time.monotonic() + seconds
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
         while len(self._received) < 8 or len(self._received) < 8 + int.from_bytes(self._received[:8], "big"):
-            left = end - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
+            remaining = end - time.monotonic()
+            if remaining <= 0 or not poll.poll(remaining * 1000):
                 self._give_up("killed: it took too long")
                 raise WorkerBroken("timeout", f"no verdict within {self._deadline_s:g} s")
             chunk = self._channel.recv(1 << 20)
@@ -188,6 +197,7 @@ class ProcessWorker:
 
 
 def _ending(status: int | None) -> str:
+    """How a process ended, in words."""
     if status is None or status >= 0:
         return f"ended with status {status}" + (": out of memory" if status == 137 else "")
     name = signal.Signals(-status).name if -status in set(signal.Signals) else str(-status)
@@ -195,25 +205,31 @@ def _ending(status: int | None) -> str:
 
 
 def _kill_all(pid: int) -> None:
-    """Kill a process, its group, and descendants that left the group; not yet waited for, its id is still its own."""
+    """Kill a process, its process group, and descendants that left the group.
+
+    The process was not waited for yet, so its id cannot belong to another one.
+    """
+    # List them first: once the process is dead, its children have another parent.
     family = _descendants(pid)
-    for one in family:
+    for member in family:
         with contextlib.suppress(OSError):
-            os.kill(one, signal.SIGKILL)
+            os.kill(member, signal.SIGKILL)
     with contextlib.suppress(OSError):
         os.killpg(pid, signal.SIGKILL)
 
 
 def _descendants(pid: int) -> list[int]:
-    """Of the process itself and what it started, as far as `/proc` tells; parents before children."""
+    """The ids of the process and of all its descendants that `/proc` shows, parents before children."""
     parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
+    for stat_file in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            parent = int(entry.read_bytes().rpartition(b")")[2].split()[1])
-            parents.setdefault(parent, []).append(int(entry.parent.name))
+            # The name of the program, in parentheses, may hold spaces. The parent's id is the second field after it.
+            parent = int(stat_file.read_bytes().rpartition(b")")[2].split()[1])
+            parents.setdefault(parent, []).append(int(stat_file.parent.name))
     family = [pid]
-    for one in family:
-        family += parents.get(one, [])
+    for member in family:
+        # The list grows while it is read, so children of children are found too.
+        family += parents.get(member, [])
     return family
 
 

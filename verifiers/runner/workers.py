@@ -1,4 +1,7 @@
-"""What judges apart from the caller: its common face, threads that can be left behind, and a pool of either kind."""
+"""What judges outside the caller's thread: the interface of a worker, worker threads, and a pool of workers.
+
+Worker processes are in `process_worker`.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ from qwq_rl.verifiers.contract import Verifier
 from qwq_rl.verifiers.runner.calls import Emit, How, Item, Role, answer
 
 GRACE_S = 0.1
-"""After its deadline a coroutine gets this long to be cancelled before its worker is given up."""
+"""Extra time after the deadline in which a coroutine can be cancelled. After that the worker is given up."""
 
 
 class WorkerBroken(Exception):
-    """The worker hung or died over what it was asked; `status` is `timeout` or `crash`."""
+    """The worker hung or died while it judged. `status` is `timeout` or `crash`."""
 
     def __init__(self, status: str, how: str) -> None:
         super().__init__(how)
@@ -28,29 +31,29 @@ class WorkerBroken(Exception):
 
 
 class NoWorker(Exception):
-    """No worker can be had, so nothing can be said of any response."""
+    """No worker can be started, so no response can be judged."""
 
 
 class Worker(Protocol):
     """A thread or process that judges one request at a time."""
 
     usable: bool
-    """False once it hung, died or took too much memory."""
+    """False once it has hung, died or taken too much memory."""
     fresh: bool
     """True until it is asked for the first time."""
 
     def ask(self, verifier: Verifier, how: How, items: Sequence[Item], role: Role, emit: Emit) -> str:
-        """As `calls.answer`, with a deadline from one verdict to the next; raises WorkerBroken over it."""
+        """As `calls.answer`. The deadline counts from one verdict to the next; raises WorkerBroken if it passes."""
 
     def interrupt(self) -> None:
         """Make the `ask` of another thread raise WorkerBroken now."""
 
     def close(self) -> None:
-        """End it, or leave it behind where it cannot be ended."""
+        """End the worker, or abandon it if it cannot be ended."""
 
 
 class Pool:
-    """At most `size` workers, started when there is need; safe to use from any thread."""
+    """At most `size` workers, which are started when they are needed. Safe to use from any thread."""
 
     def __init__(self, start: Callable[[], Worker], size: int) -> None:
         self._start = start
@@ -62,12 +65,12 @@ class Pool:
 
     @contextlib.contextmanager
     def worker(self, fresh: bool = False) -> Iterator[Worker]:
-        """Lend a worker, with `fresh` one that was never asked; raises NoWorker where none can be started."""
+        """Lend a worker; with `fresh`, one that was never asked. Raises NoWorker if none can be started."""
         with self._free:
-            worker = self._taken(fresh)
+            worker = self._take(fresh)
             try:
                 yield worker
-            except BaseException:  # in the middle of an answer: what comes next would be out of step
+            except BaseException:  # its remaining replies would be read as those of the next request
                 worker.usable = False
                 raise
             finally:
@@ -79,17 +82,18 @@ class Pool:
                     worker.close()
 
     def interrupt(self) -> None:
-        """Let nobody wait for an answer any more."""
+        """Make every `ask` that is waiting raise WorkerBroken now."""
         with self._lock:
             for worker in self._busy:
                 worker.interrupt()
 
-    def _taken(self, fresh: bool) -> Worker:
+    def _take(self, fresh: bool) -> Worker:
         with self._lock:
             worker = self._idle.pop() if self._idle else None
         if worker is not None and fresh and not worker.fresh:
             worker.close()
             worker = None
+        # Outside the lock: a process can take minutes to start.
         worker = worker or self._start()
         with self._lock:
             self._busy.append(worker)
@@ -97,16 +101,17 @@ class Pool:
 
 
 class ThreadWorker:
-    """A daemon thread; one that does not answer in time is left behind and ends with the process."""
+    """A daemon thread. If it does not answer in time, it is abandoned and ends with the process."""
 
     def __init__(self, deadline_s: float, left: set[threading.Thread]) -> None:
-        """`left` collects the threads left behind."""
+        """`left` collects the abandoned threads."""
         self.usable = self.fresh = True
-        self._deadline_s, self._left = deadline_s, left
+        self._deadline_s, self._abandoned = deadline_s, left
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(target=_serve, args=(self._inbox,), name="verifier", daemon=True)
         self._thread.start()
+        # Ends the thread once nobody holds the worker: None is the sign to stop.
         weakref.finalize(self, self._inbox.put, None)
 
     def ask(self, verifier: Verifier, how: How, items: Sequence[Item], role: Role, emit: Emit) -> str:
@@ -118,7 +123,7 @@ class ThreadWorker:
                 reply = self._outbox.get(timeout=self._deadline_s + GRACE_S)
             except queue.Empty:
                 self.usable = False
-                self._left.add(self._thread)
+                self._abandoned.add(self._thread)
                 raise WorkerBroken("timeout", f"no verdict within {self._deadline_s:g} s") from None
             if isinstance(reply, BaseException):
                 raise reply
@@ -136,7 +141,10 @@ class ThreadWorker:
 
 
 def _serve(inbox: queue.SimpleQueue[Any]) -> None:
-    """The body of a thread: it holds nothing that would keep a worker or a verifier alive while it waits."""
+    """The loop of a worker thread.
+
+    While it waits it holds no reference that would keep a worker or a verifier alive.
+    """
     loop = asyncio.new_event_loop()
     while (request := inbox.get()) is not None:
         verifier, how, items, role, deadline_s, outbox = request
@@ -154,6 +162,6 @@ def _put(outbox: queue.SimpleQueue[Any], *reply: object) -> None:
 
 
 def left_alive(left: set[threading.Thread]) -> int:
-    """How many of the threads left behind still run; the others are forgotten."""
+    """How many of the abandoned threads still run. The others are removed from the set."""
     left.difference_update([thread for thread in left if not thread.is_alive()])
     return len(left)
