@@ -50,7 +50,7 @@ def shown(value: object, limit: int = 60) -> str:
 def describe(error: BaseException) -> str:
     """The error on one line, with the file and line of Python code that raised it."""
     # Frames of the import machinery say nothing about where the user's code failed.
-    import_code = ("importlib", "verifiers/importing.py")
+    import_code = ("importlib", "verifiers/loading.py")
     traceback_frames = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in traceback_frames if not any(part in frame.filename for part in import_code)]
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

@@ -216,3 +216,22 @@ def test_a_file_that_does_not_parse_names_its_line(tmp_path: Path) -> None:
 
 def test_what_resolves_says_nothing(checker: str) -> None:
     assert [resolvable(spec) for spec in ("math", "constraints", f"{checker}:verify", f"{checker}:Fixed")] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("nowhere_at_all.checker:verify", r"No module named 'nowhere_at_all'"),
+        ("torn.py:verify", r"No module named 'nowhere_at_all' \(\S*torn\.py:2\)"),
+    ],
+)
+def test_what_cannot_be_imported_is_told_without_lines_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torn.py").write_text("\nimport nowhere_at_all\n")
+
+    with pytest.raises(UserError, match=told) as raised:
+        load(spec, {})
+
+    assert "loading.py" not in str(raised.value)
