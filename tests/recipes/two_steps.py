@@ -34,6 +34,8 @@ def main() -> None:
             "weight": [round(value, 5) for value in weights["weight"].flatten().tolist()],
         }
         print("said " + json.dumps(said), flush=True)
+    # Who leaves first closes connections that the other may still use, and the other aborts.
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
