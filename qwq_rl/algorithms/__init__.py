@@ -1,1 +1,4 @@
-"""The mathematics of the trainers: pure functions on tensors, nothing but torch."""
+"""The mathematics of RL: pure functions on tensors, which need nothing but torch.
+
+`named` lists the algorithms. `advantages` (or `gae`, with a critic), `ratios` and `losses` are their parts.
+"""

@@ -1,8 +1,8 @@
-"""Per-token losses of the policy. Summed over the tokens of a row and weighted by `weights.row_weights`.
+"""Losses of the policy, per token. An update sums them over the tokens of a row and weights rows by `row_weights`.
 
-Shapes: `logprobs` of the policy now and `log_ratios` (`ratios.log_ratios`) are (B, T), `mask` (B, T) is 1 where a token
-counts, `advantages` are (B, 1), or (B, T) where a critic gave each token its own. Every loss is (B, T) and means
-nothing outside the mask. All take the same first four arguments, whether they need them or not.
+Shapes: `logprobs` of the current policy and `log_ratios` (`ratios.log_ratios`) are (B, T). `mask` (B, T) is 1 where a
+token counts. `advantages` are (B, 1), or (B, T) where a critic gave one per token. Every loss is (B, T) and has no
+meaning outside the mask. All take the same first four arguments, even those they do not use.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from qwq_rl.algorithms.ratios import LARGEST_LOG
 
 RowWeighting = Literal["sequence_mean", "sequence_sum", "token_mean", "constant"]
-"""A mean over rows of each row's mean over tokens, the same of its sum, one mean over all tokens, a fixed divisor."""
+"""The mean over rows of a row's mean over tokens, or of its sum; one mean over all tokens; or a fixed divisor."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Ratios beyond [1 - low, 1 + high] earn nothing more; `delta` bounds those of negative advantages from above."""
+    """Ratios outside [1 - low, 1 + high] improve the loss no further. `delta` limits the ratio where A < 0."""
 
     low: float = 0.2
     high: float = 0.2
@@ -31,10 +31,10 @@ class Clip:
 def clipped(
     logprobs: torch.Tensor, log_ratios: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, clip: Clip
 ) -> torch.Tensor:
-    """-min(r A, clip(r, 1 - low, 1 + high) A): PPO (arXiv 1707.06347, equation 7), GRPO, and what is built on them.
+    """-min(r A, clip(r, 1 - low, 1 + high) A): PPO (arXiv 1707.06347, equation 7), GRPO and their successors.
 
-    Unequal bounds are DAPO's clip-higher (arXiv 2503.14476); `delta`, above 1 + high, is the second clip of INTELLECT-2
-    (arXiv 2505.07291), min(r, delta) A, which keeps one token of a negative advantage from ruling an update.
+    Unequal bounds are DAPO's clip-higher (arXiv 2503.14476). `delta`, above 1 + high, is the second clip of INTELLECT-2
+    (arXiv 2505.07291), min(r, delta) A: without it one token of a negative advantage could dominate an update.
     """
     ratio = log_ratios.exp()
     inner = ratio.clamp(1 - clip.low, 1 + clip.high)
@@ -49,10 +49,10 @@ def cispo(
     mask: torch.Tensor,
     ceiling: float = 5.0,
 ) -> torch.Tensor:
-    """-sg(min(r, ceiling)) A log p: the weight is clipped, not the update, so that no token loses its gradient.
+    """-sg(min(r, ceiling)) A log p (sg: no gradient). Only the weight is clipped, so that no token loses its gradient.
 
-    CISPO, MiniMax-M1 (arXiv 2506.13585, equations 4 and 5) without a lower bound; `ceiling` is the ratio itself, not
-    its distance from 1, and ScaleRL (arXiv 2510.13786) takes 5.
+    CISPO, MiniMax-M1 (arXiv 2506.13585, equations 4 and 5), without a lower bound. `ceiling` is the ratio itself, not
+    its distance from 1; ScaleRL (arXiv 2510.13786) uses 5.
     """
     return -log_ratios.exp().clamp(max=ceiling).detach() * advantages * logprobs
 
@@ -65,9 +65,9 @@ def sapo(
     positive: float = 1.0,
     negative: float = 1.05,
 ) -> torch.Tensor:
-    """-(4 / tau) sigmoid(tau (r - 1)) A: a soft gate instead of a clip, slope 1 at r = 1 for any temperature.
+    """-(4 / tau) sigmoid(tau (r - 1)) A: a soft gate instead of a clip. Its slope at r = 1 is 1 for any tau.
 
-    Soft Adaptive Policy Optimization (arXiv 2511.20347): tau is `positive` where A > 0 and `negative` elsewhere.
+    Soft Adaptive Policy Optimization (arXiv 2511.20347): tau is `positive` where A > 0, else `negative`.
     """
     temperature = torch.where(advantages > 0, positive, negative)
     return -torch.sigmoid(temperature * (log_ratios.exp() - 1)) * 4 / temperature * advantages
@@ -82,11 +82,11 @@ def vespo(
     positive: tuple[float, float] = (2.0, 3.0),
     negative: tuple[float, float] = (3.0, 2.0),
 ) -> torch.Tensor:
-    """-sg(phi(w)) A log p, phi(w) = w^k exp(lambda (1 - w)), w the ratio of the whole response.
+    """-sg(phi(w)) A log p (sg: no gradient), phi(w) = w^k exp(lambda (1 - w)), w the ratio of the whole response.
 
-    VESPO (arXiv 2602.10693) as TRL has it. `log_ratios` are a token's own; `importance` (B, T), from
-    `importance_weights` at level "token", belongs into w here and must not multiply the loss as well. `positive` and
-    `negative` are (k, lambda) by the advantage's sign. phi(1) = 1, and both tails vanish.
+    VESPO (arXiv 2602.10693) as in TRL. `log_ratios` are those of single tokens. `importance` (B, T), from
+    `importance_weights` at level "token", becomes part of w; do not multiply the loss by it again. `positive` and
+    `negative` are (k, lambda) for the sign of the advantage. phi(1) = 1, and phi goes to 0 on both sides.
     """
     lowest = math.log(1e-8)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def vespo(
 
 
 def clipped_tokens(log_ratios: torch.Tensor, advantages: torch.Tensor, clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which tokens `clipped` gives no gradient: below 1 - low, and above 1 + high; bool (B, T) each."""
+    """The tokens that get no gradient from `clipped`: ratios below 1 - low, and above 1 + high. Two bool (B, T)."""
     ratio = log_ratios.exp()
     return (ratio < 1 - clip.low) & (advantages < 0), (ratio > 1 + clip.high) & (advantages > 0)
 
@@ -109,21 +109,22 @@ def clipped_tokens(log_ratios: torch.Tensor, advantages: torch.Tensor, clip: Cli
 def kl_k3(logprobs: torch.Tensor, reference: torch.Tensor, log_ratios: torch.Tensor | None = None) -> torch.Tensor:
     """KL(policy || reference) of each token, (B, T) in nats, never negative: q/p - log(q/p) - 1 on the sampled token.
 
-    The k3 estimate of http://joschu.net/blog/kl-approx.html, GRPO's (arXiv 2402.03300, equation 4). It holds for tokens
-    that the policy now would sample; where they come from the policy before the update, `log_ratios` (B, T) correct it:
-    k3 times the ratio, gradient included (DeepSeek-V3.2, arXiv 2512.02556; TRL's `use_bias_correction_kl`).
+    The k3 estimate of http://joschu.net/blog/kl-approx.html, GRPO's (arXiv 2402.03300, equation 4). It is unbiased for
+    tokens sampled by the current policy. For tokens sampled by the policy before the update, `log_ratios` (B, T)
+    correct it: k3 times the ratio, gradient included (DeepSeek-V3.2, arXiv 2512.02556; TRL's `use_bias_correction_kl`).
     """
     gap = reference - logprobs
-    found = gap.exp() - gap - 1
-    return found if log_ratios is None else found * log_ratios.exp()
+    kl = gap.exp() - gap - 1
+    return kl if log_ratios is None else kl * log_ratios.exp()
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """The entropy in nats of the distributions that `logits` (..., V) give, (...) in float32; gradients flow.
+    """The entropy in nats of the distributions of `logits` (..., V): (...) in float32. Gradients flow.
 
-    A logit of minus infinity, a token that cannot be sampled, adds nothing.
+    A logit of minus infinity (a token that cannot be sampled) adds 0.
     """
     logs = logits.float().log_softmax(-1)
+    # Clamped, since 0 times minus infinity would be NaN.
     return -(logs.exp() * logs.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
 
 
@@ -134,23 +135,24 @@ def row_weights(
     kind: RowWeighting,
     constant: float | None = None,
 ) -> torch.Tensor:
-    """w (N,), float32, so that the loss of an update is sum over rows i of w_i * sum over tokens t of mask_it loss_it.
+    """w (N,), float32: the loss of an update is the sum over rows i of w_i * (sum over tokens t of mask_it loss_it).
 
-    All N rows of the update on all processes are here, those without an advantage too, since they count in the
-    denominators: `lengths` (N,) tokens that the mask leaves in, `domains` (N,) integers that index `domain_weights`
-    (D,). Micro-batches add their parts; where gradients are averaged over processes, multiply by their number.
+    The arguments describe all N rows of the update on all processes. Rows without an advantage belong to them, since
+    they count in the denominators. `lengths` (N,): tokens in the mask. `domains` (N,): integers that index
+    `domain_weights` (D,). The losses of micro-batches are added; where gradients are averaged over processes, multiply
+    the loss by the number of processes.
 
-    With a weight of 1 for all, N rows in all and L tokens in the domain d of row i, of which N_d rows:
+    Row i is of domain d, which has N_d rows and L_d tokens; L is the number of all tokens. If all domains weigh 1:
 
     - "sequence_mean", 1 / (N length_i): GRPO, GSPO, SAPO.
     - "sequence_sum", 1 / N: LUSPO.
-    - "token_mean", (N_d / N) / L_d: DAPO, CISPO, BNPO, VESPO. With one domain that is 1 / L; with several each is
-      divided by its own tokens and counts by its share of the rows, so that a domain of long responses does not
-      outweigh one of short ones.
-    - "constant", 1 / `constant`: Dr. GRPO with N times the longest allowed response (arXiv 2503.20783).
+    - "token_mean", (N_d / N) / L_d: DAPO, CISPO, BNPO, VESPO. With one domain that is 1 / L. With several, a domain is
+      divided by its own tokens and counts by its share of the rows: long responses in one domain do not outweigh short
+      ones in another.
+    - "constant", 1 / `constant`: Dr. GRPO, where it is N times the longest allowed response (arXiv 2503.20783).
 
-    A domain's weight multiplies that. A row without a token gets 0. Raises ValueError for an unknown kind, a missing
-    or unasked `constant`, one that is not positive, and a domain without a weight.
+    This is multiplied by the domain's weight. A row without tokens gets 0. Raises ValueError for an unknown kind, a
+    `constant` that is missing, not wanted or not positive, and a domain without a weight.
     """
     if (kind == "constant") != (constant is not None):
         raise ValueError(

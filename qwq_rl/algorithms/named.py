@@ -1,4 +1,4 @@
-"""The algorithms by name: one row each says what it is made of, and which paper it comes from."""
+"""The algorithms by name. Each is one row of `ALGORITHMS`: its parts, and the paper it comes from."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from qwq_rl.algorithms.ratios import Level
 
 @dataclass(frozen=True)
 class Algorithm:
-    """What one algorithm is made of. Everything else in an update is the same for all of them."""
+    """The parts of one algorithm. Everything else in an update is the same for all of them."""
 
     loss: Callable[..., torch.Tensor]
     """The loss of each token, a function of `losses`."""
     level: Level
-    """Over what the ratio of two policies is taken."""
+    """Whether the ratio of two policies is per token or per response."""
     weights: RowWeighting
-    """How much each row counts in the sum of the losses."""
+    """The weight of each row in the sum of the losses."""
     baseline: Baseline | None
-    """What is subtracted from a reward; None where a critic gives the advantages (`gae`)."""
+    """What is subtracted from the reward; None where a critic gives the advantages (`gae`)."""
     scale: Scale | None
-    """What that is divided by; None where a critic gives the advantages."""
+    """What the difference is divided by; None where a critic gives the advantages."""
 
 
 ALGORITHMS: Mapping[str, Algorithm] = {
@@ -35,7 +35,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "dr_grpo": Algorithm(clipped, "token", "constant", "group", "none"),
     # arXiv 2503.14476, equations 8 and 9.
     "dapo": Algorithm(clipped, "token", "token_mean", "group", "group"),
-    # GRPO's advantages; the name is TRL's for another normaliser.
+    # Advantages as in GRPO. TRL uses the name for another normaliser of the loss.
     "bnpo": Algorithm(clipped, "token", "token_mean", "group", "group"),
     # arXiv 2507.18071, equations 5 and 6.
     "gspo": Algorithm(clipped, "sequence", "sequence_mean", "group", "group"),
@@ -56,4 +56,4 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     # arXiv 1707.06347, equation 7, with a critic's advantages (GAE, arXiv 1506.02438).
     "ppo": Algorithm(clipped, "token", "token_mean", None, None),
 }
-"""The recipe's `algorithm` -> what it is made of."""
+"""The recipe's `algorithm` -> its parts."""

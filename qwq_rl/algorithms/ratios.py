@@ -1,6 +1,6 @@
-"""How far two policies are apart on the sampled tokens: the one that sampled, the one before the update, the one now.
+"""Ratios of two policies on the sampled tokens: the sampler's, the one before the update, and the current one.
 
-Log-probabilities are natural, of the sampled tokens, (B, T); a `mask` (B, T) is 1 where the loss counts a token.
+Log-probabilities are natural, those of the sampled tokens, (B, T). A `mask` (B, T) is 1 where a token counts.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from typing import Literal
 import torch
 
 Level = Literal["token", "sequence", "joint"]
-"""One ratio a token, their geometric mean over the row, or their product over it."""
+"""One ratio per token, their geometric mean over the row, or their product over the row."""
 
 LARGEST_LOG = 20.0
-"""Sums of log-ratios over a row are held within this: a ratio of 5e8, or one over it, is all the same."""
+"""Sums of log-ratios over a row are held within plus and minus this (a ratio of 5e8, or 1 / 5e8), against overflow."""
 
 
 def log_ratios(logprobs: torch.Tensor, old_logprobs: torch.Tensor, mask: torch.Tensor, level: Level) -> torch.Tensor:
-    """log(policy now / policy before the update), (B, T), 0 outside the mask at level "token"; gradients flow.
+    """log(current policy / policy before the update), (B, T), 0 outside the mask at level "token". Gradients flow.
 
-    "token" is PPO's ratio. "sequence" gives every token of a row the mean of its log-ratios (GSPO, arXiv 2507.18071,
-    equation 7); "joint" their sum, the ratio of the whole response (RLOO in TRL).
+    "token" is PPO's ratio. "sequence" gives every token of a row the mean of the row's log-ratios (GSPO, arXiv
+    2507.18071, equation 7). "joint" gives their sum, the ratio of the whole response (RLOO in TRL).
     """
-    each = torch.where(mask.bool(), logprobs - old_logprobs, 0.0)
+    per_token = torch.where(mask.bool(), logprobs - old_logprobs, 0.0)
     if level == "token":
-        return each
+        return per_token
     if level not in ("sequence", "joint"):
         raise ValueError(f"unknown level {level!r}; known are token, sequence, joint")
-    whole = each.sum(-1, keepdim=True)
+    per_row = per_token.sum(-1, keepdim=True)
     if level == "sequence":
-        whole = whole / mask.sum(-1, keepdim=True).clamp(min=1)
-    return whole.expand_as(each)
+        per_row = per_row / mask.sum(-1, keepdim=True).clamp(min=1)
+    return per_row.expand_as(per_token)
 
 
 def importance_weights(
@@ -43,12 +43,12 @@ def importance_weights(
     low: float | None = None,
     high: float | None = None,
 ) -> torch.Tensor:
-    """Factors (B, T) for the per-token loss that make up for a sampler that is not quite the trainer's policy.
+    """Factors (B, T) for the loss of each token, which correct for a sampler that differs slightly from the trainer.
 
-    The ratio is trainer / sampler on the same weights, a token's own or, at level "sequence", the product over the row.
-    "truncate" holds it within [low, high] (truncated importance sampling); "mask" takes 0 for what lies outside
-    (IcePop, arXiv 2510.18855, for tokens). None leaves a side open. The result is a constant: no gradient flows.
-    A token whose sampler log-probability is NaN counts as ratio 1, as in TRL; so does what the mask leaves out.
+    The ratio is trainer / sampler on the same weights: per token or, at level "sequence", the product over the row.
+    "truncate" holds it within [low, high] (truncated importance sampling); "mask" replaces a ratio outside by 0
+    (IcePop, arXiv 2510.18855, for tokens). None leaves a side open. No gradient flows.
+    A token whose sampler log-probability is NaN has ratio 1, as in TRL; so has a token outside the mask.
     """
     difference = _gaps(trainer_logprobs, sampler_logprobs, mask).nan_to_num(nan=0.0)
     if level == "sequence":

@@ -1,9 +1,11 @@
-"""The loop over batches and tokens that turns prompts into samples.
+"""Our own sampling loop over batches and tokens. Read `generate`, then `_decode` and `_append`.
 
-`transformers.generate` pays for its generality at every token, which on a small model is most of the time. This loop
-keeps to what sampling needs: prompts of like length share a batch, rows that have finished leave it, and what several
-samples have in common, their prompt and the tokens up to where they part, is computed once. Those of a trained policy
-part late: each draws with noise of its own, and mostly the same.
+`transformers.generate` is general, which costs time at every token: most of the time on a small model. This loop does
+only what sampling needs. Prompts of similar length share a batch. Rows that have finished leave the batch. Samples of
+one prompt are computed together as one "text" until they differ. With a trained policy that happens late: each sample
+has its own noise, but most tokens are nearly certain, so the samples draw the same ones.
+
+A "row" is one sample; a "text" is one sequence in the decoder, which stands for all rows that have the same tokens.
 """
 
 from __future__ import annotations
@@ -21,23 +23,23 @@ from qwq_rl.inference.fast_qwen.weights import read_weights
 from qwq_rl.inference.sampler import Completion
 
 _NOISE_STEPS = 16
-"""Random numbers are made for this many steps at once: a batch of a few rows spends its time in calls."""
+"""Random numbers are drawn for this many steps at once, since with few rows the calls cost most of the time."""
 
+_COMPACT_BELOW = 0.9
+"""Texts that no row continues stay in the decoder until at most this share is in use: removing them has a cost."""
 
-_LEFT = 0.9
-"""Texts that nobody continues are kept until no more than this share is left, since leaving them behind has a price."""
-
-_SMALL = 500_000
-"""Parameters of a model whose operations are too short to be shared: threads would but wait for each other."""
-
+_SMALL_MODEL = 500_000
+"""A model with fewer parameters runs in one thread: its operations are so short that threads only wait."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""The increment of SplitMix64: 2^64 divided by the golden ratio."""
 
 
 class _Decoder(Protocol):
-    """Texts that have been read to some token: the logits of their next ones, a step, and which of them to go on with.
+    """The texts of a batch, each read up to its last token.
 
-    `keep` may name one several times, which then parts into several.
+    `logits` are those of each text's next token. `advance` appends one token to each text. `keep` selects texts; one
+    that it names several times is copied.
     """
 
     logits: torch.Tensor
@@ -62,18 +64,19 @@ def generate(
     on_batch: Callable[[int], None] | None = None,
     fused: bool = True,
 ) -> list[list[Completion]]:
-    """Sample `samples` continuations of at most `max_tokens` tokens of every prompt.
+    """Sample `samples` completions of at most `max_tokens` tokens for every prompt.
 
-    Returns a list a prompt, in the order of `prompt_ids`, each with its samples in order. `temperature` 0 takes the
-    likeliest token. A batch holds at most `batch_rows` sequences (or one prompt's samples). `keys` names each prompt
-    in the random numbers, so that a prompt keeps its noise wherever it stands; its position where None. `on_batch` is
-    told after each batch how many prompts are finished. `fused` False keeps a model to its own forward where the
-    faster decoder would take it; the tokens are the same but where rounding decides.
-    Raises ValueError on an empty prompt or on numbers out of range.
+    Returns one list per prompt, in the order of `prompt_ids`, each with its samples in order. `temperature` 0 takes the
+    likeliest token. A batch holds at most `batch_rows` sequences (or one prompt's samples). `keys` has one number per
+    prompt, which with `seed` fixes its noise wherever the prompt stands; None takes its position. `on_batch` is called
+    after each batch with the number of finished prompts. `fused` False uses the model's own forward even where the
+    faster decoder fits; the tokens are the same except where rounding decides.
+    Raises ValueError for an empty prompt or numbers out of range.
     """
     if samples < 1 or max_tokens < 1 or temperature < 0.0 or not all(len(prompt) for prompt in prompt_ids):
         raise ValueError("generate needs samples >= 1, max_tokens >= 1, temperature >= 0 and no empty prompt")
     keys = range(len(prompt_ids)) if keys is None else keys
+    # Prompts of similar length share a batch, so that little is spent on padding.
     order = sorted(range(len(prompt_ids)), key=lambda index: len(prompt_ids[index]))
     prompts_a_batch = max(1, batch_rows // samples)
     results: list[list[Completion]] = [[] for _ in prompt_ids]
@@ -81,25 +84,26 @@ def generate(
     model.eval()
     try:
         dtype = decoding_dtype(model) if fused else None
-        # What a model of any kind keeps from its forward may be needed in training, so there no inference tensors.
+        # A model's own forward may keep tensors that training needs later. Inference tensors cannot be used there, so
+        # inference mode is only for our decoder.
         with torch.inference_mode() if dtype else torch.no_grad(), _threads_for(model):
             read = _reader(model, dtype, pad_token_id)
             for start in range(0, len(order), prompts_a_batch):
-                chosen = order[start : start + prompts_a_batch]
-                prompts = [prompt_ids[index] for index in chosen]
-                noise = _noise(streams(seed, [keys[index] for index in chosen], samples), max_tokens, model.device)
-                rows = _decode(read(prompts, max_tokens), samples, noise, max_tokens, temperature, eos_token_id)
-                for place, index in enumerate(chosen):
-                    results[index] = rows[place * samples : (place + 1) * samples]
+                indices = order[start : start + prompts_a_batch]
+                prompts = [prompt_ids[index] for index in indices]
+                noise = _noise(streams(seed, [keys[index] for index in indices], samples), max_tokens, model.device)
+                completions = _decode(read(prompts, max_tokens), samples, noise, max_tokens, temperature, eos_token_id)
+                for position, index in enumerate(indices):
+                    results[index] = completions[position * samples : (position + 1) * samples]
                 if on_batch:
-                    on_batch(start + len(chosen))
+                    on_batch(start + len(indices))
     finally:
         model.train(was_training)
     return results
 
 
 def decoder_of(model: Any) -> str:
-    """What `generate` gets its logits from, in words."""
+    """Name, for a log line, the decoder that `generate` uses for `model`."""
     dtype = decoding_dtype(model)
     if dtype is None:
         return f"the forward of {type(model).__name__}, one call a token"
@@ -109,7 +113,7 @@ def decoder_of(model: Any) -> str:
 def _reader(
     model: Any, dtype: torch.dtype | None, pad_token_id: int
 ) -> Callable[[Sequence[Sequence[int]], int], _Decoder]:
-    """What reads a batch of prompts; the weights are read here, once for all batches."""
+    """A function that makes the decoder of a batch of prompts. The weights are read here, once for all batches."""
     if dtype is None:
         return lambda prompts, max_tokens: ModelDecoder(model, prompts, pad_token_id, max_tokens)
     weights = read_weights(model, dtype)
@@ -118,9 +122,9 @@ def _reader(
 
 @contextmanager
 def _threads_for(model: Any) -> Iterator[None]:
-    """Within, a small model on a CPU computes in one thread."""
+    """Inside, a small model on a CPU computes in one thread."""
     before = torch.get_num_threads()
-    small = model.device.type == "cpu" and sum(parameter.numel() for parameter in model.parameters()) < _SMALL
+    small = model.device.type == "cpu" and sum(parameter.numel() for parameter in model.parameters()) < _SMALL_MODEL
     torch.set_num_threads(1 if small else before)
     try:
         yield
@@ -129,7 +133,7 @@ def _threads_for(model: Any) -> Iterator[None]:
 
 
 def _noise(row_streams: np.ndarray, max_tokens: int, device: torch.device) -> Iterator[torch.Tensor]:
-    """The random number of each row of the whole batch, (rows,), step by step."""
+    """At each step one random number per row of the whole batch, (rows,)."""
     for first in range(0, max_tokens, _NOISE_STEPS):
         count = min(_NOISE_STEPS, max_tokens - first)
         yield from torch.from_numpy(uniform(row_streams, first, count)).to(device)
@@ -139,76 +143,83 @@ def _decode(
     decoder: _Decoder, samples: int, noise: Iterator[torch.Tensor], max_tokens: int, temperature: float,
     eos_token_id: int,
 ) -> list[Completion]:  # fmt: skip
-    """Continue each text of the decoder to `samples` completions, (rows,) in all."""
+    """Continue each text of the decoder to `samples` completions. Rows: all samples of the first prompt come first."""
     texts, device = len(decoder.logits), decoder.logits.device
-    written = torch.zeros(max_tokens, texts * samples, dtype=torch.long, device=device)
+    token_ids = torch.zeros(max_tokens, texts * samples, dtype=torch.long, device=device)
     logprobs = torch.zeros(max_tokens, texts * samples, device=device)
     lengths = torch.full((texts * samples,), max_tokens, device=device)
     alive = torch.arange(texts * samples, device=device)
-    of = torch.arange(texts, device=device).repeat_interleave(samples)
-    """The text that each row that is alive has come to."""
-    for step, numbers in enumerate(noise):
-        chosen, chosen_logprobs = choose(decoder.logits, temperature, numbers[alive], of)
-        written[step, alive], logprobs[step, alive] = chosen, chosen_logprobs
-        goes_on = chosen != eos_token_id
-        if not bool(goes_on.all()):
-            lengths[alive[~goes_on]] = step + 1
-            alive, of, chosen = alive[goes_on], of[goes_on], chosen[goes_on]
+    text_of = torch.arange(texts, device=device).repeat_interleave(samples)
+    """For each row in `alive`, the text that it continues."""
+    for step, step_noise in enumerate(noise):
+        # Noise is drawn for all rows and indexed by row: a row's tokens do not depend on which others have finished.
+        chosen, chosen_logprobs = choose(decoder.logits, temperature, step_noise[alive], text_of)
+        token_ids[step, alive], logprobs[step, alive] = chosen, chosen_logprobs
+        unfinished = chosen != eos_token_id
+        if not bool(unfinished.all()):
+            lengths[alive[~unfinished]] = step + 1
+            alive, text_of, chosen = alive[unfinished], text_of[unfinished], chosen[unfinished]
         if len(alive) == 0 or step + 1 == max_tokens:
             break
-        of = _part(decoder, of, chosen)
-    return _completions(written.T, logprobs.T, lengths, eos_token_id)
+        text_of = _append(decoder, text_of, chosen)
+    return _completions(token_ids.T, logprobs.T, lengths, eos_token_id)
 
 
-def _part(decoder: _Decoder, of: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Append each row's token `chosen` to its text `of`, (rows,); returns which text it has come to now."""
-    texts = len(decoder.logits)
-    keys, now = torch.unique(of << 32 | chosen, return_inverse=True)
-    before, tokens = keys >> 32, keys & 0xFFFFFFFF
-    first = torch.ones_like(before, dtype=torch.bool)
-    first[1:] = before[1:] != before[:-1]
-    if _LEFT * texts < len(before) and bool(first.all()):
-        appended = torch.zeros(texts, dtype=torch.long, device=of.device)
-        appended[before] = tokens
-        decoder.advance(appended)
-        return of
-    order = _arranged(before, first)
-    decoder.keep(before[order])
-    decoder.advance(tokens[order])
-    places = torch.empty_like(order)
-    places[order] = torch.arange(len(order), device=of.device)
-    return places[now]
+def _append(decoder: _Decoder, text_of: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Append each row's token `chosen` to its text `text_of`, (rows,). Returns the text that each row continues now.
 
-
-def _arranged(before: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-    """An order of texts, (texts,), in which as many as can stay where the ones `before` them stood.
-
-    Only the `first` of those that come from one can have its place; the others fill the holes.
+    Rows of one text that drew different tokens part: the text is copied, once for each further token.
     """
-    stays = first & (before < len(before))
-    order = torch.full_like(before, -1)
-    order[before[stays]] = stays.nonzero()[:, 0]
+    texts = len(decoder.logits)
+    # One key for each distinct pair (text, token), sorted by text; a token id fits into 32 bits.
+    keys, child_of = torch.unique(text_of << 32 | chosen, return_inverse=True)
+    parents, tokens = keys >> 32, keys & 0xFFFFFFFF
+    is_first = torch.ones_like(parents, dtype=torch.bool)
+    is_first[1:] = parents[1:] != parents[:-1]
+    # No text parts and most are in use: advance all of them without moving the cache. Unused ones get token 0.
+    if _COMPACT_BELOW * texts < len(parents) and bool(is_first.all()):
+        appended = torch.zeros(texts, dtype=torch.long, device=text_of.device)
+        appended[parents] = tokens
+        decoder.advance(appended)
+        return text_of
+    order = _in_place_order(parents, is_first)
+    decoder.keep(parents[order])
+    decoder.advance(tokens[order])
+    new_index = torch.empty_like(order)
+    new_index[order] = torch.arange(len(order), device=text_of.device)
+    return new_index[child_of]
+
+
+def _in_place_order(parents: torch.Tensor, is_first: torch.Tensor) -> torch.Tensor:
+    """An order of the new texts, (texts,), in which as many as possible stay at the index of their parent.
+
+    `parents`, (texts,): the text that each comes from. Of several with one parent only the first (`is_first`) can have
+    its index; the others fill the free ones. What stays need not be copied in the cache.
+    """
+    stays = is_first & (parents < len(parents))
+    order = torch.full_like(parents, -1)
+    order[parents[stays]] = stays.nonzero()[:, 0]
     order[order < 0] = (~stays).nonzero()[:, 0]
     return order
 
 
 def _completions(
-    written: torch.Tensor, logprobs: torch.Tensor, lengths: torch.Tensor, eos_token_id: int
+    token_ids: torch.Tensor, logprobs: torch.Tensor, lengths: torch.Tensor, eos_token_id: int
 ) -> list[Completion]:
     completions = []
-    for ids, probabilities, length in zip(written.tolist(), logprobs.tolist(), lengths.tolist(), strict=True):
+    for ids, row_logprobs, length in zip(token_ids.tolist(), logprobs.tolist(), lengths.tolist(), strict=True):
         finish: Literal["stop", "length"] = "stop" if ids[length - 1] == eos_token_id else "length"
-        completions.append(Completion(tuple(ids[:length]), finish, tuple(probabilities[:length])))
+        completions.append(Completion(tuple(ids[:length]), finish, tuple(row_logprobs[:length])))
     return completions
 
 
 def choose(
     logits: torch.Tensor, temperature: float, noise: torch.Tensor, of: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A token and its log-probability for each row, by inverting the cumulated sum of probabilities.
+    """Draw a token for each row, with its log-probability, by inverting the cumulative distribution.
 
-    `of`, (rows,), says which of `logits`, (texts, vocabulary), a row draws from, and `noise`, (rows,), lies in [0, 1);
-    temperature 0 takes the likeliest token, and its log-probability at temperature 1.
+    `of`, (rows,): the text whose `logits`, (texts, vocabulary), a row draws from. `noise`, (rows,), lies in [0, 1).
+    Temperature 0 takes the likeliest token, with its log-probability at temperature 1.
     """
     if temperature == 0.0:
         best = logits.argmax(-1)
@@ -216,14 +227,14 @@ def choose(
     scaled = logits.float() if temperature == 1.0 else logits.float() / temperature
     probabilities = torch.softmax(scaled, -1)
     cumulated = probabilities.cumsum(-1)[of]
-    # The last sum is 1 but for rounding; scaled by it, the noise never points past the last possible token.
+    # The last sum is 1 except for rounding. Noise scaled by it never points past the last possible token.
     threshold = noise[:, None] * cumulated[:, -1:]
     chosen = torch.searchsorted(cumulated, threshold, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
     return chosen, probabilities[of, chosen].log_()
 
 
 def streams(seed: int, keys: Sequence[int], samples: int) -> np.ndarray:
-    """The start of each row's stream of random numbers, (prompts * samples,), from (seed, key, sample)."""
+    """The start of each row's stream of random numbers, (prompts * samples,), from (seed, key, sample number)."""
     state = _mixed(np.array([seed % 2**64], dtype=np.uint64) + _GOLDEN)
     state = _mixed(state ^ np.array([key % 2**64 for key in keys], dtype=np.uint64) + _GOLDEN)
     return _mixed((state[:, None] ^ np.arange(samples, dtype=np.uint64)) + _GOLDEN).reshape(-1)
@@ -244,23 +255,24 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 
 class ModelDecoder:
-    """Texts that begin with a prompt each and grow by a token at a time."""
+    """Decodes with the model's own forward and its cache. Each text begins with a prompt and grows token by token."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_token_id: int, max_tokens: int) -> None:
-        """Read `prompts`; `logits` are then those of their ends."""
+        """Read `prompts`; `logits` are then those of each prompt's next token."""
         self.model = model
         tokens, mask = _left_padded(prompts, pad_token_id, model.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         output = model(tokens, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
         self.logits: torch.Tensor = output.logits[:, -1]
-        """Of each text's next token, (texts, vocabulary)."""
+        """(texts, vocabulary), for each text's next token."""
         self.cache = output.past_key_values
+        # Padding stands on the left, so all later tokens of a text are real.
         self.mask = torch.cat([mask, mask.new_ones(len(mask), max_tokens)], 1)
         self.position = positions[:, -1:]
         self.used = tokens.shape[1]
 
     def advance(self, chosen: torch.Tensor) -> None:
-        """Append `chosen`, (texts,), and compute the logits after it."""
+        """Append one token to each text, `chosen` (texts,), and compute the next logits."""
         self.used += 1
         self.position = self.position + 1
         output = self.model(
@@ -270,7 +282,7 @@ class ModelDecoder:
         self.logits = output.logits[:, -1]
 
     def keep(self, texts: torch.Tensor) -> None:
-        """Go on with these texts alone, in this order, and with one as often as it is named."""
+        """Keep only `texts` (indices), in this order; one that is named several times is copied."""
         self.cache.reorder_cache(texts)
         self.mask, self.position = self.mask[texts], self.position[texts]
 

@@ -1,4 +1,4 @@
-"""What every sampler is asked for and gives: prompts of token ids in, completions out."""
+"""The request and the result of every sampler: prompts of token ids in, completions out."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ class Completion:
     token_ids: tuple[int, ...]
     """The sampled tokens; the last one is the end-of-sequence token where `finish` is "stop"."""
     finish: Literal["stop", "length"]
-    """"stop": the model ended it; "length": `max_tokens` did."""
+    """"stop": the model ended it; "length": it was cut off at `max_tokens`."""
     logprobs: tuple[float, ...]
-    """Of each token under the distribution it was drawn from (at the temperature; at temperature 1 where greedy)."""
+    """One per token, under the distribution that the token was drawn from: at the request's temperature, but at
+    temperature 1 where sampling is greedy."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class SamplingRequest:
 
     prompt_ids: Sequence[Sequence[int]]
     keys: Sequence[int]
-    """One a prompt: with `seed` and the sample's number it fixes the noise, whichever process samples it."""
+    """One per prompt. The key, `seed` and the sample's number fix the noise, so any process samples the same."""
     samples: int
     max_tokens: int
     temperature: float
@@ -33,8 +34,8 @@ class SamplingRequest:
 
 
 class Sampler(Protocol):
-    """Samples for one process; all processes call it together."""
+    """Samples the prompts of one process. All processes must call it together."""
 
     def __call__(self, request: SamplingRequest) -> list[list[Completion]]:
-        """One list a prompt."""
+        """One list of completions per prompt."""
         ...

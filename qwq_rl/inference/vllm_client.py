@@ -1,7 +1,8 @@
-"""One vLLM server over HTTP: what it is, new weights from files, completions of token ids.
+"""A client of one vLLM server: it reads the server's settings, loads new weights from files, and asks for completions.
 
-The wire is that of vLLM 0.22 to 0.32: its OpenAI API with `return_token_ids`, and what VLLM_SERVER_DEV_MODE=1 adds to
-it (`/server_info`, `/collective_rpc`, `/reset_prefix_cache`). `/metrics` gives the signs of life.
+The protocol is that of vLLM 0.22 to 0.32: its OpenAI API with `return_token_ids`, and the paths that
+VLLM_SERVER_DEV_MODE=1 adds (`/server_info`, `/collective_rpc`, `/reset_prefix_cache`). `/metrics` shows whether the
+server still makes progress.
 """
 
 from __future__ import annotations
@@ -23,25 +24,26 @@ from qwq_rl.errors import RunStateError, UserError
 from qwq_rl.inference.sampler import Completion
 
 OLDEST, NEWEST = (0, 22), (0, 32)
-"""Versions of vLLM between which the wire is known."""
+"""The versions of vLLM whose protocol is known, from the first to the last."""
 REFUSED_S = 10.0
-"""Seconds that a server which answered before may refuse connections before it counts as lost."""
+"""Seconds that a server may refuse connections, after it answered before, until it counts as lost."""
 _TICK_S = 1.0
+"""Seconds between two looks at a server."""
 _ANSWER_S = 20.0
-"""Seconds for what a server answers without computing anything."""
+"""Seconds allowed for a request that needs no computation."""
 _TRIES = 4
-"""Of a request that a server answers with a fault of its own, each try a little later."""
+"""How often a request is tried where the server fails (HTTP 5xx or no answer); the pause grows with each try."""
 _START = (
     "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs --max-model-len N --api-server-count 1"
 )
 
 
 class ServerUnfit(UserError):
-    """A vLLM server that answers cannot serve this stage as it was started."""
+    """A vLLM server answers, but cannot serve this stage the way it was started."""
 
 
 class ServerLost(RunStateError):
-    """A vLLM server is gone, stands still or was started anew; the stage goes on from its last checkpoint."""
+    """A vLLM server is gone, makes no progress or was restarted; the stage goes on from its last checkpoint."""
 
 
 class Stopped(Exception):
@@ -50,47 +52,47 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class About:
-    """What a server says of itself."""
+    """A server's own description."""
 
     model: str
-    """The name that requests are made for."""
+    """The model's name, which requests must give."""
     version: str
     max_model_len: int
-    """Most tokens of prompt and response together."""
+    """The largest number of tokens of prompt and response together."""
     on_cpu: bool
     head_apart: bool
-    """Whether it was told that the head's weights are not those of the embeddings, whatever the model's folder says."""
+    """Whether it was started with `tie_word_embeddings` false, so the head has weights of its own."""
 
 
 @dataclass(frozen=True)
 class Pulse:
-    """One look at a server."""
+    """The state of a server at one moment, from `/metrics`."""
 
     started: float
-    """When its process started: another number is another process, with the weights that it was started with."""
+    """When its process started. Another number means a new process, with the weights that it was started with."""
     tokens: float
-    """Tokens that it read and wrote since then."""
+    """Tokens read and written since then."""
 
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """Samples of one prompt."""
+    """A request for the samples of one prompt."""
 
     prompt_ids: Sequence[int]
     samples: int
     max_tokens: int
     temperature: float
     seed: int
-    """Of the first sample; vLLM counts up from it for the others."""
+    """The first sample's seed; vLLM counts up from it for the others."""
     eos_token_id: int
 
 
 class _Broken(Exception):
-    """No answer: nobody listens, the connection broke, or it took too long."""
+    """No answer: the connection was refused, broke, or took too long."""
 
 
 class _Fault(Exception):
-    """An answer that is no success: its status and its text."""
+    """An answer with another status than 200."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"HTTP {status}: {text}")
@@ -98,41 +100,42 @@ class _Fault(Exception):
 
 
 class VllmServer:
-    """A server as one process of the stage knows it; to be shared between threads."""
+    """One process's client of a server. Threads may share it."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        """`timeout_s`: seconds without progress after which it counts as lost, also while it loads weights."""
+        """`timeout_s`: a server without progress for so many seconds counts as lost, also while it loads weights."""
         self.url, self.timeout_s = url.rstrip("/"), timeout_s
         self._about: About | None = None
         self._started: float | None = None
-        """When the process started that has the current weights."""
+        """Start time of the server process that has the current weights."""
         self._lock = threading.Lock()
-        self._tokens, self._moved, self._looked, self._silent = -1.0, 0.0, 0.0, 0.0
+        # Set by `_look`, times by the monotonic clock; `_silent_since` is 0 while the server answers.
+        self._tokens_at_last_look, self._last_progress, self._last_look, self._silent_since = -1.0, 0.0, 0.0, 0.0
 
     def wait(self, say: Callable[[str], None]) -> None:
-        """Wait until it answers. Raises ServerLost after `timeout_s`; `say` is told if that takes long."""
-        began, said = time.monotonic(), False
+        """Wait until the server answers. Raises ServerLost after `timeout_s`; a long wait is reported through `say`."""
+        started_waiting, announced = time.monotonic(), False
         while True:
             try:
                 self._ask("GET", "/health", within=_ANSWER_S)
                 return
             except (_Broken, _Fault) as error:
-                if time.monotonic() - began > self.timeout_s:
+                if time.monotonic() - started_waiting > self.timeout_s:
                     raise ServerLost(
                         f"the vLLM server {self.url} does not answer, for {self.timeout_s:.0f} s now ({error}): start "
                         f"it (`{_START}`), then the same command goes on from the last checkpoint"
                     ) from None
-                if not said and time.monotonic() - began > 5 * _TICK_S:
+                if not announced and time.monotonic() - started_waiting > 5 * _TICK_S:
                     say(f"waiting for the vLLM server {self.url} ({error}), for {self.timeout_s:.0f} s at most")
-                    said = True
+                    announced = True
             time.sleep(_TICK_S)
 
     def about(self) -> About:
-        """What it is; asked once. Raises ServerUnfit where it was not started as it needs to be, ServerLost."""
+        """The server's description, asked once. Raises ServerUnfit where a setting does not fit, and ServerLost."""
         if self._about is None:
             version = str(self._get("/version")["version"])
-            found = re.match(r"(\d+)\.(\d+)", version)
-            if found and (int(found[1]), int(found[2])) < OLDEST:
+            match = re.match(r"(\d+)\.(\d+)", version)
+            if match and (int(match[1]), int(match[2])) < OLDEST:
                 raise self._unfit(
                     f"runs vLLM {version}; {'.'.join(map(str, OLDEST))} is the oldest that can be given weights"
                 )
@@ -141,26 +144,31 @@ class VllmServer:
                 config = self._get("/server_info?config_format=json")["vllm_config"]
             except ServerUnfit:
                 raise self._unfit("takes no new weights: it was started without VLLM_SERVER_DEV_MODE=1") from None
-            given, overrides = config["model_config"]["logprobs_mode"], config["model_config"].get("hf_overrides")
-            if given != "processed_logprobs":
-                raise self._unfit(f"gives {given}, which are not those of the distribution that it samples from")
+            logprobs_mode, overrides = (
+                config["model_config"]["logprobs_mode"],
+                config["model_config"].get("hf_overrides"),
+            )
+            if logprobs_mode != "processed_logprobs":
+                raise self._unfit(
+                    f"gives {logprobs_mode}, which are not those of the distribution that it samples from"
+                )
             on_cpu = str(config["device_config"]["device"]).startswith("cpu")
             if on_cpu and config["scheduler_config"].get("enable_chunked_prefill"):
-                # RuntimeError: CPU Generator does not use offset (0.32), and all requests are lost with the engine.
+                # vLLM 0.32: "RuntimeError: CPU Generator does not use offset"; the engine ends and all requests fail.
                 raise self._unfit("runs on a CPU, where seeded requests end it: add --no-enable-chunked-prefill")
-            apart = isinstance(overrides, dict) and overrides.get("tie_word_embeddings") is False
-            self._about = About(str(model["id"]), version, int(model["max_model_len"]), on_cpu, apart)
+            separate_head = isinstance(overrides, dict) and overrides.get("tie_word_embeddings") is False
+            self._about = About(str(model["id"]), version, int(model["max_model_len"]), on_cpu, separate_head)
         return self._about
 
     def tokens_of(self, text: str) -> list[int]:
-        """`text` in the server's tokenizer, without special tokens around it. Raises as `about`."""
+        """`text` encoded by the server's tokenizer, without special tokens around it. Raises the errors of `about`."""
         body = {"model": self.about().model, "prompt": text, "add_special_tokens": False}
         return [int(token) for token in self._post("/tokenize", body)["tokens"]]
 
     def load(self, folder: Path) -> float:
-        """Have it take the weights in `folder`; returns when its process started, for `loaded` in other processes.
+        """Make the server load the weights in `folder`. Returns when its process started, for `loaded` elsewhere.
 
-        Raises ServerUnfit where they are not of its model or it does not see the folder, ServerLost.
+        Raises ServerUnfit where the weights do not fit its model or it does not see the folder, and ServerLost.
         """
         started = self.pulse().started
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
@@ -175,35 +183,36 @@ class VllmServer:
             ) from None
         if not workers.get("results"):
             raise self._unfit(f"has no worker that took the weights in {folder}: {workers}")
-        # What it kept of prompts it has read belongs to the weights before.
+        # The cached keys and values of prompts were computed with the old weights.
         for _ in range(_TRIES):
             if self._post("/reset_prefix_cache", {}).get("success", True):
                 break
             time.sleep(_TICK_S)
         else:
             raise self._unfit("cannot forget the prompts it has read: it is at work for somebody else")
+        # A process that restarted meanwhile may have the old weights.
         if self.pulse().started != started:
-            raise self._anew()
+            raise self._restarted()
         self.loaded(started)
         return started
 
     def loaded(self, started: float) -> None:
-        """Know that the process which started then has the current weights."""
+        """Note that the server process that started at `started` has the current weights."""
         self._started = started
 
     def pulse(self) -> Pulse:
-        """One look at it. Raises ServerLost where it does not answer."""
+        """The server's state now. Raises ServerLost where it does not answer."""
         return self._pulse(self._retried("GET", "/metrics", None, _ANSWER_S))
 
     def check_same(self) -> None:
-        """Raise ServerLost where it is not the process any more that was given the weights."""
+        """Raise ServerLost where the server has restarted since it was given the weights."""
         if self.pulse().started != self._started:
-            raise self._anew()
+            raise self._restarted()
 
     def complete(self, request: CompletionRequest, wanted: Callable[[], bool]) -> list[Completion]:
-        """The samples of one prompt, in order; their log-probabilities at the temperature they were drawn with.
+        """The samples of one prompt, in order, with log-probabilities at the temperature of sampling.
 
-        Raises Stopped once not `wanted`, ServerUnfit for a prompt that is too long, ServerLost.
+        Raises Stopped as soon as `wanted()` is false, ServerUnfit for a prompt that is too long, and ServerLost.
         """
         longest = len(request.prompt_ids) + request.max_tokens
         if longest > self.about().max_model_len:
@@ -224,48 +233,53 @@ class VllmServer:
             except (KeyError, TypeError, ValueError) as error:
                 raise self._unfit(f"answers in another way than vLLM does ({error!r})") from None
             time.sleep(_TICK_S * attempt)
-            self._look(at_once=True)  # is it there, and still the same one?
+            self._look(at_once=True)  # another try makes sense only if the same process still runs
         raise AssertionError("the last try returns or raises")
 
     def _look(self, at_once: bool = False) -> None:
-        """Raise ServerLost where it stands still, is gone, or is another process; looks once a second at most."""
+        """Raise ServerLost where the server makes no progress, is gone or has restarted.
+
+        Looks at most once per second, whatever the number of threads, unless `at_once`.
+        """
         with self._lock:
             now = time.monotonic()
-            if not at_once and now - self._looked < _TICK_S:
+            if not at_once and now - self._last_look < _TICK_S:
                 return
             try:
-                found = self._pulse(self._ask("GET", "/metrics", within=_ANSWER_S))
+                pulse = self._pulse(self._ask("GET", "/metrics", within=_ANSWER_S))
             except (_Broken, _Fault) as error:
-                self._looked = time.monotonic()
-                self._silent = self._silent or now
-                silent, gone = self._looked - self._silent, isinstance(error.__cause__, ConnectionError)
-                if silent > (REFUSED_S if gone else self.timeout_s):
-                    raise self._lost(f"does not answer, for {silent:.0f} s now ({error})") from None
+                self._last_look = time.monotonic()
+                self._silent_since = self._silent_since or now
+                # A refused connection means that no process listens; a timeout may only mean that it is busy.
+                silent_s, refused = self._last_look - self._silent_since, isinstance(error.__cause__, ConnectionError)
+                if silent_s > (REFUSED_S if refused else self.timeout_s):
+                    raise self._lost(f"does not answer, for {silent_s:.0f} s now ({error})") from None
                 return
-            self._looked, self._silent = time.monotonic(), 0.0
-            if found.started != self._started:
-                raise self._anew()
-            if found.tokens != self._tokens:
-                self._tokens, self._moved = found.tokens, self._looked
-            elif self._looked - self._moved > self.timeout_s:
+            self._last_look, self._silent_since = time.monotonic(), 0.0
+            if pulse.started != self._started:
+                raise self._restarted()
+            if pulse.tokens != self._tokens_at_last_look:
+                self._tokens_at_last_look, self._last_progress = pulse.tokens, self._last_look
+            elif self._last_look - self._last_progress > self.timeout_s:
                 raise self._lost(f"has made no progress for {self.timeout_s:.0f} s")
 
     def begin(self) -> None:
-        """Count from now on how long it makes no progress: requests are about to come."""
+        """Measure progress from now on. Call it before a series of requests: an idle server makes none."""
         with self._lock:
-            self._tokens, self._moved, self._silent = -1.0, time.monotonic(), 0.0
+            self._tokens_at_last_look, self._last_progress, self._silent_since = -1.0, time.monotonic(), 0.0
 
     def _pulse(self, text: bytes) -> Pulse:
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         for line in text.decode().splitlines():
             name, _, value = line.rpartition(" ")
             name = name.partition("{")[0]
+            # One line per engine where there are several: their tokens add up.
             if name in ("process_start_time_seconds", "vllm:prompt_tokens_total", "vllm:generation_tokens_total"):
-                found[name] = found.get(name, 0.0) + float(value)
-        if len(found) < 3:
+                figures[name] = figures.get(name, 0.0) + float(value)
+        if len(figures) < 3:
             raise self._unfit("does not say when it was started and what it has done (/metrics)")
-        started = found.pop("process_start_time_seconds")
-        return Pulse(started, sum(found.values()))
+        started = figures.pop("process_start_time_seconds")
+        return Pulse(started, sum(figures.values()))
 
     def _get(self, path: str) -> Any:
         return json.loads(self._retried("GET", path, None, self.timeout_s))
@@ -296,26 +310,26 @@ class VllmServer:
         within: float | None = None,
         wanted: Callable[[], bool] = lambda: True,
     ) -> bytes:
-        """One request; without `within` it may take as long as the server makes progress."""
+        """Send one request. Without `within` (seconds) it may take as long as the server makes progress."""
         parts = urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        line = kind(str(parts.hostname), parts.port, timeout=within or _ANSWER_S)
-        text = None if body is None else json.dumps(body)
+        connection_class = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = connection_class(str(parts.hostname), parts.port, timeout=within or _ANSWER_S)
+        payload = None if body is None else json.dumps(body)
         try:
-            line.request(method, parts.path + path, text, {"Content-Type": "application/json"})
-            while within is None and not _readable(line.sock):
+            connection.request(method, parts.path + path, payload, {"Content-Type": "application/json"})
+            while within is None and not _readable(connection.sock):
                 if not wanted():
                     raise Stopped
                 self._look()
-            answer = line.getresponse()
-            said = answer.read()
+            response = connection.getresponse()
+            content = response.read()
         except (OSError, http.client.HTTPException) as error:
             raise _Broken(f"{type(error).__name__}: {error}") from error
         finally:
-            line.close()
-        if answer.status != 200:
-            raise _Fault(answer.status, said.decode("utf-8", "replace")[:300])
-        return said
+            connection.close()
+        if response.status != 200:
+            raise _Fault(response.status, content.decode("utf-8", "replace")[:300])
+        return content
 
     def _unfit(self, what: str) -> ServerUnfit:
         return ServerUnfit(f"the vLLM server {self.url} {what}. Start it as `{_START}`")
@@ -326,22 +340,22 @@ class VllmServer:
             "then goes on from the last whole checkpoint"
         )
 
-    def _anew(self) -> ServerLost:
+    def _restarted(self) -> ServerLost:
         return ServerLost(
             f"the vLLM server {self.url} was started anew in the middle of a round, and has the weights of its start "
             "again: nothing it sampled since is used. The same command goes on from the last whole checkpoint"
         )
 
 
-def _readable(line: socket.socket) -> bool:
-    """Whether something arrives on `line` within a second."""
+def _readable(connection: socket.socket) -> bool:
+    """Whether data arrives on `connection` within a second."""
     with selectors.DefaultSelector() as selector:
-        selector.register(line, selectors.EVENT_READ)
+        selector.register(connection, selectors.EVENT_READ)
         return bool(selector.select(_TICK_S))
 
 
 def _body(request: CompletionRequest, model: str) -> dict[str, Any]:
-    """Nothing is left to the defaults that a server takes from its model's folder."""
+    """The JSON body of a request. It sets every option, since a server takes defaults from its model's folder."""
     return {
         "model": model,
         "prompt": list(request.prompt_ids),
@@ -355,7 +369,7 @@ def _body(request: CompletionRequest, model: str) -> dict[str, Any]:
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
-        # Not what the model's folder calls the end, but what the stage does.
+        # A response ends at the stage's end-of-sequence token, not at those of the model's folder.
         "ignore_eos": True,
         "stop_token_ids": [request.eos_token_id],
         "logprobs": 0,
@@ -365,11 +379,11 @@ def _body(request: CompletionRequest, model: str) -> dict[str, Any]:
 
 
 def _completions(answer: Mapping[str, Any], request: CompletionRequest) -> list[Completion]:
-    """Raises KeyError, TypeError or ValueError for an answer that is not what was asked for."""
-    choices = sorted(answer["choices"], key=lambda one: int(one["index"]))
-    if [one["index"] for one in choices] != list(range(request.samples)):
+    """The samples of an answer. Raises KeyError, TypeError or ValueError where it is not what was asked for."""
+    choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+    if [choice["index"] for choice in choices] != list(range(request.samples)):
         raise ValueError(f"{len(choices)} samples instead of {request.samples}")
-    return [_completion(one, request) for one in choices]
+    return [_completion(choice, request) for choice in choices]
 
 
 def _completion(choice: Mapping[str, Any], request: CompletionRequest) -> Completion:

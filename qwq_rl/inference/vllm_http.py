@@ -1,4 +1,4 @@
-"""Prompts in, completions out, from vLLM servers: each new policy is written as files that they load over HTTP."""
+"""Sampling from vLLM servers. Each new policy is written to files, which the servers load when asked over HTTP."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ from qwq_rl.inference.vllm_client import CompletionRequest, ServerUnfit, Stopped
 T = TypeVar("T")
 
 AT_ONCE = 32
-"""Prompts that a server is asked for at once, by all processes together."""
+"""Prompts that one server works on at once, counted over all processes."""
+# Thinking tags, an accent, Greek and Chinese: two vocabularies hardly ever split all of these alike.
 _PROBE = "What is 7 * 8?\n<think>\n56, naïve Σ 数学</think>"
-
-
 _SAY_EVERY_S = 60.0
 
 
 class ServedSampler:
-    """Samples from the servers of a recipe; all processes of a stage call it together, each with its own prompts."""
+    """Samples from the vLLM servers of a recipe. All processes must call it together, each with its own prompts."""
 
     def __init__(
         self,
@@ -44,26 +43,27 @@ class ServedSampler:
         weights: Path,
         max_tokens: int,
     ) -> None:
-        """`weights`: the folder that policies are written to, which the servers see under the same path.
+        """`weights`: the folder that policies are written to. The servers must see it under the same path.
 
-        Raises ServerUnfit and ServerLost, for a server that is not there or cannot do it.
+        Raises ServerUnfit for a server that cannot serve this stage, ServerLost for one that does not answer.
         """
         self._trainer, self._tokenizer = trainer, tokenizer
         self._servers = [VllmServer(url, timeout_s) for url in urls]
-        self._place = weights
+        self._folder = weights
         self._version = -1
         self._is_main = bool(trainer.accelerator.is_main_process)
-        self._together(lambda: self._check(max_tokens))
-        trainer.add_callback(_Cleaner(self._place))
+        self._in_all(lambda: self._check(max_tokens))
+        trainer.add_callback(_Cleaner(self._folder))
 
     def __call__(self, request: SamplingRequest) -> list[list[Completion]]:
-        """One list a prompt. Raises ServerUnfit and ServerLost, in all processes."""
+        """One list of completions per prompt. Raises ServerUnfit and ServerLost, in all processes."""
+        # The policy changes with every update, so the servers get new weights once per update, before the first sample.
         if self._version != self._trainer.state.global_step:
             self._feed(self._trainer.state.global_step)
-        return self._together(lambda: self._sample(request))
+        return self._in_all(lambda: self._sample(request))
 
     def _check(self, max_tokens: int) -> None:
-        """Every process must reach every server, and every server be fit."""
+        """Check that this process reaches every server and that every server can serve this stage."""
         text = _PROBE + str(self._tokenizer.eos_token)
         expected = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         tied = bool(self._trainer.accelerator.unwrap_model(self._trainer.model).config.tie_word_embeddings)
@@ -76,7 +76,7 @@ class ServedSampler:
                     f"and rollout.max_tokens is {max_tokens}: start it with a larger --max-model-len"
                 )
             if about.on_cpu and tied and not about.head_apart and not about.version.startswith("0.22."):
-                # Its kernels keep a copy of the head in an order of their own, which a reload leaves as it was.
+                # CPU kernels keep a rearranged copy of the head, and a reload of the weights does not update that copy.
                 raise ServerUnfit(
                     f"the vLLM server {server.url} runs on a CPU, where new weights do not reach a head that is tied "
                     "to the embeddings: start it with --hf-overrides '{\"tie_word_embeddings\": false}' and a model "
@@ -89,27 +89,30 @@ class ServedSampler:
                 )
 
     def _feed(self, version: int) -> None:
-        """Write the policy, and have all servers load it."""
-        folder = self._place / f"version-{version:06d}"
+        """Write the policy to files and make all servers load them."""
+        folder = self._folder / f"version-{version:06d}"
         precision = self._trainer.accelerator.mixed_precision
-        failed: UserError | None = None
+        write_error: UserError | None = None
         with whole_model(self._trainer) as model:
             if self._is_main:
                 try:
-                    apart = any(server.about().head_apart for server in self._servers)
-                    write_model(model, folder, torch.bfloat16 if precision == "bf16" else None, head_apart=apart)
+                    separate_head = any(server.about().head_apart for server in self._servers)
+                    write_model(
+                        model, folder, torch.bfloat16 if precision == "bf16" else None, head_apart=separate_head
+                    )
                 except OSError as error:
-                    failed = UserError(f"cannot write the weights for the vLLM servers to {folder}: {error}")
-        _raise_together(failed)
-        started = self._together(lambda: self._load(folder) if self._is_main else [])
-        for server, when in zip(self._servers, gather_object(started), strict=True):
-            server.loaded(when)
+                    write_error = UserError(f"cannot write the weights for the vLLM servers to {folder}: {error}")
+        _raise_in_all(write_error)
+        start_times = self._in_all(lambda: self._load(folder) if self._is_main else [])
+        for server, start_time in zip(self._servers, gather_object(start_times), strict=True):
+            server.loaded(start_time)
+        # Only now, since no server needs the files of the policy before any more.
         if self._is_main:
-            _remove(other for other in self._place.iterdir() if other != folder)
+            _remove(old_folder for old_folder in self._folder.iterdir() if old_folder != folder)
         self._version = version
 
     def _load(self, folder: Path) -> list[float]:
-        """When each server's process started, which has the weights in `folder` now."""
+        """Load the weights in `folder` into all servers. Returns when the process of each server started."""
 
         def load(server: VllmServer) -> float:
             server.wait(_say)  # it may have been started anew since the last round
@@ -119,41 +122,43 @@ class ServedSampler:
             return list(threads.map(load, self._servers))
 
     def _sample(self, request: SamplingRequest) -> list[list[Completion]]:
-        """This process's prompts, each from the server that has room first."""
-        requests = [self._request(request, at) for at in range(len(request.prompt_ids))]
+        """Sample this process's prompts; each goes to the first server that has room."""
+        requests = [self._request(request, index) for index in range(len(request.prompt_ids))]
         world = self._trainer.accelerator.num_processes
-        found = answers(self._servers, requests, max(1, AT_ONCE // world), _say if self._is_main else _silent)
+        completions = answers(self._servers, requests, max(1, AT_ONCE // world), _say if self._is_main else _silent)
+        # A server that restarted in between has sampled from the weights it was started with: nothing of it is used.
         for server in self._servers if requests else ():
             server.check_same()
-        return found
+        return completions
 
-    def _request(self, request: SamplingRequest, at: int) -> CompletionRequest:
-        """Prompt `at`; its seed follows from (seed, key), whichever process asks whichever server."""
+    def _request(self, request: SamplingRequest, index: int) -> CompletionRequest:
+        """The request for prompt `index`. Its seed comes from (seed, key): no process or server makes a difference."""
         return CompletionRequest(
-            request.prompt_ids[at],
+            request.prompt_ids[index],
             request.samples,
             request.max_tokens,
             request.temperature,
-            int(streams(request.seed, [request.keys[at]], 1)[0]) >> 2,
+            # Two bits shorter than 64: vLLM takes signed numbers, and counts up from this one for the other samples.
+            int(streams(request.seed, [request.keys[index]], 1)[0]) >> 2,
             int(self._tokenizer.eos_token_id),
         )
 
-    def _together(self, work: Callable[[], T]) -> T:
-        """What `work` returns; what it raises in one process is raised in all."""
-        failed: UserError | None = None
+    def _in_all(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns. A UserError that it raises in one process is raised in all processes."""
+        own_error: UserError | None = None
         try:
-            done = work()
+            result = work()
         except UserError as error:
-            failed = error
-        _raise_together(failed)
-        return done
+            own_error = error
+        _raise_in_all(own_error)
+        return result
 
 
 def write_model(model: Any, folder: Path, dtype: torch.dtype | None = None, *, head_apart: bool = False) -> None:
-    """Write all weights of an unwrapped, gathered model to `folder`, at once or not at all; an adapter is merged.
+    """Write all weights of an unwrapped, gathered model to `folder`, completely or not at all. An adapter is merged.
 
-    `dtype`: of what is written; the weights' own where None. `head_apart` writes the head also where it is tied to the
-    embeddings. The model itself stays as it is. Raises OSError.
+    `dtype`: that of the written weights; None keeps their own. With `head_apart` the head is written even where it is
+    tied to the embeddings. The model itself does not change. Raises OSError.
     """
     draft = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
@@ -166,16 +171,17 @@ def write_model(model: Any, folder: Path, dtype: torch.dtype | None = None, *, h
             name = next(name for name, part in base.named_modules() if part is base.get_output_embeddings())
             state.setdefault(f"{name}.weight", base.get_input_embeddings().weight.to(dtype, copy=True))
         base.save_pretrained(draft, state_dict=state)
-    draft.rename(folder)
+    draft.rename(folder)  # a reader never sees a folder that is only half written
 
 
 def _weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and value of every weight as a model without an adapter has them; what is tied once."""
+    """Name and value of every weight, as in a model without an adapter. Tied weights come once."""
     for name, value in model.named_parameters():
         if ".lora_" in name:
             continue
         owner = name.removesuffix(".base_layer.weight")
         if owner != name:
+            # A layer under LoRA: its weight is the base weight plus the adapter's product.
             layer: Any = model.get_submodule(owner)
             value = value + layer.get_delta_weight(layer.active_adapters[0])
         yield name.replace(".base_layer.", "."), value.detach()
@@ -186,21 +192,21 @@ def _weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class _Cleaner(TrainerCallback):
-    """Removes what was written for the servers when training ends."""
+    """Removes the weight files of the servers when training ends."""
 
-    def __init__(self, place: Path) -> None:
-        self._place = place
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """As transformers calls it, in every process."""
+        """Called by transformers in every process."""
         if state.is_world_process_zero:
-            shutil.rmtree(self._place, ignore_errors=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _raise_together(failed: UserError | None) -> None:
-    first = next((error for error in gather_object([failed]) if error is not None), None)
-    if first is not None:
-        raise first
+def _raise_in_all(own_error: UserError | None) -> None:
+    first_error = next((error for error in gather_object([own_error]) if error is not None), None)
+    if first_error is not None:
+        raise first_error
 
 
 def _remove(folders: Iterator[Path]) -> None:
@@ -219,48 +225,52 @@ def _silent(text: str) -> None:
 def answers(
     servers: Sequence[VllmServer], requests: Sequence[CompletionRequest], at_once: int, say: Callable[[str], None]
 ) -> list[list[Completion]]:
-    """What the servers answer, in the order of `requests`; each is asked `at_once` at a time.
+    """The servers' answers, in the order of `requests`. Each server works on at most `at_once` of them at a time.
 
-    Raises what the first failed request raised, once all others have ended.
+    Raises the error of the first request that failed, after all threads have ended.
     """
-    found: list[list[Completion]] = [[] for _ in requests]
-    waiting, stop, failures = iter(range(len(requests))), threading.Event(), list[BaseException]()
+    completions: list[list[Completion]] = [[] for _ in requests]
+    remaining, stop, errors = iter(range(len(requests))), threading.Event(), list[BaseException]()
     lock = threading.Lock()
 
     def work(server: VllmServer) -> None:
         while not stop.is_set():
             with lock:
-                at = next(waiting, None)
-            if at is None:
+                index = next(remaining, None)
+            if index is None:
                 return
             try:
-                found[at] = server.complete(requests[at], lambda: not stop.is_set())
+                completions[index] = server.complete(requests[index], lambda: not stop.is_set())
             except Stopped:
                 return
-            except BaseException as error:
-                failures.append(error)
+            except BaseException as error:  # kept for the calling thread, which raises it
+                errors.append(error)
                 stop.set()
 
     for server in servers:
         server.begin()
-    lines = min(at_once, -(-len(requests) // len(servers)))
-    threads = [threading.Thread(target=work, args=(server,), daemon=True) for _ in range(lines) for server in servers]
+    per_server = min(at_once, -(-len(requests) // len(servers)))
+    threads = [
+        threading.Thread(target=work, args=(server,), daemon=True) for _ in range(per_server) for server in servers
+    ]
     for thread in threads:
         thread.start()
     try:
-        _wait(threads, lambda: sum(map(bool, found)), len(requests), say)
+        _wait(threads, lambda: sum(map(bool, completions)), len(requests), say)
     finally:
         stop.set()
-    if failures:
-        raise failures[0]
-    return found
+    if errors:
+        raise errors[0]
+    return completions
 
 
-def _wait(threads: Sequence[threading.Thread], done: Callable[[], int], total: int, say: Callable[[str], None]) -> None:
-    began = said = time.monotonic()
+def _wait(
+    threads: Sequence[threading.Thread], finished: Callable[[], int], total: int, say: Callable[[str], None]
+) -> None:
+    began = reported = time.monotonic()
     for thread in threads:
         while thread.is_alive():
             thread.join(1.0)
-            if time.monotonic() - said > _SAY_EVERY_S:
-                said = time.monotonic()
-                say(f"sampling from vLLM: {done()} of {total} prompts of this process in {said - began:.0f} s")
+            if time.monotonic() - reported > _SAY_EVERY_S:
+                reported = time.monotonic()
+                say(f"sampling from vLLM: {finished()} of {total} prompts of this process in {reported - began:.0f} s")

@@ -1,1 +1,1 @@
-"""One round: prompts are sampled, scored, and sampled again where groups teach nothing."""
+"""One round of rollouts: sample prompts, score the completions, and replace groups that teach nothing."""

@@ -1,8 +1,8 @@
-"""One round of rollouts: draw prompts, sample, score, and sample again for groups that teach nothing.
+"""One round of rollouts: draw prompts, sample, score, and sample new prompts for groups that teach nothing.
 
-A group whose rewards are all the same has no advantage and teaches nothing, so more prompts of its domain are drawn:
-dynamic sampling as in DAPO (arXiv 2503.14476, 3.2). What is chosen depends on places, never on arrival: it is the same
-however fast which group came back.
+A group whose rewards are all equal has advantage 0 and teaches nothing, so more prompts of its domain are drawn:
+dynamic sampling as in DAPO (arXiv 2503.14476, 3.2). The choice of groups depends only on their places, never on which
+group was finished first, so it can be repeated.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from qwq_rl.rollouts.verdict_log import Counts
 
 PART = 512
-"""Responses that are sampled before the first of them are scored; fewer would cost the sampler more than is gained."""
+"""Responses that a process samples before it passes them on to the scorer. With fewer, sampling would be too slow."""
 
 
 class GroupOutcome(NamedTuple):
-    """A group as every process knows it."""
+    """The result of a group, known to every process."""
 
     place: int
-    """In the round."""
+    """The group's place in the round."""
     row: Row
     rewards: tuple[float | None, ...]
-    """By sample; None where one could not be judged."""
+    """One per sample; None where it could not be judged."""
 
     @property
     def domain(self) -> str:
@@ -51,34 +51,34 @@ class GroupOutcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
-    """What a round came to."""
+    """The result of a round."""
 
     rollouts: list[Rollout]
-    """Those of this process that are trained on, group by group in the order of places."""
+    """This process's rollouts to train on, group by group in the order of places."""
     outcomes: list[GroupOutcome]
-    """The groups that are trained on, of all processes, in the order of places."""
+    """The groups to train on, of all processes, in the order of places."""
     sampled: int
-    """Groups that were sampled, of all processes; more than are kept where some were replaced."""
+    """Number of groups sampled by all processes; larger than the number kept where some were replaced."""
     seconds: dict[str, float]
     counts: list[Counts]
-    """What running the verifiers came to in this process, call by call."""
+    """The counts of each verifier call of this process."""
 
     @property
     def total(self) -> int:
-        """Rollouts that are trained on, of all processes."""
+        """Number of rollouts to train on, of all processes."""
         return sum(len(outcome.rewards) for outcome in self.outcomes)
 
     def places(self) -> list[int]:
-        """Where each of `rollouts` stands among those of all processes, group by group in the order of places."""
-        first, before = {}, 0
+        """The index of each of `rollouts` among those of all processes, group by group in the order of places."""
+        first, rollouts_before = {}, 0
         for outcome in self.outcomes:
-            first[outcome.place] = before
-            before += len(outcome.rewards)
+            first[outcome.place] = rollouts_before
+            rollouts_before += len(outcome.rewards)
         return [first[rollout.group] + rollout.sample for rollout in self.rollouts]
 
 
 class Collector:
-    """Collects rounds; every process takes part, and all know what all groups came to."""
+    """Collects rounds. Every process takes part, and all of them get the results of all groups."""
 
     def __init__(
         self,
@@ -89,43 +89,46 @@ class Collector:
         tokenizer: PreTrainedTokenizerBase,
         process: tuple[int, int],
     ) -> None:
-        """`process`: the rank of this process, and how many there are."""
+        """`process`: the rank of this process and the number of processes."""
         self.recipe, self.source, self.scorer = recipe, source, scorer
         self._sampler, self._tokenizer = sampler, tokenizer
         self._rank, self._world = process
 
     def collect(self, update: int, meanwhile: Callable[[Sequence[Sampled]], None]) -> Round:
-        """The round that `update`, counted from 1, is the first to train on.
+        """Collect the round whose first update is `update`, counted from 1.
 
-        `meanwhile` is told what was sampled while that is scored, on every process as often as on any other.
+        `meanwhile` is called with the samples while they are scored, equally often on every process.
         """
-        shape = self.recipe.rollout
-        prompts = self.source.draw(update, shape.prompts)
+        settings = self.recipe.rollout
+        prompts = self.source.draw(update, settings.prompts)
         rows = {prompt.place: prompt.row for prompt in prompts}
-        # Each domain keeps its share of the round, whichever of its groups turn out to teach.
+        # Each domain keeps its share of the round, however many of its groups turn out to be useful.
         quota = Counter(str(prompt.row["domain"]) for prompt in prompts)
         rollouts: list[Rollout] = []
         outcomes: list[GroupOutcome] = []
         seconds = {"generate": 0.0, "score": 0.0}
         counts: list[Counts] = []
-        for attempt in range(1 + shape.refill):
-            scored, counted = self._sample_and_score(prompts, update, meanwhile, seconds)
+        for attempt in range(1 + settings.refill):
+            scored, call_counts = self._sample_and_score(prompts, update, meanwhile, seconds)
             rollouts += scored
-            counts += counted
-            # All processes learn what all groups came to, so that all of them refill alike.
-            rewards_of = _gathered(scored, shape.generations)
+            counts += call_counts
+            # Every process gets the rewards of all groups, so all of them draw the same new prompts.
+            rewards_of = _gathered(scored, settings.generations)
             outcomes += [GroupOutcome(place, rows[place], rewards) for place, rewards in rewards_of]
             missing = lacking(quota, [(outcome.domain, useful(outcome.rewards)) for outcome in outcomes])
-            if not missing or attempt == shape.refill:
+            if not missing or attempt == settings.refill:
                 break
             prompts = self.source.refill(missing)
             rows |= {prompt.place: prompt.row for prompt in prompts}
         outcomes.sort(key=lambda outcome: outcome.place)
-        # Groups that are replaced below say as much of their prompts' difficulty as those that are kept.
-        self.source.learn([(one.row, _success(one.rewards)) for one in outcomes if _known(one.rewards)])
-        kept = set(choose([(one.place, one.domain, useful(one.rewards)) for one in outcomes], quota))
+        # Dropped groups say as much about the difficulty of their prompts as those that are kept.
+        self.source.learn([(group.row, _success(group.rewards)) for group in outcomes if _judged(group.rewards)])
+        kept = set(choose([(group.place, group.domain, useful(group.rewards)) for group in outcomes], quota))
         return Round(
-            sorted((one for one in rollouts if one.group in kept), key=lambda one: (one.group, one.sample)),
+            sorted(
+                (rollout for rollout in rollouts if rollout.group in kept),
+                key=lambda rollout: (rollout.group, rollout.sample),
+            ),
             [outcome for outcome in outcomes if outcome.place in kept],
             len(outcomes),
             seconds,
@@ -139,10 +142,12 @@ class Collector:
         meanwhile: Callable[[Sequence[Sampled]], None],
         seconds: dict[str, float],
     ) -> tuple[list[Rollout], list[Counts]]:
-        """This process's share of the prompts, part by part: one is scored while the next is sampled."""
+        """Sample and score this process's share of the prompts. One part is scored while the next one is sampled."""
         own = prompts[self._rank :: self._world]
         size = max(1, PART // self.recipe.rollout.generations)
-        parts = max(1, -(-len(prompts) // (size * self._world)))  # as many in every process
+        parts = max(
+            1, -(-len(prompts) // (size * self._world))
+        )  # the same number in every process: sampling is collective
         pending: list[PendingScores] = []
         with ThreadPoolExecutor(1, "verifiers") as thread:
             for part in range(parts):
@@ -158,24 +163,26 @@ class Collector:
         return rollouts, [count for _, counts in finished for count in counts]
 
     def _sample(self, prompts: Sequence[Prompt], update: int) -> list[Sampled]:
-        shape = self.recipe.rollout
+        settings = self.recipe.rollout
         texts = [render_prompt(self._tokenizer, prompt.row) for prompt in prompts]
-        # The template has put in every special token that belongs there.
-        ids = [list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-        growth = shape.lengthen
-        limit = length_limit(update, shape.max_tokens, growth.start if growth else None, growth.over if growth else 0)
+        # The chat template has already added all special tokens.
+        prompt_ids = [list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+        growth = settings.lengthen
+        max_tokens = length_limit(
+            update, settings.max_tokens, growth.start if growth else None, growth.over if growth else 0
+        )
         request = SamplingRequest(
-            ids,
+            prompt_ids,
             [prompt.place for prompt in prompts],
-            shape.generations,
-            limit,
-            shape.temperature,
-            # Keyed by the update: the same prompt gets other noise when it comes again.
+            settings.generations,
+            max_tokens,
+            settings.temperature,
+            # The update is part of the seed, so that a prompt gets other noise when it is drawn again.
             self.recipe.seed * 1_000_003 + update - 1,
         )
         return [
-            self._sampled(prompt, texts[at], ids[at], completion, sample, update)
-            for at, (prompt, group) in enumerate(zip(prompts, self._sampler(request), strict=True))
+            self._sampled(prompt, texts[index], prompt_ids[index], completion, sample, update)
+            for index, (prompt, group) in enumerate(zip(prompts, self._sampler(request), strict=True))
             for sample, completion in enumerate(group)
         ]
 
@@ -188,21 +195,21 @@ class Collector:
 
 
 def _gathered(rollouts: Sequence[Rollout], generations: int) -> list[tuple[int, tuple[float | None, ...]]]:
-    """Place and rewards of the groups of all processes, from the rollouts of this one."""
+    """Place and rewards of each group of all processes. `rollouts` are those of this process, group after group."""
     own = [
         (group[0].group, tuple(rollout.scored.reward for rollout in group))
-        for group in (rollouts[at : at + generations] for at in range(0, len(rollouts), generations))
+        for group in (rollouts[start : start + generations] for start in range(0, len(rollouts), generations))
     ]
-    of_all: list[Any] = gather_object(own)
-    return of_all
+    all_groups: list[Any] = gather_object(own)
+    return all_groups
 
 
-def _known(rewards: Sequence[float | None]) -> list[float]:
+def _judged(rewards: Sequence[float | None]) -> list[float]:
     return [reward for reward in rewards if reward is not None]
 
 
 def _success(rewards: Sequence[float | None]) -> float:
-    judged = _known(rewards)
+    judged = _judged(rewards)
     return math.fsum(judged) / len(judged)
 
 
@@ -212,19 +219,19 @@ def useful(rewards: Sequence[float | None]) -> bool:
 
 
 def lacking(quota: Mapping[str, int], groups: Sequence[tuple[str, bool]]) -> dict[str, int]:
-    """How many useful groups each domain is short of its quota; a domain that has enough is left out.
+    """For each domain the number of useful groups missing to its quota; a domain that has enough is left out.
 
-    `groups` are those of the round so far: domain, whether useful.
+    `groups` are those of the round so far: (domain, whether useful).
     """
-    have = Counter(domain for domain, teaches in groups if teaches)
-    return {domain: due - have[domain] for domain, due in quota.items() if due > have[domain]}
+    useful_count = Counter(domain for domain, teaches in groups if teaches)
+    return {domain: target - useful_count[domain] for domain, target in quota.items() if target > useful_count[domain]}
 
 
 def choose(groups: Sequence[tuple[int, str, bool]], quota: Mapping[str, int]) -> list[int]:
-    """The places, ascending, of the groups that train, out of (place, domain, whether useful).
+    """The places of the groups to train on, ascending. `groups` are (place, domain, whether useful).
 
     Each domain fills its quota with its useful groups in order of place, then with its useless ones in order of place,
-    so that the size of a round does not depend on how many were found; it gets fewer only where it has fewer groups.
+    so the size of a round does not depend on how many were useful. It gets fewer only where it has fewer groups.
     """
     left = Counter(quota)
     chosen = []
@@ -236,11 +243,11 @@ def choose(groups: Sequence[tuple[int, str, bool]], quota: Mapping[str, int]) ->
 
 
 def length_limit(update: int, max_tokens: int, start: int | None, over: int) -> int:
-    """The longest response, in tokens, that is sampled in `update`, counted from 1.
+    """The largest number of tokens of a response in `update`, counted from 1.
 
-    It grows linearly from `start` in update 1 to `max_tokens` in update `over` + 1, where it stays, rounded down; it is
-    `max_tokens` throughout where `start` is None or `over` is 0. Raises ValueError: `update` or `start` is below 1,
-    `over` below 0, or `start` above `max_tokens`.
+    It grows linearly from `start` in update 1 to `max_tokens` in update `over` + 1, rounded down, and then stays there.
+    It is always `max_tokens` where `start` is None or `over` is 0. Raises ValueError where `update` or `start` is below
+    1, `over` below 0, or `start` above `max_tokens`.
     """
     if update < 1 or over < 0:
         raise ValueError(f"update is {update}, over is {over}: updates count from 1, and over is not negative")

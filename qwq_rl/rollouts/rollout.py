@@ -1,4 +1,4 @@
-"""Rollouts of one round as they are recorded, and what the metrics say of them."""
+"""The form of a rollout: in memory, as a line of the round's file, and summed up in the metrics."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ if TYPE_CHECKING:
     from qwq_rl.verifiers import Response
 
 Line = dict[str, Any]
+"""A JSON object: a line of `rollouts/update-NNNNNN.jsonl`, or a part of one of `metrics.jsonl`."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One turn of a completion: what the model wrote, or what an environment answered."""
+    """One turn of a completion, written by the model or by an environment."""
 
     role: Literal["model", "environment"]
     text: str
     token_ids: Sequence[int]
     logprobs: Sequence[float]
-    """Of each token under the policy that sampled it; NaN where the sampler gave none."""
+    """One per token, under the policy that sampled it; NaN where the sampler gave none."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Sampled:
     prompt: str
     prompt_ids: Sequence[int]
     segments: Sequence[Segment]
-    """The completion, in order; only the model's own turns are trained on."""
+    """The completion, turn by turn. Only the model's turns are trained on."""
     response: Response
     group: int
     sample: int
@@ -51,7 +52,7 @@ class Rollout(Sampled):
 
 
 def rollout_line(rollout: Rollout, advantage: float) -> Line:
-    """The rollout as a line of `rollouts/update-NNNNNN.jsonl`; `advantage` is its mean over the trained tokens."""
+    """The rollout as a line of `rollouts/update-NNNNNN.jsonl`. `advantage`: its mean over the trained tokens."""
     response, scored = rollout.response, rollout.scored
     return {
         "id": f"u{rollout.update}-g{rollout.group}-s{rollout.sample}",
@@ -62,6 +63,7 @@ def rollout_line(rollout: Rollout, advantage: float) -> Line:
         "sample": rollout.sample,
         "update": rollout.update,
         "prompt": rollout.prompt,
+        # Update 1 is sampled by policy 0, the one that the stage starts from.
         "segments": [_segment_line(segment, rollout.update - 1) for segment in rollout.segments],
         "finish": response.finish,
         "gates": dict(scored.gates),
@@ -74,21 +76,21 @@ def rollout_line(rollout: Rollout, advantage: float) -> Line:
 
 
 def _segment_line(segment: Segment, policy_version: int) -> Line:
-    known = not any(map(math.isnan, segment.logprobs))
+    has_logprobs = not any(map(math.isnan, segment.logprobs))
     return {
         "role": segment.role,
         "text": segment.text,
         "token_ids": list(segment.token_ids),
         "loss_mask": [int(segment.role == "model")] * len(segment.token_ids),
-        "logprobs": [round(value, 4) for value in segment.logprobs] if known else None,
+        "logprobs": [round(value, 4) for value in segment.logprobs] if has_logprobs else None,
         "policy_version": policy_version,
     }
 
 
 def summarise_round(lines: Sequence[Line]) -> Line:
-    """What `metrics.jsonl` says of one round of rollouts."""
+    """The summary of one round's rollouts for `metrics.jsonl`."""
     tokens = [_tokens(line) for line in lines]
-    logprobs = [value for line in lines for part in _written(line) for value in part["logprobs"] or ()]
+    logprobs = [value for line in lines for segment in _model_segments(line) for value in segment["logprobs"] or ()]
     return {
         "reward": _mean([line["reward"] for line in lines]),
         # The mean of -log p over sampled tokens is an unbiased estimate of the policy's entropy.
@@ -97,45 +99,51 @@ def summarise_round(lines: Sequence[Line]) -> Line:
         "tokens": {"mean": _mean(tokens), "max": max(tokens)},
         "groups": _groups(lines),
         "faults": sum(line["reward"] is None for line in lines),
-        "domains": {name: _domain(part) for name, part in _by(lines, lambda line: str(line["domain"]))},
+        "domains": {
+            name: _domain(domain_lines) for name, domain_lines in _grouped_by(lines, lambda line: str(line["domain"]))
+        },
         "families": {
-            name: {"reward": _mean([x["reward"] for x in part]), "score": _score(part), "rollouts": len(part)}
-            for name, part in _by(lines, lambda line: f"{line['domain']}/{line['family']}")
+            name: {
+                "reward": _mean([rollout["reward"] for rollout in family_lines]),
+                "score": _score(family_lines),
+                "rollouts": len(family_lines),
+            }
+            for name, family_lines in _grouped_by(lines, lambda line: f"{line['domain']}/{line['family']}")
         },
         "scores": {name: _mean(scores) for name, scores in sorted(_scores(lines).items())},
         "statuses": dict(Counter(verdict["status"] for line in lines for verdict in line["verdicts"].values())),
-        "attempts": sum(_tried_to_get_out(line) for line in lines),
+        "attempts": sum(_tried_to_break_out(line) for line in lines),
     }
 
 
-def _written(line: Line) -> list[Line]:
+def _model_segments(line: Line) -> list[Line]:
     """The segments that the model wrote."""
     return [segment for segment in line["segments"] if segment["role"] == "model"]
 
 
 def _tokens(line: Line) -> int:
-    return sum(len(segment["token_ids"]) for segment in _written(line))
+    return sum(len(segment["token_ids"]) for segment in _model_segments(line))
 
 
-def _tried_to_get_out(line: Line) -> bool:
-    """Whether a program of this rollout did in the sandbox what only an attempt to get out does."""
+def _tried_to_break_out(line: Line) -> bool:
+    """Whether a program of this rollout did something in the sandbox that only an attempt to break out does."""
     return any(verdict["metrics"].get("attempts", 0) > 0 for verdict in line["verdicts"].values())
 
 
 def _scores(lines: Sequence[Line]) -> dict[str, list[float | None]]:
-    """The scores that were given under each name, whatever its role."""
-    found: dict[str, list[float | None]] = {}
+    """All scores by the name of their check, whatever its role."""
+    scores_by_name: dict[str, list[float | None]] = {}
     for line in lines:
         for name, verdict in line["verdicts"].items():
-            found.setdefault(name, []).append(verdict["score"])
-    return found
+            scores_by_name.setdefault(name, []).append(verdict["score"])
+    return scores_by_name
 
 
 def added(counts: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
-    """What running the verifiers came to, by name, over all processes."""
+    """The counts of all verifier calls, added up by verifier name."""
     total: dict[str, Counter[str]] = {}
-    for of_call in counts:
-        for name, count in of_call.items():
+    for call_counts in counts:
+        for name, count in call_counts.items():
             total.setdefault(name, Counter()).update(count)
     return {name: dict(count) for name, count in sorted(total.items())}
 
@@ -155,8 +163,11 @@ def _domain(lines: Sequence[Line]) -> Line:
 
 
 def _groups(lines: Sequence[Line]) -> Line:
-    """Groups by what they teach: `useful` ones have two different rewards."""
-    rewards = [[x["reward"] for x in part if x["reward"] is not None] for _, part in _by(lines, lambda x: x["group"])]
+    """Counts of groups. A `useful` group has two different rewards, so its advantages are not all 0."""
+    rewards = [
+        [line["reward"] for line in group_lines if line["reward"] is not None]
+        for _, group_lines in _grouped_by(lines, lambda line: line["group"])
+    ]
     return {
         "total": len(rewards),
         "useful": sum(len(set(group)) > 1 for group in rewards),
@@ -165,7 +176,7 @@ def _groups(lines: Sequence[Line]) -> Line:
     }
 
 
-def _by(lines: Sequence[Line], key: Callable[[Line], Any]) -> list[tuple[Any, list[Line]]]:
+def _grouped_by(lines: Sequence[Line], key: Callable[[Line], Any]) -> list[tuple[Any, list[Line]]]:
     parts: dict[Any, list[Line]] = {}
     for line in lines:
         parts.setdefault(key(line), []).append(line)
@@ -177,5 +188,5 @@ def _score(lines: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [float(value) for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
+    numbers = [float(value) for value in values if value is not None]
+    return math.fsum(numbers) / len(numbers) if numbers else None

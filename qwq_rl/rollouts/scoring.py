@@ -1,7 +1,7 @@
-"""Scores what was sampled in a thread of its own, beside further sampling and the reference's forward pass.
+"""Scoring of samples in a thread, while the next ones are sampled and the reference computes its log-probabilities.
 
-Verifiers mostly wait, for sandboxes and worker processes. What processes must do together, the scale of preferences,
-is done before the thread begins: collectives of two threads could cross.
+Verifiers spend most of their time waiting for sandboxes and worker processes. The scale of preferences needs all
+processes together, so it is computed before the thread starts: collectives of two threads could get mixed up.
 """
 
 from __future__ import annotations
@@ -25,29 +25,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PendingScores:
-    """Samples whose scores are on their way."""
+    """Samples that are being scored."""
 
     sampled: Sequence[Sampled]
     replayed: dict[int, Scored]
-    """Position -> what an earlier process wrote down of it."""
+    """Position -> its score from the verdict log, written by an earlier process."""
     counts: list[Counts]
-    """What running the verifiers came to for those."""
+    """The counts of the verifier calls that gave the `replayed` scores."""
     rest: Sequence[int]
-    """The positions that are judged now."""
+    """The positions that are being judged now."""
     judged: Future[tuple[list[Scored], Counts]] | None
 
     def wait(self) -> tuple[list[Rollout], list[Counts]]:
-        """The rollouts, once they are scored, and what running the verifiers came to, call by call."""
+        """Wait for the scores. Returns the rollouts, and the counts of each verifier call."""
         scores, counts = dict(self.replayed), list(self.counts)
         if self.judged is not None:
             scored, count = self.judged.result()
             scores |= zip(self.rest, scored, strict=True)
             counts.append(count)
-        return [Rollout(**vars(sample), scored=scores[at]) for at, sample in enumerate(self.sampled)], counts
+        return [
+            Rollout(**vars(sample), scored=scores[position]) for position, sample in enumerate(self.sampled)
+        ], counts
 
 
 class RoundScorer:
-    """Scores the samples of one process; all processes begin alike."""
+    """Scores the samples of one process. All processes must call `begin` equally often."""
 
     def __init__(
         self, recipe: RlRecipe, scorer: Scorer, preference: Preference | None, verdict_log: VerdictLog
@@ -56,32 +58,32 @@ class RoundScorer:
         self.verdict_log = verdict_log
 
     def begin(self, sampled: Sequence[Sampled], update: int, thread: Executor) -> PendingScores:
-        """Start scoring whole groups; what an earlier process wrote down of a sample is not asked again.
+        """Start scoring whole groups. Samples that the verdict log has scores for are not judged again.
 
-        Preferences are worked out in any case: they come out the same, unless the scale was measured anew.
+        Preferences are always computed. They are the same as before, unless the scale was measured again.
         """
-        keys = [key for _, group in groupby(sampled, lambda one: one.group) for key in _keys(list(group), update)]
+        keys = [key for _, group in groupby(sampled, lambda sample: sample.group) for key in _keys(list(group), update)]
         preferences = self._preferences(sampled)
         logged = [self.verdict_log.replay(key) for key in keys]
-        same = {
-            at: scored
-            for at, (scored, preference) in enumerate(zip(logged, preferences, strict=True))
+        unchanged = {
+            position: scored
+            for position, (scored, preference) in enumerate(zip(logged, preferences, strict=True))
             if scored is not None and scored.preference == preference
         }
-        # Where only a part of a call comes again, as after rows were mended, it is judged anew: its counts would lie.
-        intact = self.verdict_log.intact(keys[at] for at in same)
-        replayed = {at: scored for at, scored in same.items() if keys[at] in intact}
-        rest = [at for at in range(len(sampled)) if at not in replayed]
+        # A call of which only a part could be replayed (rows were changed) is judged again: its counts cover all of it.
+        intact = self.verdict_log.intact(keys[position] for position in unchanged)
+        replayed = {position: scored for position, scored in unchanged.items() if keys[position] in intact}
+        rest = [position for position in range(len(sampled)) if position not in replayed]
 
         def judge() -> tuple[list[Scored], Counts]:
-            items = [(sampled[at].row, sampled[at].response) for at in rest]
-            scored = list(self._scorer.score(items, [preferences[at] for at in rest]))
+            items = [(sampled[position].row, sampled[position].response) for position in rest]
+            scored = list(self._scorer.score(items, [preferences[position] for position in rest]))
             counts = self._scorer.counts
-            # On the disk before anything is learned from it: a resumed stage must find the verdicts that it had.
-            self.verdict_log.write(update, zip([keys[at] for at in rest], scored, strict=True), counts)
+            # On disk before training uses it: a resumed stage must find the same verdicts.
+            self.verdict_log.write(update, zip([keys[position] for position in rest], scored, strict=True), counts)
             return scored, counts
 
-        counts = list(self.verdict_log.counts(keys[at] for at in replayed))
+        counts = list(self.verdict_log.counts(keys[position] for position in replayed))
         return PendingScores(sampled, replayed, counts, rest, thread.submit(judge) if rest else None)
 
     def _preferences(self, sampled: Sequence[Sampled]) -> Sequence[float | None]:
@@ -92,6 +94,7 @@ class RoundScorer:
         return self._preference.win_rates(items, self._recipe.rollout.generations, wanted)
 
     def _wants_preference(self, row: Row) -> bool:
+        # An open row has no verifier that scores it, so only the reward model can.
         is_open = not any(check.role == "score" for check, _ in self._scorer.checks(row))
         return is_open or self._recipe.domains[row["domain"]].reward_model > 0
 

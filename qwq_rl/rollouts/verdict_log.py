@@ -1,8 +1,8 @@
-"""Verdicts on disk before they are used, so that a resumed stage learns from the very verdicts it learned from before.
+"""A log of verdicts on disk, so that a resumed stage trains on the same verdicts as before.
 
-A verdict may depend on the clock (a time-out) or on a server, so judging the same response again may come out
-otherwise. One JSON line a call of the verifiers: who judged, what running them came to, and what each completion got.
-A file belongs to one process and only grows, until `trim`.
+A verdict may depend on the clock (a timeout) or on a server, so judging the same response again may give another one.
+The log has one JSON line per call of the verifiers: the judges, the counts of the call, and the verdicts of each
+completion. A file belongs to one process and only grows, until `trim`.
 """
 
 from __future__ import annotations
@@ -23,53 +23,53 @@ from qwq_rl.run_folder.files import StageFolder
 from qwq_rl.verifiers import Verdict
 
 Counts = Mapping[str, Mapping[str, int]]
-"""By verifier name, what running it came to: `Scorer.counts`."""
+"""Verifier name -> counts of what happened when it ran (`Scorer.counts`)."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """Which completion: sampled for which update, of which prompt and sample of the round, and what was judged."""
+    """Identifies a completion: its update, its place and sample number in the round, and a hash of what was judged."""
 
     update: int
     place: int
     sample: int
     asked: str
-    """SHA-256 of the row and of the token ids: another row, or another response to it, is judged for itself."""
+    """SHA-256 of the row and the token ids, so that a changed row or response does not get the old verdict."""
 
 
 def keys_of(update: int, place: int, row: Row, responses: Sequence[Sequence[int]]) -> list[Key]:
-    """The keys of a group's completions, from their token ids.
+    """The keys of a group's completions, given as token ids.
 
-    `update` is the first that trains on them, `place` that of their prompt in the round.
+    `update` is the first one that trains on them, `place` the place of their prompt in the round.
     """
-    asked = hashlib.sha256(json.dumps(row, default=repr).encode())
+    row_hash = hashlib.sha256(json.dumps(row, default=repr).encode())
     keys = []
     for sample, token_ids in enumerate(responses):
-        own = asked.copy()
-        own.update(array("q", token_ids).tobytes())
-        keys.append(Key(update, place, sample, own.hexdigest()))
+        completion_hash = row_hash.copy()
+        completion_hash.update(array("q", token_ids).tobytes())
+        keys.append(Key(update, place, sample, completion_hash.hexdigest()))
     return keys
 
 
 def verdict_log_of(folder: StageFolder, rank: int) -> Path:
-    """Where the process of that rank keeps its log."""
+    """The path of the log of the process with this rank."""
     return folder.path / ("verdicts.jsonl" if rank == 0 else f"verdicts-{rank}.jsonl")
 
 
 def verdict_logs_beside(folder: StageFolder, rank: int, world: int) -> list[Path]:
-    """The logs of other ranks, where another number of processes than `world` left them.
+    """The logs of other ranks that this process must read too: all of them, but none if `world` processes left them.
 
-    By as many as now every rank judged what it is to judge again, and all of that is in its own.
+    With the same number of processes each rank judges the same completions again, and all of them are in its own log.
     """
-    found = set(folder.path.glob("verdicts*.jsonl"))
-    if found == {verdict_log_of(folder, other) for other in range(world)}:
+    logs = set(folder.path.glob("verdicts*.jsonl"))
+    if logs == {verdict_log_of(folder, other_rank) for other_rank in range(world)}:
         return []
-    return sorted(found - {verdict_log_of(folder, rank)})
+    return sorted(logs - {verdict_log_of(folder, rank)})
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A line of the log: one call of the scorer."""
+    """One line of the log: one call of the scorer."""
 
     judges: str
     update: int
@@ -78,59 +78,60 @@ class _Call:
 
 
 class VerdictLog:
-    """The verdicts that one process of a stage has on the disk.
+    """The verdict log of one process.
 
-    `judges` stands for what gives the verdicts, such as a hash of the verifiers' versions: entries of other judges are
-    passed over, so that a verifier which was mended is asked again.
+    `judges` identifies what gives the verdicts, such as a hash of the verifiers' versions. Entries of other judges are
+    ignored, so that a verifier that was fixed judges again.
     """
 
     def __init__(self, path: Path, judges: str = "", others: Iterable[Path] = ()) -> None:
-        """Read what earlier processes left, in the logs `others` too, which stay as they are.
+        """Read the entries that earlier processes left in `path` and in the logs `others`, which are only read.
 
-        A line that is no entry, as a kill leaves one, is as if never written.
+        A line that is no valid entry, such as one cut off by a kill, is ignored.
         """
         self._path, self._judges = path, judges
-        self._left: dict[Key, tuple[_Call, Scored]] = {}
+        self._entries: dict[Key, tuple[_Call, Scored]] = {}
         text = b""
-        for file in (*others, path):  # what this process wrote itself comes last, and counts
-            text = file.read_bytes() if file.exists() else b""
+        for log in (*others, path):  # this process's own log comes last, so its entries win
+            text = log.read_bytes() if log.exists() else b""
             for line in text.split(b"\n"):
                 call = _call(line)
                 if call is not None and call.judges == judges:
-                    self._left |= {key: (call, scored) for key, scored in call.scored.items()}
-        self._torn = not text.endswith(b"\n") and bool(text)
+                    self._entries |= {key: (call, scored) for key, scored in call.scored.items()}
+        # A kill may leave a last line without its end; the next entry must not continue it.
+        self._ends_torn = not text.endswith(b"\n") and bool(text)
 
     def replay(self, key: Key) -> Scored | None:
-        """What the completion got from an earlier process; None where it was not judged, or could not be."""
-        return self._left[key][1] if key in self._left else None
+        """The completion's score from an earlier process; None where it was not judged, or could not be."""
+        return self._entries[key][1] if key in self._entries else None
 
     def intact(self, keys: Iterable[Key]) -> set[Key]:
-        """Of `keys`, those whose call comes again with every completion it gave something to.
+        """Those of `keys` whose call can be replayed as a whole, because all its completions are among `keys`.
 
-        What else there is of a call, as when some rows were mended since, is to be judged anew: its counts would lie.
+        The rest of a call (some of its rows were changed) must be judged again: the call's counts cover all of it.
         """
-        asked = set(keys) & self._left.keys()
-        calls = {id(self._left[key][0]): self._left[key][0] for key in asked}
-        whole = {
-            number
-            for number, call in calls.items()
-            if all(key in asked for key in call.scored if self._left[key][0] is call)
+        logged = set(keys) & self._entries.keys()
+        calls = {id(self._entries[key][0]): self._entries[key][0] for key in logged}
+        whole_calls = {
+            call_id
+            for call_id, call in calls.items()
+            if all(key in logged for key in call.scored if self._entries[key][0] is call)
         }
-        return {key for key in asked if id(self._left[key][0]) in whole}
+        return {key for key in logged if id(self._entries[key][0]) in whole_calls}
 
     def counts(self, keys: Iterable[Key]) -> list[Counts]:
-        """What running the verifiers came to when the completions that are replayed were judged, call by call.
+        """The counts of each call that judged the completions `keys`.
 
-        A call's counts are those of all its completions: the keys of calls that come again whole (`intact`) are meant.
+        A call's counts cover all its completions, so pass only keys of calls that are replayed whole (`intact`).
         """
-        calls = [self._left[key][0] for key in keys if key in self._left]
+        calls = [self._entries[key][0] for key in keys if key in self._entries]
         return [call.counts for call in {id(call): call for call in calls}.values()]
 
     def write(self, update: int, entries: Iterable[tuple[Key, Scored]], counts: Counts) -> None:
-        """Add what the completions of one call got; all of it, or nothing, is on the disk when this returns or fails.
+        """Add the scores of one call. When this returns or fails, all of them are on disk, or none.
 
-        What could not be judged (no reward) is left out: judged again, it may have one. Raises OSError where the disk
-        gives no more.
+        A completion that could not be judged (no reward) is left out: judged again, it may get one. Raises OSError
+        where the disk is full or fails.
         """
         scored = [_entry(key, verdict) for key, verdict in entries if verdict.reward is not None]
         if not scored:
@@ -139,15 +140,15 @@ class VerdictLog:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         new = not self._path.exists()
         with self._path.open("a") as file:
-            file.write("\n" * self._torn + line + "\n")
+            file.write("\n" * self._ends_torn + line + "\n")
             file.flush()
             os.fsync(file.fileno())
-        if new:
+        if new:  # the folder's entry for a new file must reach the disk too
             to_disk(self._path.parent)
-        self._torn = False
+        self._ends_torn = False
 
     def trim(self, before_update: int) -> None:
-        """Forget the entries of updates before `before_update`: those up to the oldest checkpoint that may be used."""
+        """Remove the entries of updates before `before_update`, which no checkpoint can need again."""
         if not self._path.exists():
             return
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
@@ -158,27 +159,28 @@ class VerdictLog:
                     file.write(line + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        # Replaced in one step: a kill leaves the old log or the new one, both complete.
         temporary.replace(self._path)
-        self._left = {key: entry for key, entry in self._left.items() if key.update >= before_update}
-        self._torn = False
+        self._entries = {key: entry for key, entry in self._entries.items() if key.update >= before_update}
+        self._ends_torn = False
 
 
 def _entry(key: Key, scored: Scored) -> dict[str, Any]:
-    given = {"score": scored.score, "reward": scored.reward, "verdicts": verdict_lines(scored.verdicts)}
-    return {**vars(key), **given, "gates": dict(scored.gates), "preference": scored.preference}
+    results = {"score": scored.score, "reward": scored.reward, "verdicts": verdict_lines(scored.verdicts)}
+    return {**vars(key), **results, "gates": dict(scored.gates), "preference": scored.preference}
 
 
 def _call(line: bytes) -> _Call | None:
-    """The call that a line is about; None for a line that is none."""
+    """The call that a line describes; None for a line that is no valid entry."""
     try:
         call = json.loads(line)
-        scored = dict(_given(entry) for entry in call["scored"])
+        scored = dict(_from_entry(entry) for entry in call["scored"])
         return _Call(str(call["judges"]), int(call["update"]), call["counts"], scored)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _given(entry: Mapping[str, Any]) -> tuple[Key, Scored]:
+def _from_entry(entry: Mapping[str, Any]) -> tuple[Key, Scored]:
     verdicts = {name: Verdict(**verdict) for name, verdict in entry["verdicts"].items()}
     return (
         Key(entry["update"], entry["place"], entry["sample"], entry["asked"]),

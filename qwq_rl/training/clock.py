@@ -1,4 +1,4 @@
-"""The CPU and wall seconds of a stage, over all its restarts, leaving out what is not training."""
+"""The CPU and wall seconds that a stage spent on training, over all its restarts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 
 def process_cpu_seconds() -> float:
-    """CPU seconds of this process and of its children that have ended."""
-    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    """CPU seconds of this process and of its child processes that have ended."""
+    usages = (resource.getrusage(target) for target in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 @dataclass
 class Clock:
-    """Counts from its creation, on top of what earlier processes of the same stage used."""
+    """Counts seconds from its creation on, added to those of earlier processes of the same stage (`base_...`)."""
 
     base_cpu: float = 0.0
     base_wall: float = 0.0
@@ -35,11 +35,12 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop both counts for the block: setting up and evaluating are not training."""
+        """Stop both counts inside the block: setup and evaluation are not training."""
         cpu, wall = self._stopped = process_cpu_seconds(), time.monotonic()
         try:
             yield
         finally:
             self._stopped = None
+            # Moving the start forward by the length of the pause takes the pause out of both counts.
             self._cpu += process_cpu_seconds() - cpu
             self._wall += time.monotonic() - wall

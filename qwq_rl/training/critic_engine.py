@@ -1,7 +1,7 @@
-"""How a model beside the policy takes its steps: replicated by hand, or through a DeepSpeed engine of its own.
+"""Trains the critic, a second model beside the policy: with a copy in every process, or by its own DeepSpeed engine.
 
-accelerate's `prepare` takes one model a call, and its `backward` and optimisers keep to the first; so neither is used.
-Both kinds minimise the sum over processes of what they are given.
+accelerate is not used for it: its `prepare` takes one model per call, and its `backward` and optimisers belong to the
+first model. Both kinds of engine minimise the sum of the losses of all processes.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ class CriticEngine(Protocol):
     """A model with its optimiser."""
 
     def train(self, mode: bool) -> None:
-        """Whether what follows is an update."""
+        """Set training mode, or evaluation mode where `mode` is False."""
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """(B, L, 1) of tokens (B, L)."""
+        """The model's output (B, L, 1) for tokens (B, L)."""
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Add a micro-batch's gradient; every process the same number of times, `last` before `step`."""
+        """Add a micro-batch's gradient. All processes call it equally often; `last` marks the one before `step`."""
 
     def step(self) -> float:
-        """Update the weights; the norm of the gradient before clipping."""
+        """Update the weights. Returns the norm of the gradient before clipping."""
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimiser."""
+        """Write the weights and the optimiser's state to `folder`."""
 
     def load(self, folder: Path) -> None:
-        """Read them; raises RunStateError where they are not."""
+        """Read what `save` wrote. Raises RunStateError where it is missing."""
 
 
 def engine_for(model: Any, lr: float, gradient_clip: float, accelerator: Any) -> CriticEngine:
-    """The engine for the way in which this run is distributed. Raises UserError where there is none."""
+    """The engine that fits how this run is distributed. Raises UserError where there is none."""
     kind = accelerator.distributed_type
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     if kind == DistributedType.DEEPSPEED:
@@ -56,7 +56,7 @@ def engine_for(model: Any, lr: float, gradient_clip: float, accelerator: Any) ->
 
 
 class Replicated:
-    """A whole copy in every process. Gradients are added up before the step, once an update."""
+    """A whole copy of the model in every process. Gradients are summed over processes before the step."""
 
     def __init__(self, model: Any, optimizer: torch.optim.Optimizer, gradient_clip: float, accelerator: Any) -> None:
         self._model = model.to(accelerator.device)
@@ -79,8 +79,9 @@ class Replicated:
         loss.backward()
         if last and self._accelerator.num_processes > 1:
             grads = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-            for work in [torch.distributed.all_reduce(grad, async_op=True) for grad in grads]:
-                work.wait()
+            # Start all sums, then wait: they run at the same time.
+            for reduction in [torch.distributed.all_reduce(grad, async_op=True) for grad in grads]:
+                reduction.wait()
 
     def step(self) -> float:
         """See CriticEngine."""
@@ -108,7 +109,7 @@ class Replicated:
 
 
 class Sharded:
-    """A DeepSpeed engine of its own: ZeRO as the policy has it."""
+    """A second DeepSpeed engine, with the policy's ZeRO stage."""
 
     def __init__(self, model: Any, optimizer: torch.optim.Optimizer, gradient_clip: float, accelerator: Any) -> None:
         import deepspeed
@@ -128,7 +129,7 @@ class Sharded:
         return self._engine(input_ids=ids, use_cache=False).logits
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """See CriticEngine. DeepSpeed takes the mean over processes, hence the factor."""
+        """See CriticEngine. DeepSpeed averages over processes; the factor makes a sum of it."""
         self._engine.set_gradient_accumulation_boundary(is_boundary=last)
         self._engine.backward(loss * self._processes)
 
@@ -149,12 +150,12 @@ class Sharded:
 
 
 def engine_config(shared: Mapping[str, Any], gradient_clip: float, precision: str, hidden_size: int) -> dict[str, Any]:
-    """DeepSpeed's settings for a second engine, from the policy's: ZeRO alike, but its own batches and optimiser.
+    """DeepSpeed's settings for a second engine, made from the policy's (`shared`): the same ZeRO, its own optimiser.
 
-    What the policy leaves to "auto" becomes DeepSpeed's default, except for ZeRO-3's buffers, which would take
-    gigabytes: they follow the model's width, as in accelerate.
+    A setting that is "auto" for the policy gets DeepSpeed's default, except the buffers of ZeRO-3, whose defaults take
+    gigabytes: they depend on the model's width, as in accelerate.
     """
-    config = _decided(copy.deepcopy(dict(shared)))
+    config = _without_auto(copy.deepcopy(dict(shared)))
     for name in ("optimizer", "scheduler", "train_batch_size"):
         config.pop(name, None)
     zero = config.setdefault("zero_optimization", {"stage": 0})
@@ -173,10 +174,10 @@ def engine_config(shared: Mapping[str, Any], gradient_clip: float, precision: st
     }
 
 
-def _decided(settings: dict[str, Any]) -> dict[str, Any]:
-    """Without what is "auto", at any depth."""
+def _without_auto(settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` without values "auto", at any depth."""
     return {
-        name: _decided(value) if isinstance(value, dict) else value
+        name: _without_auto(value) if isinstance(value, dict) else value
         for name, value in settings.items()
         if value != "auto"
     }
@@ -184,7 +185,7 @@ def _decided(settings: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def gathered(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
-    """Within, parameters that ZeRO-3 has sharded at loading are whole; what rank 0 writes to them is kept."""
+    """Inside, parameters that ZeRO-3 sharded when they were loaded are whole; what rank 0 writes to them is kept."""
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
         import deepspeed
 

@@ -1,4 +1,4 @@
-"""Completions as an update needs them, in micro-batches of as many as fit, and their log-probabilities."""
+"""Training samples, how they are packed into micro-batches, and their log-probabilities."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """One completion after its prompt, L tokens in all, and what an update is to make of it.
+    """One prompt with its completion, L tokens together, and what an update needs to train on it.
 
-    Position t of a tensor (L - 1,) is about token t + 1.
+    Position t of a tensor (L - 1,) belongs to token t + 1, which the model predicts from tokens 0 to t.
     """
 
     ids: torch.Tensor
     """(L,) int64."""
     mask: torch.Tensor
-    """(L - 1,) bool: whether token t + 1 is trained on: the model wrote it, and the response counts."""
+    """(L - 1,) bool: whether token t + 1 is trained on, because the model wrote it and the response counts."""
     sampled: torch.Tensor
     """(L - 1,) float32: log-probability of token t + 1 under the sampler; NaN where it gave none, 0 in the prompt."""
     domain: int
     """Index among the recipe's domains, in the order of their names."""
     advantage: torch.Tensor = field(default_factory=lambda: torch.zeros(1))
-    """(1,), or (L - 1,) where a critic gave each token its own; 0 until it is known."""
+    """(1,), or (L - 1,) where a critic gave one per token; 0 until it is computed."""
     reference: torch.Tensor | None = None
     """(L - 1,) log-probabilities under the reference; None without a KL term."""
     old: torch.Tensor | None = None
@@ -40,18 +40,18 @@ class TrainingSample:
 
     @cached_property
     def tokens(self) -> int:
-        """How many tokens are trained on."""
+        """Number of tokens that are trained on."""
         return int(self.mask.sum())
 
     @cached_property
     def prompt(self) -> int:
-        """How many tokens come before the first that is trained on; all but the last where none is."""
+        """Number of tokens before the first that is trained on; all but the last where there is none."""
         return int(self.mask.int().argmax()) + 1 if self.tokens else len(self.mask)
 
     @cached_property
     def extent(self) -> Extent:
-        """What it costs to read."""
-        # Not `hash`, which differs from process to process: it orders micro-batches, and with them rounding.
+        """The size of the sample, for planning micro-batches."""
+        # Python's `hash` differs between processes. The key orders micro-batches, and their order decides rounding.
         key = blake2b(self.ids[: self.prompt].numpy().tobytes(), digest_size=8)
         return Extent(self.prompt, len(self.ids) - self.prompt, int.from_bytes(key.digest()))
 
@@ -62,12 +62,12 @@ class TrainingSample:
 
 
 BLANK = TrainingSample(torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.bool), torch.zeros(1), 0)
-"""Two made-up tokens of which none is trained on: for a process that has nothing while others have, and must wait."""
+"""Two made-up tokens, not trained on: for a process that must run a pass with the others but has no sample left."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Samples side by side, B of them and the longest of L tokens. Padded on the right: no attention mask is needed."""
+    """B samples, the longest of L tokens. They are padded on the right, so no attention mask is needed."""
 
     ids: torch.Tensor
     """(B, L) int64."""
@@ -76,11 +76,11 @@ class MicroBatch:
     sampled: torch.Tensor
     """(B, L - 1) float32."""
     prompts: Prompts | None = None
-    """Set where the model is to read each prompt once."""
+    """Set where the model computes each prompt only once."""
 
 
 def training_sample(rollout: Sampled, domain: int, counts: bool) -> TrainingSample:
-    """The tokens of a rollout, in order; nothing of it is trained on unless it `counts`."""
+    """The training sample of a rollout. Without `counts` none of its tokens is trained on."""
     ids: list[int] = []
     mask: list[bool] = []
     logprobs: list[float] = []
@@ -88,17 +88,17 @@ def training_sample(rollout: Sampled, domain: int, counts: bool) -> TrainingSamp
         ids += segment.token_ids
         mask += [counts and segment.role == "model"] * len(segment.token_ids)
         logprobs += segment.logprobs
-    before = len(rollout.prompt_ids) - 1
+    prompt_targets = len(rollout.prompt_ids) - 1
     return TrainingSample(
         torch.tensor([*rollout.prompt_ids, *ids]),
-        torch.tensor([False] * before + mask),
-        torch.tensor([0.0] * before + logprobs, dtype=torch.float32),
+        torch.tensor([False] * prompt_targets + mask),
+        torch.tensor([0.0] * prompt_targets + logprobs, dtype=torch.float32),
         domain,
     )
 
 
 def collate(samples: Sequence[TrainingSample], device: torch.device, share: bool = False) -> MicroBatch:
-    """The samples as one batch on `device`; with `share`, for a model that reads each prompt once."""
+    """The samples as one batch on `device`. With `share` the batch names its prompts, for a model that uses them."""
     return MicroBatch(
         padded([sample.ids for sample in samples], device),
         padded([sample.mask for sample in samples], device),
@@ -108,7 +108,7 @@ def collate(samples: Sequence[TrainingSample], device: torch.device, share: bool
 
 
 def _prompts(samples: Sequence[TrainingSample], device: torch.device) -> Prompts:
-    """Which sample begins with which prompt; samples with the same prompt share its first occurrence."""
+    """The prompts of a batch. Samples with the same prompt refer to the first sample that has it."""
     from qwq_rl.inference.fast_qwen.training_states import Prompts
 
     first_row: dict[Extent, int] = {}
@@ -124,31 +124,31 @@ def _prompts(samples: Sequence[TrainingSample], device: torch.device) -> Prompts
 
 
 def padded(rows: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Tensors (n_i,) of one type as (B, longest) on `device`, zeros on the right; (0, 1) where there are none."""
+    """Tensors (n_i,) of one type as (B, longest) on `device`, with zeros on the right. No tensors give (0, 1)."""
     if not rows:
         return torch.zeros(0, 1, device=device)
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)
 
 
 def token_logprobs(model: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-probabilities and, where the head works them out, entropies of the trained tokens; (B, L - 1), 0 elsewhere.
+    """Log-probabilities of the trained tokens and, where the head computes them, entropies; (B, L - 1), 0 elsewhere.
 
-    `model` is wrapped as it trains. Its head, TRL's fused one or that of `fast_qwen.training_head`, divides the logits
-    by the temperature.
+    `model` is wrapped as in training. Its head, TRL's fused one or that of `fast_qwen.training_head`, divides the
+    logits by the temperature.
     """
     labels = torch.full_like(batch.ids, -100)
     labels[:, 1:] = torch.where(batch.mask, batch.ids[:, 1:], -100)
-    shared = {} if batch.prompts is None else {"prompts": batch.prompts}
-    output = model(input_ids=batch.ids, labels=labels, fused_lm_head=True, **shared)
+    prompt_kwargs = {} if batch.prompts is None else {"prompts": batch.prompts}
+    output = model(input_ids=batch.ids, labels=labels, fused_lm_head=True, **prompt_kwargs)
     return output.log_probs, output.entropy
 
 
 def logprobs_of(
     model: Any, samples: Sequence[TrainingSample], tokens: int, accelerator: Any, share: bool
 ) -> list[torch.Tensor]:
-    """Log-probabilities (L_i - 1,) on the CPU of each sample's trained tokens, `tokens` padded tokens at a time.
+    """Log-probabilities of each sample's trained tokens, (L_i - 1,) on the CPU, in micro-batches of `tokens` tokens.
 
-    `share`: whether the model reads the prompts that a batch names only once each.
+    `share`: whether the model computes each prompt of a batch only once.
     """
 
     def logprobs(batch: MicroBatch) -> torch.Tensor:
@@ -166,76 +166,76 @@ def by_micro_batch(
     accelerator: Any,
     share: bool,
 ) -> list[torch.Tensor]:
-    """What `compute` makes of each sample's tokens, from (B, L - 1) a micro-batch to (L_i - 1,) float32 on the CPU.
+    """Apply `compute` to micro-batches. Its results, (B, L - 1), become (L_i - 1,) float32 on the CPU for each sample.
 
-    All processes take part, those without samples too, and call `compute` as often as the one that needs most.
+    All processes must take part, also those without samples. All call `compute` equally often.
     """
-    plans = plan([sample.extent for sample in samples], [True] * len(samples), tokens, share) if samples else []
+    batches = plan([sample.extent for sample in samples], [True] * len(samples), tokens, share) if samples else []
     results: list[torch.Tensor] = [torch.empty(0)] * len(samples)
-    for number in range(max(gather_object([len(plans)]))):
-        places = plans[number] if number < len(plans) else []
-        batch = collate([samples[place] for place in places] or [BLANK], accelerator.device, share)
+    for number in range(max(gather_object([len(batches)]))):
+        indices = batches[number] if number < len(batches) else []
+        batch = collate([samples[index] for index in indices] or [BLANK], accelerator.device, share)
         rows = compute(batch).float().cpu()
-        for place, row in zip(places, rows, strict=False):  # without places, the row is of no sample
-            results[place] = row[: len(samples[place].mask)].clone()
+        for index, row in zip(indices, rows, strict=False):  # a blank batch has one row and no index
+            results[index] = row[: len(samples[index].mask)].clone()
     return results
 
 
 @dataclass(frozen=True)
 class Extent:
-    """Tokens of a row: those of its prompt, which other rows may begin with too, and its own after them."""
+    """Numbers of tokens of a row: in its prompt, which other rows may share, and after it (`own`)."""
 
     prompt: int
     own: int
     key: int = 0
-    """Which prompt it is."""
+    """Identifies the prompt."""
 
     @property
     def tokens(self) -> int:
-        """All of them."""
+        """All tokens of the row."""
         return self.prompt + self.own
 
 
 def plan(extents: Sequence[Extent], live: Sequence[bool], tokens: int, share: bool = False) -> list[list[int]]:
-    """The live rows in micro-batches, the longest first: indices into `extents`.
+    """Pack the live rows into micro-batches, the longest rows first. Returns indices into `extents`.
 
-    A micro-batch takes at most `tokens` tokens: rows times its longest row, for padding is read too; with `share`, for
-    a model that reads no padding and each prompt once, the rows' own tokens and each prompt's. What is more than that
-    by itself stands alone. There is always one micro-batch, for a process without one would leave the others waiting:
-    with no live row it is the shortest, whose loss the caller weights by 0; so are the further ones that a caller adds
-    where processes must run equally many. Raises ValueError without any row, or if `tokens` is not positive.
+    A micro-batch has at most `tokens` tokens. They are its rows times its longest row, since padding is computed too.
+    With `share`, for a model that computes no padding and each prompt once, they are the rows' own tokens plus each
+    prompt once. A row that is larger than `tokens` gets a micro-batch of its own. There is always at least one
+    micro-batch, since a process without one would leave the others waiting; without live rows it has the shortest row,
+    and the caller weights its loss by 0. Raises ValueError without any row, or if `tokens` is not positive.
     """
     if not extents or len(extents) != len(live) or tokens < 1:
         raise ValueError(f"{len(extents)} rows, {len(live)} marks and {tokens} tokens: no plan can be made")
-    rows = [row for row, alive in enumerate(live) if alive]
+    rows = [row for row, is_live in enumerate(live) if is_live]
     rows = rows or [min(range(len(extents)), key=lambda row: extents[row].tokens)]
     return _by_prompt(rows, extents, tokens) if share else _by_length(rows, extents, tokens)
 
 
 def _by_length(rows: Sequence[int], extents: Sequence[Extent], tokens: int) -> list[list[int]]:
-    left = sorted(rows, key=lambda row: -extents[row].tokens)
+    remaining = sorted(rows, key=lambda row: -extents[row].tokens)
     batches = []
-    while left:
-        size = max(1, tokens // max(1, extents[left[0]].tokens))
-        batches.append(left[:size])
-        left = left[size:]
+    while remaining:
+        size = max(1, tokens // max(1, extents[remaining[0]].tokens))
+        batches.append(remaining[:size])
+        remaining = remaining[size:]
     return batches
 
 
 def _by_prompt(rows: Sequence[int], extents: Sequence[Extent], tokens: int) -> list[list[int]]:
-    """The rows of a prompt in a row, the prompt of the longest row first."""
-    longest: dict[int, int] = {}
+    """Rows with the same prompt one after the other, so that they share it; the prompt with the longest row first."""
+    longest_own: dict[int, int] = {}
     for row in rows:
-        longest[extents[row].key] = max(extents[row].own, longest.get(extents[row].key, 0))
-    left = sorted(rows, key=lambda row: (-longest[extents[row].key], extents[row].key, -extents[row].own))
+        longest_own[extents[row].key] = max(extents[row].own, longest_own.get(extents[row].key, 0))
+    ordered = sorted(rows, key=lambda row: (-longest_own[extents[row].key], extents[row].key, -extents[row].own))
     batches: list[list[int]] = []
-    used, keys = 0, set[int]()
-    for row in left:
+    batch_tokens, prompts_in_batch = 0, set[int]()
+    for row in ordered:
         extent = extents[row]
-        used += extent.own + (0 if extent.key in keys else extent.prompt)
-        if not batches or used > tokens:
+        batch_tokens += extent.own + (0 if extent.key in prompts_in_batch else extent.prompt)
+        if not batches or batch_tokens > tokens:
             batches.append([])
-            used, keys = extent.tokens, set()
+            batch_tokens, prompts_in_batch = extent.tokens, set()
         batches[-1].append(row)
-        keys.add(extent.key)
+        prompts_in_batch.add(extent.key)
     return batches

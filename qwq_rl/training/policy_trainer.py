@@ -1,11 +1,11 @@
-"""Outcome RL on verified rewards: rounds of rollouts and updates of ours, on the base that TRL's GRPOTrainer is.
+"""The trainer of the policy: RL on verified rewards, with our own rounds of rollouts and updates in TRL's GRPOTrainer.
 
-From TRL and transformers come the model and its reference, PEFT, DeepSpeed, vLLM, optimiser, schedule and the loop over
-updates. Each step of that loop is ours:
+TRL and transformers provide the model and its reference, PEFT, DeepSpeed, vLLM, the optimiser, its schedule and the
+loop over updates. Each step of that loop is ours:
 
-    collect a round -> training samples -> advantages -> one update or several -> record
+    collect a round -> training samples -> advantages -> record -> one update or several
 
-`rollouts.collect` says what a round is, `training.update` what an update is, `algorithms` has the mathematics.
+`rollouts.collect` collects a round, `training.update` computes an update, `algorithms` has the mathematics.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 class PolicyTrainer(GRPOTrainer):
-    """See the module's docstring."""
+    """See the module's docstring. Read `training_step` first."""
 
     def __init__(
         self,
@@ -61,11 +61,11 @@ class PolicyTrainer(GRPOTrainer):
         sampled_elsewhere: bool,
         peft_config: Any = None,
     ) -> None:
-        """`tokens`: padded tokens of a micro-batch. Call `collect_with` before training.
+        """`tokens`: tokens of a micro-batch, with padding. Call `collect_with` before training.
 
-        `shares_prompts` says of an unwrapped model whether it reads the prompts that a batch names only once each;
-        `sampled_elsewhere`, that another engine than our own decoder samples, whose log-probabilities are not quite
-        the trainer's.
+        `shares_prompts` tells whether an unwrapped model computes each prompt of a batch only once.
+        `sampled_elsewhere`: the samples come from another engine than our own decoder, and its log-probabilities differ
+        slightly from the trainer's.
         """
         self.recipe = recipe
         self.objective: Objective = objective
@@ -80,9 +80,9 @@ class PolicyTrainer(GRPOTrainer):
         self.update_sums: dict[str, float] = {}
         """Sums over the tokens of the last update: `loss`, `tokens`, `kl`, `clipped`, `gap`; and `gap_max`."""
         self._references: dict[tuple[int, int], torch.Tensor] = {}
-        """(group, sample) -> log-probabilities (L - 1,) under the reference, of the round that is being collected."""
+        """(group, sample) -> log-probabilities (L - 1,) under the reference, for the round that is being collected."""
         self.seconds: dict[str, float] = {}
-        # The stage's clock stands still while it evaluates, which is no part of an update.
+        # The stage's clock is paused during evaluation, so an update's time does not include it.
         self._step_started = clock.wall_seconds()
         super().__init__(
             model=model,
@@ -94,34 +94,34 @@ class PolicyTrainer(GRPOTrainer):
         )
 
     def collect_with(self, collector: Collector, critic: Critic | None) -> None:
-        """Set what collects the rounds and the critic, which both are made after this trainer and use it."""
+        """Set the collector of rounds and the critic. Both are made after this trainer, since they use it."""
         self.collector, self.critic = collector, critic
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """One item an update: what an update trains on is drawn when it is due."""
+        """One item per update, without data: an update's prompts are drawn when it begins."""
         return DataLoader([{"update": number} for number in range(self.recipe.steps)])  # type: ignore[arg-type]
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Collect a round where one is due, then one update; returns its loss."""
+        """Collect a round if the last one is used up, then run one update. Returns its loss."""
         model.train()
         update, parts = self.state.global_step + 1, self.recipe.update.updates_per_rollout
-        # A round serves several updates where the recipe says so; each of its samples is then old by some updates.
+        # A recipe may use a round for several updates. The policy has then changed since the samples were drawn.
         if self.round_batch is None or update - self.round_batch.first >= self.recipe.update.of_a_round:
-            # Of the last round; it must not be mixed with what is sampled now.
+            # These belong to the last round; the same (group, sample) may come again in this one.
             self._references = {}
-            # The reference is asked while verifiers run: they mostly wait for other processes.
+            # The reference computes while the verifiers run, which mostly wait for other processes.
             collected = self.collector.collect(update, self._ask_reference)
             self.round_batch = self._round_batch(collected, update)
         samples = self.round_batch.part(update, parts, self.recipe.seed)
-        # Leaves the gradients in the model. The optimiser's step is transformers', after `_clip_grad_norm`.
+        # The gradients stay in the model. Transformers calls `_clip_grad_norm`, then the optimiser's step.
         share = self._shares_prompts(self.accelerator.unwrap_model(model))
         loss, sums = run_update(model, self.accelerator, samples, self.objective, self._budget(), share)
-        # Processes exchange their sums here, once: the safeguards below must see the same figures in all of them.
+        # The only exchange of these sums between processes. The safeguards need the same figures in all of them.
         self.update_sums = sums.reduced(self.accelerator)
         return loss
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        """As transformers', and the last moment at which a harmful update can be left out."""
+        """Clip as transformers does. It is also the last moment at which a harmful update can be skipped."""
         norm = super()._clip_grad_norm(model)
         update = self.state.global_step + 1
         if self.safeguards.before_step(update, float(norm), self.update_sums["loss"]) == "skip":
@@ -130,22 +130,22 @@ class PolicyTrainer(GRPOTrainer):
                     f"update {update}: the gradient's norm is {float(norm):.4g}, and DeepSpeed has applied it already. "
                     "The last checkpoint is from before: lower update.lr or update.gradient_clip, and start again"
                 )
-            model.zero_grad(set_to_none=True)  # the optimiser passes over what has no gradient
+            model.zero_grad(set_to_none=True)  # the optimiser skips weights without a gradient
         self.events += self.safeguards.after_update({"update": update, **self._means_per_token()})
         return norm
 
     def _budget(self) -> Budget:
         weights = [self.recipe.domains[name].weight for name in self._domains]
-        # Dr. GRPO divides by the longest response that is allowed, whatever the length of those that came.
+        # Dr. GRPO divides by the longest response that is allowed, not by the length of a response.
         constant = float(self.recipe.rollout.max_tokens) if self.objective.algorithm.weights == "constant" else None
         return Budget(self.micro_tokens, torch.tensor(weights), constant)
 
     def _round_batch(self, collected: Round, update: int) -> RoundBatch:
-        """The rollouts of this process with all that their updates need; recorded before anything is learned."""
+        """The rollouts of this process with all that their updates need. They are recorded before the first update."""
         self.seconds |= collected.seconds
         samples = [self._training_sample(rollout) for rollout in collected.rollouts]
         advantages, critic_figures = self._advantages(collected, samples, update)
-        # Only a round of several updates needs to know what the policy was before the first of them.
+        # Only a round with several updates needs the log-probabilities from before the first one.
         old = self._old_logprobs(samples) if self.recipe.update.of_a_round > 1 else ()
         samples = [
             replace(sample, advantage=advantage, reference=self._references.get((rollout.group, rollout.sample)))
@@ -156,7 +156,7 @@ class PolicyTrainer(GRPOTrainer):
         return RoundBatch(update, samples, collected.places(), collected.total, old, summary)
 
     def _training_sample(self, rollout: Rollout) -> TrainingSample:
-        """What cannot be judged is not trained on, nor what was cut off where the recipe says so."""
+        """A rollout without a reward is not trained on; neither is one that was cut off, if the recipe says so."""
         cut_off = self.recipe.rollout.overlong == "mask" and rollout.response.finish == "length"
         counts = rollout.scored.reward is not None and not cut_off
         return training_sample(rollout, self._domains.index(str(rollout.row["domain"])), counts)
@@ -164,17 +164,17 @@ class PolicyTrainer(GRPOTrainer):
     def _advantages(
         self, collected: Round, samples: Sequence[TrainingSample], update: int
     ) -> tuple[list[torch.Tensor], dict[str, float | None]]:
-        """The advantage of each rollout of this process, and the critic's figures where there is one."""
+        """The advantage of each rollout of this process, and the critic's figures if there is a critic."""
         if self.critic is None or self.recipe.critic is None:
             return group_advantages(collected, self.recipe.algorithm, self._domains), {}
         started = time.monotonic()
         seed = self.recipe.seed * 1_000_003 + update
-        found = critic_advantages(collected, samples, self.critic, self.recipe.critic, seed)
+        result = critic_advantages(collected, samples, self.critic, self.recipe.critic, seed)
         self.seconds["critic"] = time.monotonic() - started
-        return found
+        return result
 
     def _ask_reference(self, sampled: Sequence[Sampled]) -> None:
-        """Ask the reference for its log-probabilities, while the samples are scored."""
+        """Compute the reference's log-probabilities, while the samples are scored."""
         if not self.objective.kl:
             return
         started = time.monotonic()
@@ -186,15 +186,15 @@ class PolicyTrainer(GRPOTrainer):
         self.seconds["reference"] = self.seconds.get("reference", 0.0) + time.monotonic() - started
 
     def _reference(self) -> AbstractContextManager[Any]:
-        """The model that the KL term keeps the policy near; with LoRA, the policy without its adapter."""
+        """The reference of the KL term. With LoRA it is the policy without its adapter."""
         if self.ref_model is not None:
             return nullcontext(self.ref_model)
         return _without_adapter(self.accelerator.unwrap_model(self.model), self.model)
 
     def _old_logprobs(self, samples: Sequence[TrainingSample]) -> list[torch.Tensor]:
-        """Log-probabilities under the policy that sampled: its own, where our decoder gave them."""
-        unknown = any(bool(sample.sampled.isnan().any()) for sample in samples)
-        if not any(gather_object([unknown])) and not self._sampled_elsewhere:
+        """Log-probabilities under the policy that sampled: those of our decoder if it gave them, else computed here."""
+        any_missing = any(bool(sample.sampled.isnan().any()) for sample in samples)
+        if not any(gather_object([any_missing])) and not self._sampled_elsewhere:
             return [sample.sampled for sample in samples]
         return self._logprobs(self.model, samples)
 
@@ -203,14 +203,14 @@ class PolicyTrainer(GRPOTrainer):
         return logprobs_of(model, samples, self.micro_tokens, self.accelerator, share)
 
     def _record(self, collected: Round, samples: Sequence[TrainingSample], update: int) -> Line:
-        """Record the rollouts of all processes; returns what the metrics say of them."""
+        """Record the rollouts of all processes. Returns their summary for the metrics."""
         lines = [
             rollout_line(rollout, float(sample.advantage.mean()))
             for rollout, sample in zip(collected.rollouts, samples, strict=True)
         ]
         rows = {str(outcome.row["id"]): outcome.row for outcome in collected.outcomes}
         path = self.folder.rollouts(update)
-        # Also asks the safeguards, which may stop the stage here: on a round that teaches nothing or teaches wrongly.
+        # It also asks the safeguards, which may stop the stage here if the round is useless or harmful.
         summary, events = record_round(path, lines, collected.counts, collected.sampled, self.safeguards, rows)
         self.events += events
         for domain, figures in summary["domains"].items():
@@ -220,16 +220,16 @@ class PolicyTrainer(GRPOTrainer):
         return summary
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As transformers', with what our steps need to go on exactly; whole when the last process is through."""
+        """Save as transformers does, with the state of our own steps. It is complete when all processes are done."""
         Trainer._save_checkpoint(self, model, trial)
-        place = self.folder.checkpoints / f"checkpoint-{self.state.global_step}"
-        torch.save(self._state(), place / f"rounds-{self.accelerator.process_index}.pt")
+        folder = self.folder.checkpoints / f"checkpoint-{self.state.global_step}"
+        torch.save(self._state(), folder / f"rounds-{self.accelerator.process_index}.pt")
         if self.critic is not None:
-            self.critic.save(place / "critic")
+            self.critic.save(folder / "critic")
         self.accelerator.wait_for_everyone()
         oldest = next(iter(whole(self.folder)), None)
         if oldest is not None:
-            # No checkpoint is left from which the verdicts of earlier updates could be asked for again.
+            # A stage can only go on from a checkpoint that still exists, so it never needs older verdicts again.
             self.collector.scorer.verdict_log.trim(update_of(oldest) + 1)
 
     def _state(self) -> dict[str, Any]:
@@ -249,10 +249,11 @@ class PolicyTrainer(GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        place = Path(checkpoint) / f"rounds-{self.accelerator.process_index}.pt"
-        if not place.exists():
-            place = place.with_name("rounds-0.pt")
-        state = torch.load(place, map_location="cpu", weights_only=True)
+        path = Path(checkpoint) / f"rounds-{self.accelerator.process_index}.pt"
+        # With more processes than before, new ranks take the state of rank 0, of which all but the round is common.
+        if not path.exists():
+            path = path.with_name("rounds-0.pt")
+        state = torch.load(path, map_location="cpu", weights_only=True)
         if state["world"] != self.accelerator.num_processes and state["round_batch"] is not None:
             raise UserError(
                 f"{checkpoint} was saved by {state['world']} processes in the middle of a round, and "
@@ -266,7 +267,7 @@ class PolicyTrainer(GRPOTrainer):
             self.critic.load(Path(checkpoint) / "critic")
 
     def details(self, logs: Mapping[str, float]) -> Line:
-        """What a metrics line of this stage has besides what every stage's has."""
+        """The part of a metrics line that only this kind of stage has."""
         now = self.clock.wall_seconds()
         seconds = {**self.seconds, "update": max(0.0, now - self._step_started - sum(self.seconds.values()))}
         self._step_started, self.seconds = now, {}
@@ -289,7 +290,7 @@ class PolicyTrainer(GRPOTrainer):
 
 
 def _no_reward(**columns: Any) -> list[float | None]:
-    """TRL wants a reward function; rewards are the collector's."""
+    """TRL requires a reward function. It is never called: the collector scores."""
     raise AssertionError("the collector scores")
 
 

@@ -1,7 +1,8 @@
-"""The rollouts of a round in one file, and what all processes are told of them.
+"""Writes the rollouts of a round to one file, and gives their summary to all processes.
 
-A round's texts and tokens may come to gigabytes, so they go to one process only: every other one writes a part beside
-the file, and the main process joins them, works out what the metrics say, asks the safeguards, and tells the others.
+The texts and tokens of a round may be gigabytes, so they are not sent between processes. Every other process writes a
+part beside the file. The main process joins the parts, computes the summary, asks the safeguards, and sends only the
+result to the others.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _RoundReport:
-    """What the main process tells the others."""
+    """What the main process sends to the others."""
 
     summary: Line
     events: list[Event]
     safeguards: dict[str, Any]
     """Their state after the round."""
     limit: str | None
-    """The limit that stops the stage, in words."""
+    """The message of the limit that stops the stage; None if none does."""
 
 
 def record_round(
@@ -44,19 +45,19 @@ def record_round(
     safeguards: Safeguards,
     rows: Mapping[str, Row],
 ) -> tuple[Line, list[Event]]:
-    """Write the lines of all processes to `path`, by group and sample; what the metrics say, and the events.
+    """Write the lines of all processes to `path`, by group and sample. Returns the summary and the events.
 
-    `lines` and `counts` (of its verifiers' calls) are this process's, `sampled` and `rows` (by id) those of all; every
-    process calls it, and sees the folder of `path`. Raises LimitReached in all of them where the safeguards stop the
-    stage.
+    `lines` and `counts` (of its verifier calls) are those of this process; `sampled` (groups) and `rows` (by id) are
+    those of all. Every process must call it, and must see the folder of `path`. Raises LimitReached in all processes if
+    the safeguards stop the stage.
     """
     state = PartialState()
     if not state.is_main_process:
         write_lines(_part(path, state.process_index), lines)
-    all_counts: list[Any] = gather_object(list(counts))  # and every part is written
+    all_counts: list[Any] = gather_object(list(counts))  # waits for all processes, so every part is written
     reports: list[Any] = [None]
     if state.is_main_process:
-        all_lines = _joined(path, lines, state.num_processes)
+        all_lines = _all_lines(path, lines, state.num_processes)
         write_lines(path, all_lines)
         reports = [_report(all_lines, all_counts, sampled, safeguards, rows)]
     if state.num_processes > 1:
@@ -70,11 +71,11 @@ def record_round(
 
 
 def _part(path: Path, rank: int) -> Path:
-    # Named as a draft, so that what a kill leaves is removed at the next start.
+    # Named like a draft, so that a part left by a kill is removed at the next start.
     return path.with_name(f".{path.name}.part.{rank}")
 
 
-def _joined(path: Path, own: Sequence[Line], world: int) -> list[Line]:
+def _all_lines(path: Path, own: Sequence[Line], world: int) -> list[Line]:
     lines = list(own)
     for rank in range(1, world):
         part = _part(path, rank)

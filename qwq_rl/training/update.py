@@ -1,4 +1,4 @@
-"""One update of the policy: its samples in micro-batches of like length, the loss of each, and what the metrics say."""
+"""One update of the policy: micro-batches of similar length, the loss of each, and the metrics. Read `run_update`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qwq_rl.training.micro_batch import BLANK, MicroBatch, TrainingSample, colla
 
 @dataclass(frozen=True)
 class Objective:
-    """What the recipe asks of an update."""
+    """The recipe's settings of an update."""
 
     algorithm: Algorithm
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -32,25 +32,25 @@ class Objective:
 
     @property
     def needs_every_row(self) -> bool:
-        """Whether a row without an advantage has a gradient."""
+        """Whether a row with advantage 0 has a gradient too."""
         return self.kl > 0 or self.entropy > 0
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How an update is cut up and weighted."""
+    """How an update is split into micro-batches, and how rows are weighted."""
 
     tokens: int
-    """Padded tokens of a micro-batch, at most."""
+    """Tokens of a micro-batch at most, with padding."""
     domain_weights: torch.Tensor
-    """(D,)."""
+    """(D,), one per domain."""
     constant: float | None
-    """Tokens that a row counts as, for `row_weights` of kind "constant"; None otherwise."""
+    """Tokens that each row counts as in `row_weights` of kind "constant"; None for other kinds."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the loss compares the policy's log-probabilities with; (B, L - 1) unless said otherwise."""
+    """What the loss needs besides the policy's log-probabilities; (B, L - 1) where no shape is given."""
 
     batch: MicroBatch
     advantages: torch.Tensor
@@ -67,20 +67,20 @@ class LossMetrics:
     """Scalars of one micro-batch, on its device."""
 
     sums: Mapping[str, torch.Tensor]
-    """To be added up over micro-batches and processes."""
+    """To be summed over micro-batches and processes."""
     highest: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """Of which the largest counts."""
+    """Of these the largest over micro-batches and processes is taken."""
 
 
 class MetricSums:
-    """Adds up metrics without waiting for the device; `reduced` is the one time that processes exchange them."""
+    """Sums metrics without waiting for the device. Processes exchange them only in `reduced`."""
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
         self._highest: dict[str, torch.Tensor] = {}
 
     def add(self, metrics: LossMetrics) -> None:
-        """Take in what one micro-batch came to."""
+        """Add the metrics of one micro-batch."""
         for name, value in metrics.sums.items():
             value = value.detach().double()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -89,13 +89,13 @@ class MetricSums:
             self._highest[name] = torch.maximum(self._highest[name], value) if name in self._highest else value
 
     def reduced(self, accelerator: Any) -> dict[str, float]:
-        """The metrics over all processes, which must all hold the same names: one gather."""
+        """The metrics over all processes, in one gather. All processes must have the same names."""
         if not self._sums and not self._highest:
             return {}
-        own = torch.stack([*self._sums.values(), *self._highest.values()]).to(accelerator.device)
-        every = accelerator.gather(own[None])  # (processes, metrics)
-        sums = every[:, : len(self._sums)].sum(0).tolist()
-        highest = every[:, len(self._sums) :].max(0).values.tolist() if self._highest else []
+        own_values = torch.stack([*self._sums.values(), *self._highest.values()]).to(accelerator.device)
+        all_values = accelerator.gather(own_values[None])  # (processes, metrics)
+        sums = all_values[:, : len(self._sums)].sum(0).tolist()
+        highest = all_values[:, len(self._sums) :].max(0).values.tolist() if self._highest else []
         return dict(zip([*self._sums, *self._highest], [*sums, *highest], strict=True))
 
 
@@ -107,14 +107,15 @@ def run_update(
     budget: Budget,
     share: bool = False,
 ) -> tuple[torch.Tensor, MetricSums]:
-    """Forward and backward over all samples of this process; gradients are left in the model, averaged over processes.
+    """Forward and backward passes over all samples of this process. The gradients stay in the model, averaged over
+    processes.
 
-    `share`: whether the model reads the prompts that a batch names only once each.
+    `share`: whether the model computes each prompt of a batch only once.
 
-    Returns the loss, a scalar whose mean over processes is that of the whole update, and the metrics. Equal, but for
-    rounding, to one forward and backward pass over all rows of all processes. Every process, one without samples too,
-    runs as many micro-batches as the one that needs most, the last ones of made-up tokens with weight 0, because
-    sharded models and gradient hooks wait for each other.
+    Returns the loss, a scalar whose mean over processes is the loss of the whole update, and the metrics. Except for
+    rounding the result is that of one forward and backward pass over all rows of all processes. Every process, also one
+    without samples, runs as many micro-batches as the one that needs most; it fills up with made-up tokens of weight 0.
+    Sharded models and gradient hooks wait for each other, so different numbers of passes would hang.
     """
     weights, own_plan, rounds, blank = _plans(accelerator, samples, objective, budget, share)
     total, metrics = torch.zeros((), device=accelerator.device), MetricSums()
@@ -129,8 +130,8 @@ def run_update(
         with _unsynchronised(accelerator, model) if not last else nullcontext():
             with accelerator.autocast():
                 logprobs, entropies = token_logprobs(model, targets.batch)
-            loss, of_batch = loss_of(objective, targets, logprobs, entropies)
-            metrics.add(of_batch)
+            loss, batch_metrics = loss_of(objective, targets, logprobs, entropies)
+            metrics.add(batch_metrics)
             # Gradients are averaged over processes, and the loss is a sum over all of their rows.
             loss = loss * accelerator.num_processes
             # DeepSpeed takes the optimiser's step inside the backward pass that this allows.
@@ -144,9 +145,10 @@ def run_update(
 def loss_of(
     objective: Objective, targets: Targets, logprobs: torch.Tensor, entropies: torch.Tensor | None
 ) -> tuple[torch.Tensor, LossMetrics]:
-    """sum over rows of weight times the sum over its trained tokens of their loss, a scalar; and its metrics.
+    """The loss of a micro-batch, a scalar, and its metrics. A row counts with its weight times the sum over its tokens.
 
-    `logprobs` and `entropies` (B, L - 1) are the policy's now; `entropies` may be None without an entropy bonus.
+    `logprobs` and `entropies` (B, L - 1) are those of the current policy. Without an entropy bonus `entropies` may be
+    None.
     """
     mask, algorithm = targets.batch.mask, objective.algorithm
     old = logprobs.detach() if targets.old is None else targets.old
@@ -154,7 +156,7 @@ def loss_of(
     losses = algorithm.loss(logprobs, ratios, targets.advantages, mask, **objective.parameters)
     sums: dict[str, torch.Tensor] = {}
     if objective.correction is not None:
-        # The tokens were drawn by a sampler that is not quite the policy.
+        # The sampler that drew the tokens differs slightly from the policy.
         losses = losses * importance_weights(old, targets.batch.sampled, mask, **objective.correction)
     if objective.kl and targets.reference is not None:
         kl = kl_k3(logprobs, targets.reference, ratios if algorithm.level == "token" else None)
@@ -168,14 +170,14 @@ def loss_of(
 
 
 def _token_metrics(objective: Objective, targets: Targets, logprobs: torch.Tensor, ratios: torch.Tensor) -> LossMetrics:
-    """Trained tokens, those that the clip cut off, and how far the trainer's arithmetic is from the sampler's."""
+    """Counts of trained and of clipped tokens, and the gap between log-probabilities of trainer and sampler."""
     counted = targets.batch.mask & (targets.weights[:, None] > 0)
     sums, highest = {"tokens": counted.sum()}, {}
     clip = objective.parameters.get("clip")
     if objective.algorithm.loss is clipped and isinstance(clip, Clip):
         low, high = clipped_tokens(ratios, targets.advantages, clip)
         sums["clipped"] = ((low | high) & counted).sum()
-    if targets.old is None:  # the weights are those that sampled: what differs is the arithmetic
+    if targets.old is None:  # the weights are those that sampled, so only arithmetic makes a difference
         gap = torch.where(counted, logprobs - targets.batch.sampled, 0.0).nan_to_num(nan=0.0).abs()
         sums["gap"] = gap.sum()
         highest["gap_max"] = gap.max()
@@ -185,39 +187,48 @@ def _token_metrics(objective: Objective, targets: Targets, logprobs: torch.Tenso
 def _plans(
     accelerator: Any, samples: Sequence[TrainingSample], objective: Objective, budget: Budget, share: bool
 ) -> tuple[torch.Tensor, list[list[int]], int, TrainingSample]:
-    """Weights of this process's rows, (rows,), its micro-batches, how many all run, and a sample to fill up with."""
-    every = objective.needs_every_row
+    """Weights of this process's rows, (rows,), its micro-batches, the number that every process runs, a blank sample.
+
+    Every process plans for all: weights depend on the rows of all processes, and the number on their plans.
+    """
+    needs_every_row = objective.needs_every_row
     facts = [
-        (sample.extent, sample.tokens, sample.domain, (every and sample.tokens > 0) or sample.teaches)
+        (sample.extent, sample.tokens, sample.domain, (needs_every_row and sample.tokens > 0) or sample.teaches)
         for sample in samples
     ]
-    known = [(sample.old is not None, sample.reference is not None) for sample in samples[:1]]
-    gathered, all_known = _of_all(facts, known)
-    flat = [fact for part in gathered for fact in part]
+    has_fields = [(sample.old is not None, sample.reference is not None) for sample in samples[:1]]
+    gathered, all_has_fields = _from_all_processes(facts, has_fields)
+    all_facts = [fact for process_facts in gathered for fact in process_facts]
     weights = row_weights(
-        torch.tensor([fact[1] for fact in flat]),
-        torch.tensor([fact[2] for fact in flat]),
+        torch.tensor([fact[1] for fact in all_facts]),
+        torch.tensor([fact[2] for fact in all_facts]),
         budget.domain_weights,
         objective.algorithm.weights,
-        None if budget.constant is None else budget.constant * max(1, len(flat)),
+        None if budget.constant is None else budget.constant * max(1, len(all_facts)),
     )
     plans = [
-        plan([fact[0] for fact in part], [fact[3] for fact in part], budget.tokens, share) if part else []
-        for part in gathered
+        plan([fact[0] for fact in process_facts], [fact[3] for fact in process_facts], budget.tokens, share)
+        if process_facts
+        else []
+        for process_facts in gathered
     ]
-    before = sum(len(part) for part in gathered[: accelerator.process_index])
+    start = sum(len(process_facts) for process_facts in gathered[: accelerator.process_index])
     own_plan = plans[accelerator.process_index]
-    return weights[before : before + len(facts)], own_plan, max(1, *map(len, plans)), _blank(*all_known[0])
+    return weights[start : start + len(facts)], own_plan, max(1, *map(len, plans)), _blank(*all_has_fields[0])
 
 
-def _of_all(facts: list[Any], known: list[tuple[bool, bool]]) -> tuple[list[list[Any]], list[tuple[bool, bool]]]:
-    """The facts of every process, and what their samples have, from those that have samples."""
-    gathered: list[tuple[list[Any], list[tuple[bool, bool]]]] = gather_object([(facts, known)])
-    return [part for part, _ in gathered], [has for _, of in gathered for has in of] or [(False, False)]
+def _from_all_processes(
+    facts: list[Any], has_fields: list[tuple[bool, bool]]
+) -> tuple[list[list[Any]], list[tuple[bool, bool]]]:
+    """The facts of every process; and which optional fields samples have, from the processes that have samples."""
+    gathered: list[tuple[list[Any], list[tuple[bool, bool]]]] = gather_object([(facts, has_fields)])
+    return [part for part, _ in gathered], [flag for _, flags in gathered for flag in flags] or [(False, False)]
 
 
 def _blank(old: bool, reference: bool) -> TrainingSample:
-    """Two made-up tokens that teach nothing, with what the samples beside them have: so they count the same."""
+    """Two made-up tokens that are not trained on. It has the optional fields of real samples, so its metrics have the
+    same names.
+    """
     zero = torch.zeros(1)
     return TrainingSample(
         BLANK.ids, BLANK.mask, BLANK.sampled, BLANK.domain, zero, zero if reference else None, zero if old else None
@@ -225,20 +236,20 @@ def _blank(old: bool, reference: bool) -> TrainingSample:
 
 
 def _targets(samples: Sequence[TrainingSample], weights: torch.Tensor, device: torch.device, share: bool) -> Targets:
-    def together(rows: list[torch.Tensor | None]) -> torch.Tensor | None:
-        known = [row for row in rows if row is not None]
-        return padded(known, device) if len(known) == len(rows) else None
+    def padded_if_all(rows: list[torch.Tensor | None]) -> torch.Tensor | None:
+        present = [row for row in rows if row is not None]
+        return padded(present, device) if len(present) == len(rows) else None
 
     return Targets(
         collate(samples, device, share),
         padded([sample.advantage for sample in samples], device),
         weights.to(device),
-        together([sample.old for sample in samples]),
-        together([sample.reference for sample in samples]),
+        padded_if_all([sample.old for sample in samples]),
+        padded_if_all([sample.reference for sample in samples]),
     )
 
 
 def _unsynchronised(accelerator: Any, model: Any) -> Any:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return nullcontext()  # it is told by the flag that `backward` reads
+        return nullcontext()  # DeepSpeed decides by the flag that `_set_sync_gradients` sets
     return accelerator.no_sync(model)

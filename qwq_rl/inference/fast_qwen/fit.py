@@ -1,4 +1,4 @@
-"""Whether a model computes exactly what `qwen_decoder` does; any doubt leaves it to its own forward."""
+"""Decides whether a model computes exactly what `QwenDecoder` does. In any doubt the model's own forward is used."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _MODELS = {
 _PLAIN_MODULES = (nn.Linear, nn.Embedding, nn.ModuleList)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MOST_PARAMETERS = {"cpu": 10**9, "cuda": 4 * 10**9}
-"""The decoder holds a second copy of most weights. On a CPU a larger model's arithmetic outweighs its calls; on a GPU,
-where calls weigh longer, the copy would take too much of what training leaves."""
-
+"""The largest model per device, since the decoder holds a second copy of most weights. On a CPU a larger model gains
+little: its time goes into arithmetic, not into calls. On a GPU calls cost more, so larger models gain too, until the
+copy needs too much of the memory that training leaves."""
 
 _UNDER: dict[Any, str] = {
     ("trl.trainer.utils", "_fused_forward"): "original_forward",
@@ -25,14 +25,15 @@ _UNDER: dict[Any, str] = {
     ("torch.amp.autocast_mode", "decorate_autocast"): "func",
     ("accelerate.utils.operations", "forward"): "model_forward",
 }
-"""Forwards that compute what the one under them does: where, and what they call that one."""
+"""Wrappers that compute what the forward inside them does: (module, name of the wrapper's code) -> the variable of its
+closure that holds the inner forward."""
 
 
 def decoding_dtype(model: Any) -> torch.dtype | None:
-    """In what `model` multiplies matrices, if it is a dense Qwen2 or Qwen3 as transformers has it; None if not.
+    """The type in which `model` multiplies matrices; None unless it is transformers' dense Qwen2 or Qwen3, unchanged.
 
-    That is autocast's type under mixed precision, else that of the weights. Nothing may be added to the model, wrapped
-    around or split but what `forwards` knows.
+    That is autocast's type under mixed precision, else the type of the weights. The model must have no additions, no
+    shards, and no wrappers that `class_forward` does not know.
     """
     home = _MODELS.get(type(model).__name__)
     if home is None or type(model).__module__ != home or not _known_config(model.config):
@@ -44,12 +45,12 @@ def decoding_dtype(model: Any) -> torch.dtype | None:
 
 
 def fits_qwen_decoder(model: Any) -> bool:
-    """Whether `model` has a `decoding_dtype` and that is its weights' own: no mixed precision."""
+    """Whether `model` has a `decoding_dtype` and it is the type of its weights, so without mixed precision."""
     return decoding_dtype(model) == model.dtype
 
 
 def _known_config(config: Any) -> bool:
-    """Rotary positions without scaling, full attention in every layer, SwiGLU, biases only where Qwen2 has them."""
+    """Whether it has rotary positions without scaling, full attention everywhere, SwiGLU, and only Qwen2's biases."""
     rope = config.rope_parameters
     return (
         config.hidden_act == "silu"
@@ -61,18 +62,18 @@ def _known_config(config: Any) -> bool:
 
 
 def _plain_modules(model: nn.Module, home: str) -> bool:
-    """No module of another library (adapters, quantised layers), none with hooks or a forward of its own."""
+    """Whether no module is from another library (adapters, quantised layers), has hooks, or has a changed forward."""
     for module in model.modules():
-        ours = type(module) in _PLAIN_MODULES or type(module).__module__ in (home, "transformers.activations")
-        hooked = module._forward_hooks or module._forward_pre_hooks
-        known, autocast = class_forward(module)
-        if not ours or hooked or not known or (autocast and module is not model):
+        is_known_class = type(module) in _PLAIN_MODULES or type(module).__module__ in (home, "transformers.activations")
+        hooks = module._forward_hooks or module._forward_pre_hooks
+        is_class_forward, autocast = class_forward(module)
+        if not is_known_class or hooks or not is_class_forward or (autocast and module is not model):
             return False
     return True
 
 
 def _whole_parameters(model: nn.Module) -> bool:
-    """All weights here, on one device, in one dtype, and none of them a shard (`ds_id` is DeepSpeed ZeRO-3's)."""
+    """Whether all weights are on one device, in one dtype, and no shards (DeepSpeed ZeRO-3 sets `ds_id` on a shard)."""
     parameters = list(model.parameters())
     return (
         all(type(parameter) is nn.Parameter and not hasattr(parameter, "ds_id") for parameter in parameters)
@@ -83,21 +84,21 @@ def _whole_parameters(model: nn.Module) -> bool:
 
 
 def class_forward(module: nn.Module) -> tuple[bool, torch.dtype | None]:
-    """Whether `module` runs its class's forward under what training puts over it; and in which autocast, if in any."""
-    function, dtype = _plain(module.forward), None
+    """Whether `module` runs its class's forward, inside no wrappers but those of `_UNDER`; and the autocast type."""
+    function, dtype = _unwrapped(module.forward), None
     while function is not type(module).forward:
-        # `functools.wraps` gives a wrapper the name and module of what it wraps; its code and globals are its own.
+        # `functools.wraps` gives a wrapper the name and module of what it wraps. Its code and globals are its own.
         code, scope = getattr(function, "__code__", None), getattr(function, "__globals__", {})
-        under = _UNDER.get((scope.get("__name__"), getattr(code, "co_name", None)))
-        if under is None:
+        inner_name = _UNDER.get((scope.get("__name__"), getattr(code, "co_name", None)))
+        if inner_name is None:
             return False, None
-        known = inspect.getclosurevars(function).nonlocals
-        if "autocast_instance" in known:
-            dtype = known["autocast_instance"].fast_dtype
-        function = _plain(known[under])
+        closure = inspect.getclosurevars(function).nonlocals
+        if "autocast_instance" in closure:
+            dtype = closure["autocast_instance"].fast_dtype
+        function = _unwrapped(closure[inner_name])
     return True, dtype
 
 
-def _plain(forward: Any) -> Any:
-    """The function of a bound method, and of accelerate's object that turns outputs into float32."""
+def _unwrapped(forward: Any) -> Any:
+    """The function of a bound method, or inside accelerate's object that converts outputs to float32."""
     return getattr(forward, "model_forward", getattr(forward, "__func__", forward))

@@ -1,8 +1,8 @@
-"""TRL's fused language-model head for CPUs, scoring only the positions that have a label.
+"""A replacement of TRL's fused language-model head on a CPU, which scores only the positions that have a label.
 
-TRL 1.16 scores every position where Triton is absent, prompts and padding included, tile by tile in Python
-(`trl/trainer/utils.py`, `add_fused_lm_head`). For a model of 0.1 M parameters that is half of a training step. Under
-the head a dense Qwen in float32 takes `qwen_states`, any other model its own forward.
+Without Triton TRL 1.16 scores every position, prompts and padding included, tile by tile in Python
+(`trl/trainer/utils.py`, `add_fused_lm_head`). For a model of 0.1 M parameters that is half of a training step. The
+hidden states below the head come from `training_states` for a dense Qwen in float32, else from the model's own forward.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from qwq_rl.algorithms.losses import entropy
 from qwq_rl.inference.fast_qwen.training_states import has_qwen_states, states
 
 _RESCALED = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
-"""Settings of models whose logits are more than the head's product; TRL's own head knows what to make of each."""
+"""Settings of models that change the head's output before it becomes logits; TRL's own head handles each of them."""
 
 
 def use_compact_head(model: nn.Module, temperature: float = 1.0, *, every_field: bool = True) -> None:
-    """Replace the forward that TRL patched into `model`, keeping its interface (`fused_lm_head=True`).
+    """Replace the forward that TRL patched into `model`, with the same interface (`fused_lm_head=True`).
 
-    `temperature` divides the logits. Without `every_field` only log-probabilities are worked out, at half the cost;
-    entropy and hits are None. Call it after the trainer is built, on CPU only. A model that rescales its logits or
-    routes between experts is left as it is.
+    `temperature` divides the logits. Without `every_field` only log-probabilities are computed, at half the cost;
+    `entropy` and `is_top1` are then None. Call it after the trainer is built, on a CPU only. A model that rescales its
+    logits or routes between experts is left unchanged.
     """
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     if getattr(config, "output_router_logits", False) or any(getattr(config, name, None) for name in _RESCALED):
@@ -43,37 +43,37 @@ def use_compact_head(model: nn.Module, temperature: float = 1.0, *, every_field:
         if not args and _padded_on_the_right(kwargs) and has_qwen_states(self):
             hidden = states(self, kwargs["input_ids"], mask, prompts)
         else:
-            whole = self.base_model(*args, **(kwargs | {"use_cache": False})).last_hidden_state
-            hidden = whole[:, :-1][mask]
+            all_hidden = self.base_model(*args, **(kwargs | {"use_cache": False})).last_hidden_state
+            hidden = all_hidden[:, :-1][mask]
         logits = self.get_output_embeddings()(hidden).float() / temperature
         return _score(logits, labels[:, 1:][mask], mask, every_field)
 
-    model.forward = types.MethodType(compact_forward, model)  # qwen_fit knows its name
+    model.forward = types.MethodType(compact_forward, model)  # `fit._UNDER` has its name, and that of `patched`
 
 
 def shares_prompts(model: Any) -> bool:
-    """Whether `model`, unwrapped, reads the prompts that a batch names only once each."""
+    """Whether `model` (unwrapped) computes each prompt of a batch only once, where the batch has `prompts`."""
     forward = getattr(vars(model).get("forward"), "__func__", None)
     return getattr(forward, "__name__", None) == "compact_forward" and has_qwen_states(model)
 
 
 def _padded_on_the_right(inputs: Mapping[str, Any]) -> bool:
-    """Whether there is nothing but tokens and a mask that only hides what follows them."""
+    """Whether the inputs are only tokens and a mask that hides nothing but padding after them."""
     mask = inputs.get("attention_mask")
-    known = set(inputs) <= {"input_ids", "attention_mask", "use_cache"}
-    return known and (mask is None or bool((mask[:, :-1] >= mask[:, 1:]).all()))
+    only_known = set(inputs) <= {"input_ids", "attention_mask", "use_cache"}
+    return only_known and (mask is None or bool((mask[:, :-1] >= mask[:, 1:]).all()))
 
 
 def _score(logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, every_field: bool) -> FusedCausalLMOutput:
-    """The per-token fields, each (B, T) with zeros where `mask` is False, from logits (N, V) of the N labelled ones."""
+    """TRL's output from the logits (N, V) of the N labelled tokens; fields are (B, T), zeros where `mask` is False."""
 
     def spread(values: torch.Tensor) -> torch.Tensor:
         return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
-    chosen = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    target_logprobs = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     return FusedCausalLMOutput(
-        loss=-chosen.sum() / mask.sum().clamp(min=1),
-        log_probs=spread(chosen),
+        loss=-target_logprobs.sum() / mask.sum().clamp(min=1),
+        log_probs=spread(target_logprobs),
         entropy=spread(entropy(logits)) if every_field else None,
         log_sum_sq_probs=None,
         mean_logits=None,
