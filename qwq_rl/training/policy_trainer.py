@@ -114,7 +114,7 @@ class PolicyTrainer(GRPOTrainer):
             self.round_batch = self._round_batch(collected, update)
         samples = self.round_batch.part(update, parts, self.recipe.seed)
         # The gradients stay in the model. Transformers calls `_clip_grad_norm`, then the optimiser's step.
-        share = self._shares_prompts(self.accelerator.unwrap_model(model))
+        share = self._shares(model)
         loss, sums = run_update(model, self.accelerator, samples, self.objective, self._budget(), share)
         # The only exchange of these sums between processes. The safeguards need the same figures in all of them.
         self.update_sums = sums.reduced(self.accelerator)
@@ -199,8 +199,11 @@ class PolicyTrainer(GRPOTrainer):
         return self._logprobs(self.model, samples)
 
     def _logprobs(self, model: Any, samples: Sequence[TrainingSample]) -> list[torch.Tensor]:
-        share = self._shares_prompts(self.accelerator.unwrap_model(model))
-        return logprobs_of(model, samples, self.micro_tokens, self.accelerator, share)
+        return logprobs_of(model, samples, self.micro_tokens, self.accelerator, self._shares(model))
+
+    def _shares(self, model: Any) -> bool:
+        """Whether `model`, wrapped as it trains, reads the prompts that a batch names only once each."""
+        return self._shares_prompts(self.accelerator.unwrap_model(model))
 
     def _record(self, collected: Round, samples: Sequence[TrainingSample], update: int) -> Line:
         """Record the rollouts of all processes. Returns their summary for the metrics."""

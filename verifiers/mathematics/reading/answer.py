@@ -33,7 +33,6 @@ EXCEPTION = re.compile(
 )
 GROUPED = re.compile(r"\d,\d{3}(?!\d)")
 BASE = re.compile(r"\(?([0-9A-Fa-f]+)\)?_\{?\(?(1[1-6])\)?\}?|0x([0-9A-Fa-f]+)|([0-9A-Fa-f]+)\s?\(?base[\s-](\d\d?)\)?")
-COMMANDS = re.compile(r"\\[a-zA-Z]+")
 
 
 class Reading(NamedTuple):
